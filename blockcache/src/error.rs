@@ -1,0 +1,28 @@
+//! What can go wrong in the cache, by what the caller must do.
+
+use std::path::PathBuf;
+
+use world::DiskError;
+
+/// An error of the cache.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CacheError {
+    /// A write or fsync failed before: nothing more is accepted (promise 8). Reads go on.
+    #[error("the cache log stopped after a failed write or fsync ({0}); replace the disk or free it, then restart")]
+    Stopped(DiskError),
+    /// The disk said no.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Another process has this folder open.
+    #[error("cache folder {} is in use by another process; give each server its own `cache.dir`", .0.display())]
+    InUse(PathBuf),
+    /// The file is not ours, or of a later version.
+    #[error("{}: {what}", path.display())]
+    Foreign { path: PathBuf, what: String },
+    /// Bytes on the SSD are not what was written there.
+    #[error("cache log damaged at byte {at}: {what}")]
+    Damaged { at: u64, what: &'static str },
+    /// The cache is too small for what it must hold.
+    #[error("cache of {have} bytes is too small: at least {need} bytes are needed (`cache.disk_size_gb`)")]
+    TooSmall { have: u64, need: u64 },
+}

@@ -1,0 +1,1 @@
+//! The world on Linux. To come.
