@@ -62,13 +62,17 @@ pub struct CacheVolume<W: World> {
 
 impl<W: World> Clone for Cache<W> {
     fn clone(&self) -> Self {
-        Self { world: self.world.clone() }
+        Self {
+            world: self.world.clone(),
+        }
     }
 }
 
 impl<W: World> Clone for CacheVolume<W> {
     fn clone(&self) -> Self {
-        Self { cache: self.cache.clone() }
+        Self {
+            cache: self.cache.clone(),
+        }
     }
 }
 

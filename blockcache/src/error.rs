@@ -8,7 +8,9 @@ use world::DiskError;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CacheError {
     /// A write or fsync failed before: nothing more is accepted (promise 8). Reads go on.
-    #[error("the cache log stopped after a failed write or fsync ({0}); replace the disk or free it, then restart")]
+    #[error(
+        "the cache log stopped after a failed write or fsync ({0}); replace the disk or free it, then restart"
+    )]
     Stopped(DiskError),
     /// The disk said no.
     #[error(transparent)]
@@ -23,6 +25,8 @@ pub enum CacheError {
     #[error("cache log damaged at byte {at}: {what}")]
     Damaged { at: u64, what: &'static str },
     /// The cache is too small for what it must hold.
-    #[error("cache of {have} bytes is too small: at least {need} bytes are needed (`cache.disk_size_gb`)")]
+    #[error(
+        "cache of {have} bytes is too small: at least {need} bytes are needed (`cache.disk_size_gb`)"
+    )]
     TooSmall { have: u64, need: u64 },
 }

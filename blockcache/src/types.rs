@@ -75,7 +75,10 @@ impl PageRange {
     /// `start` must not lie behind `end`.
     pub fn new(start: u64, end: u64) -> Self {
         assert!(start <= end, "page range {start}..{end} runs backwards");
-        Self { start: PageNo(start), end: PageNo(end) }
+        Self {
+            start: PageNo(start),
+            end: PageNo(end),
+        }
     }
 
     /// The pages that the bytes `at..at + len` touch.

@@ -1,4 +1,5 @@
 //! GlideFS: block devices for microVMs that live in an object store.
 
+pub mod control;
 pub mod device;
 pub mod volume;

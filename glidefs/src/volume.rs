@@ -130,18 +130,31 @@ pub enum VolumeError {
     Store(#[from] StoreError),
     /// Another epoch exists: stop, keep the log (rule 13).
     #[error("volume `{name}` is fenced: epoch {ours} is over, epoch {theirs} belongs to {owner}")]
-    Fenced { name: String, ours: Epoch, theirs: Epoch, owner: String },
+    Fenced {
+        name: String,
+        ours: Epoch,
+        theirs: Epoch,
+        owner: String,
+    },
     /// The root of a known volume is gone (rule 13; promise 7).
-    #[error("volume `{name}`: its root vanished from the store; restore object `{key}` or delete the volume")]
+    #[error(
+        "volume `{name}`: its root vanished from the store; restore object `{key}` or delete the volume"
+    )]
     Vanished { name: String, key: String },
     /// Somebody else owns it, and it is not ours to take without force (rule 15).
     #[error("volume `{name}` is owned by {owner} (epoch {epoch})")]
-    Owned { name: String, owner: String, epoch: Epoch },
+    Owned {
+        name: String,
+        owner: String,
+        epoch: Epoch,
+    },
     /// Bytes in the store are not what was published.
     #[error("object `{key}` is damaged: {what}")]
     Damaged { key: String, what: String },
     /// Written by a later version.
-    #[error("object `{key}` has format {found}; this version reads up to {known}: use a later glidefs")]
+    #[error(
+        "object `{key}` has format {found}; this version reads up to {known}: use a later glidefs"
+    )]
     Newer { key: String, found: u16, known: u16 },
     /// Keys and passwords.
     #[error("{0}")]

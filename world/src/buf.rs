@@ -43,7 +43,11 @@ impl Buf {
 
     /// Changes the length; bytes that come into view are whatever was there before.
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.capacity(), "length {len} beyond capacity {}", self.capacity());
+        assert!(
+            len <= self.capacity(),
+            "length {len} beyond capacity {}",
+            self.capacity()
+        );
         self.len = len;
     }
 }

@@ -70,8 +70,15 @@ impl Executor {
     /// `unpark` is called, from the waking thread, after a wake that came from another thread.
     pub fn new(unpark: impl Fn() + Send + Sync + 'static) -> Self {
         let owner = std::thread::current().id();
-        let ready = Ready { queue: SegQueue::new(), owner, unpark: Box::new(unpark) };
-        Self { slots: RefCell::default(), ready: Arc::new(ready) }
+        let ready = Ready {
+            queue: SegQueue::new(),
+            owner,
+            unpark: Box::new(unpark),
+        };
+        Self {
+            slots: RefCell::default(),
+            ready: Arc::new(ready),
+        }
     }
 
     /// Adds a task; it is ready at once.
@@ -83,7 +90,10 @@ impl Executor {
             queued: AtomicBool::new(false),
             ready: Arc::clone(&self.ready),
         });
-        let slot = Slot { task: Some(Box::pin(task)), waker: Arc::clone(&waker) };
+        let slot = Slot {
+            task: Some(Box::pin(task)),
+            waker: Arc::clone(&waker),
+        };
         if index == slots.tasks.len() {
             slots.tasks.push(slot);
         } else {
@@ -117,7 +127,9 @@ impl Executor {
                 self.ready.queue.push(waker);
             }
         }
-        let Some(waker) = self.ready.queue.pop() else { return false };
+        let Some(waker) = self.ready.queue.pop() else {
+            return false;
+        };
         self.poll(&waker);
         true
     }
@@ -125,7 +137,9 @@ impl Executor {
     fn poll(&self, waker: &Arc<TaskWaker>) {
         // Before the poll: a wake during it must queue the task again.
         waker.queued.store(false, Ordering::Release);
-        let Some(mut task) = self.take(waker) else { return };
+        let Some(mut task) = self.take(waker) else {
+            return;
+        };
         let outcome = {
             let waker = Waker::from(Arc::clone(waker));
             task.as_mut().poll(&mut Context::from_waker(&waker))
@@ -146,7 +160,11 @@ impl Executor {
     fn take(&self, waker: &Arc<TaskWaker>) -> Option<Task> {
         let mut slots = self.slots.borrow_mut();
         let slot = slots.tasks.get_mut(waker.slot)?;
-        if Arc::ptr_eq(&slot.waker, waker) { slot.task.take() } else { None }
+        if Arc::ptr_eq(&slot.waker, waker) {
+            slot.task.take()
+        } else {
+            None
+        }
     }
 
     /// Drops every task where it stands, as the end of a process does.
@@ -240,7 +258,10 @@ mod tests {
             Poll::Pending
         }));
         run_all(&executor);
-        kept.borrow_mut().take().expect("the first task stored its waker").wake();
+        kept.borrow_mut()
+            .take()
+            .expect("the first task stored its waker")
+            .wake();
         run_all(&executor);
         assert_eq!(polls.get(), 1);
     }

@@ -54,15 +54,25 @@ impl fmt::Display for UnixTime {
         let day_of_era = shifted % 146_097;
         let year_of_era =
             (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year =
-            day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let month_index = (5 * day_of_year + 2) / 153;
         let day = day_of_year - (153 * month_index + 2) / 5 + 1;
-        let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+        let month = if month_index < 10 {
+            month_index + 3
+        } else {
+            month_index - 9
+        };
         let year = year_of_era + era * 400 + u64::from(month <= 2);
-        let (h, m, s) = (ms_of_day / 3_600_000, ms_of_day / 60_000 % 60, ms_of_day / 1_000 % 60);
+        let (h, m, s) = (
+            ms_of_day / 3_600_000,
+            ms_of_day / 60_000 % 60,
+            ms_of_day / 1_000 % 60,
+        );
         let ms = ms_of_day % 1_000;
-        write!(f, "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z"
+        )
     }
 }
 
@@ -73,7 +83,13 @@ mod tests {
     #[test]
     fn unix_time_prints_as_rfc_3339() {
         assert_eq!(UnixTime(0).to_string(), "1970-01-01T00:00:00.000Z");
-        assert_eq!(UnixTime(951_827_696_789).to_string(), "2000-02-29T12:34:56.789Z");
-        assert_eq!(UnixTime(1_795_132_800_000).to_string(), "2026-11-20T00:00:00.000Z");
+        assert_eq!(
+            UnixTime(951_827_696_789).to_string(),
+            "2000-02-29T12:34:56.789Z"
+        );
+        assert_eq!(
+            UnixTime(1_795_132_800_000).to_string(),
+            "2026-11-20T00:00:00.000Z"
+        );
     }
 }

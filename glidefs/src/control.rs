@@ -1,0 +1,165 @@
+//! What the operator's side (HTTP API, signals, status) asks of the shard, as messages.
+//!
+//! The API runs on the edge thread, exports live on the shard; nothing but these values crosses.
+
+use serde::{Deserialize, Serialize};
+use world::sync::{Receiver, Sender, channel, oneshot};
+
+/// Requests that wait for the shard. A full queue makes the API wait.
+pub const CONTROL_QUEUE_MAX: usize = 64;
+
+/// What may be asked. Each carries the way back for its answer.
+#[derive(Debug)]
+pub enum Request {
+    List(Reply<Vec<ExportDocument>>),
+    Get(String, Reply<ExportDocument>),
+    /// Create, or grow to this size.
+    Put(String, PutDocument, Reply<ExportDocument>),
+    /// Drain, detach and forget; refused while clients are connected.
+    Delete(String, Reply<ExportDocument>),
+    /// Returns once everything answered before the call is in the store.
+    Drain(String, Reply<ExportDocument>),
+    /// Read-only to read-write.
+    Promote(String, PromoteDocument, Reply<ExportDocument>),
+    /// Drain everything and detach nothing: what SIGTERM does before the process ends.
+    DrainAll(Reply<Vec<ExportDocument>>),
+    /// Numbers of the whole server.
+    Server(Reply<ServerDocument>),
+}
+
+pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+
+/// The sending end, for the edge.
+#[derive(Clone, Debug)]
+pub struct Control {
+    sender: Sender<Request>,
+}
+
+impl Control {
+    /// The pair of ends: this one for the edge, the other for the shard.
+    pub fn new() -> (Self, Receiver<Request>) {
+        let (sender, receiver) = channel(CONTROL_QUEUE_MAX);
+        (Self { sender }, receiver)
+    }
+
+    /// Asks and waits: `control.ask(|reply| Request::Get(name, reply)).await`.
+    pub async fn ask<T>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        self.sender
+            .send(request(reply))
+            .await
+            .map_err(|_gone| ControlError::stopping())?;
+        answer.await.map_err(|_gone| ControlError::stopping())?
+    }
+}
+
+/// One export, for people and programs. Sizes in bytes; times in RFC 3339.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct ExportDocument {
+    pub name: String,
+    pub size_bytes: u64,
+    /// `read-write`, `read-only`, `fenced`, `closed` (known to the store or the log, not open).
+    pub role: String,
+    pub epoch: u64,
+    /// The owner in the root, for people: host name and cache id.
+    pub owner: String,
+    pub clients: u32,
+    /// Unpublished bytes in the log, and the age of the oldest.
+    pub dirty_bytes: u64,
+    pub dirty_age_ms: u64,
+    /// The cut that the store holds: its seq and when it was published.
+    pub published_seq: u64,
+    pub published_at: String,
+    pub last_seq: u64,
+    pub io: IoDocument,
+}
+
+/// Counts since the server started.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct IoDocument {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub written_bytes: u64,
+    pub flushes: u64,
+    pub zeroes: u64,
+    /// Pages read that the cache held, and that came from the store.
+    pub hit_pages: u64,
+    pub miss_pages: u64,
+    pub errors: u64,
+    /// Publishes of a cut, segments and bytes uploaded for them.
+    pub syncs: u64,
+    pub sync_errors: u64,
+    pub uploaded_segments: u64,
+    pub uploaded_bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct ServerDocument {
+    pub version: String,
+    pub cache_id: String,
+    pub cache_bytes: u64,
+    pub cache_used_bytes: u64,
+    pub dirty_bytes: u64,
+    pub exports: u64,
+    pub clients: u64,
+    /// Set once the log has stopped after a failed write or fsync.
+    pub stopped: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct PutDocument {
+    /// GiB (2^30 bytes), may have a fraction.
+    pub size_gb: f64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromoteDocument {
+    pub force: bool,
+    pub expected_epoch: Option<u64>,
+}
+
+/// A refusal or a failure, with the HTTP status that fits it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct ControlError {
+    pub kind: ControlErrorKind,
+    /// What is wrong and what to do.
+    pub message: String,
+    /// The numbers that a refusal rests on.
+    pub export: Option<Box<ExportDocument>>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlErrorKind {
+    /// 404
+    NotFound,
+    /// 400
+    Invalid,
+    /// 409
+    Conflict,
+    /// 503
+    Unavailable,
+    /// 500
+    Failed,
+}
+
+impl ControlError {
+    pub fn new(kind: ControlErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            export: None,
+        }
+    }
+
+    fn stopping() -> Self {
+        Self::new(ControlErrorKind::Unavailable, "the server is shutting down")
+    }
+}
