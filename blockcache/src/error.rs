@@ -24,6 +24,17 @@ pub enum CacheError {
     /// Bytes on the SSD are not what was written there.
     #[error("cache log damaged at byte {at}: {what}")]
     Damaged { at: u64, what: &'static str },
+    /// The log knows too many volumes.
+    #[error("the cache log knows {0} volumes already; delete exports that are not used")]
+    TooManyVolumes(usize),
+    /// The volume is not in the log.
+    #[error("volume {0} is not in the cache log")]
+    UnknownVolume(crate::Id),
+    /// Unpublished records are gone: nothing is written until the loss is accepted.
+    #[error(
+        "volume `{name}`: {what}; its unpublished writes in the cache log are damaged, and it stays closed until the loss is accepted (docs/runbooks/fsync-failed.md)"
+    )]
+    VolumeDamaged { name: String, what: String },
     /// The cache is too small for what it must hold.
     #[error(
         "cache of {have} bytes is too small: at least {need} bytes are needed (`cache.disk_size_gb`)"

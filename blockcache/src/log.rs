@@ -1,0 +1,780 @@
+//! The log in memory: chunks, the batch being built, what is staged for the disk. No I/O here;
+//! `cache.rs` performs what this file decides, in order.
+//!
+//! ```text
+//! a chunk:  Free -> Preparing -> Ready -> Open -> Sealing -> Sealed -> Evicting -> Free
+//!            header written+durable^      ^records   ^footer written, records durable
+//! ```
+//!
+//! All exports of a shard share one log, and its write chunks are evicted in their order: then "older
+//! never outlives newer" (rule 1) needs no bookkeeping per volume, and one number in a chunk header
+//! (`oldest_live`) tells a start which chunks count.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use world::{Buf, Instant};
+
+use crate::cache::FillKey;
+use crate::chunk::{ChunkHeader, ChunkKind, FooterBuilder, SUPERBLOCK_BYTES, footer_cost};
+use crate::codec::page_crc;
+use crate::index::{Overlay, Position, VolumeIndex};
+use crate::record::{
+    BATCH_HEAD_BYTES, BatchHead, PAGE, PAGE_U32, RECORD_PAGES_MAX, Record, Stamp, VolumeState,
+    seal_batch,
+};
+use crate::{Id, PageNo, PageRange, Seq};
+
+/// Pages of one staging buffer: the largest single write to the disk.
+const STAGE_PAGES: u32 = 512;
+/// Staging buffers kept for reuse.
+const SPARE_BUFS_MAX: usize = 8;
+/// Bytes appended and not yet handed to the kernel, at which writers wait.
+pub(crate) const STAGED_PAGES_MAX: u32 = 16 * 1024;
+
+/// The number of a chunk in the file.
+pub(crate) type ChunkNo = u32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChunkState {
+    Free,
+    Preparing,
+    Ready,
+    Open,
+    Sealing,
+    Sealed,
+    Evicting,
+}
+
+/// What memory knows of a chunk.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk {
+    pub(crate) state: ChunkState,
+    pub(crate) kind: ChunkKind,
+    pub(crate) life: Id,
+    pub(crate) ordinal: u64,
+    /// When it was opened, in chunks: the lower, the older.
+    pub(crate) age: u64,
+    /// Pages from the start of the chunk that are in the kernel's hands.
+    pub(crate) written: u32,
+    /// Unpublished records in it: it must not go (promise 6).
+    pub(crate) dirty: u32,
+    /// Reads in flight: its space must not be reused.
+    pub(crate) pins: u32,
+    /// The CRC of each data page, by page of the chunk.
+    pub(crate) crcs: Vec<u32>,
+}
+
+impl Chunk {
+    pub(crate) fn free() -> Self {
+        Self {
+            state: ChunkState::Free,
+            kind: ChunkKind::Writes,
+            life: Id::default(),
+            ordinal: 0,
+            age: 0,
+            written: 0,
+            dirty: 0,
+            pins: 0,
+            crcs: Vec::new(),
+        }
+    }
+
+    pub(crate) fn set_crcs(&mut self, first_page: u32, crcs: &[u32]) {
+        let first = usize::try_from(first_page).expect("a page number fits");
+        if self.crcs.len() < first + crcs.len() {
+            self.crcs.resize(first + crcs.len(), 0);
+        }
+        self.crcs[first..first + crcs.len()].copy_from_slice(crcs);
+    }
+}
+
+/// A record that the store does not hold yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Dirty {
+    pub(crate) seq: Seq,
+    pub(crate) what: Written,
+    pub(crate) chunk: ChunkNo,
+    pub(crate) log_bytes: u32,
+    pub(crate) since: Instant,
+}
+
+/// What a record wrote, and where the bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    Pages { pages: PageRange, at: Position },
+    Sectors { page: PageNo, overlay: Overlay },
+    Zeros { pages: PageRange },
+}
+
+/// One volume in memory.
+pub(crate) struct Volume {
+    pub(crate) state: VolumeState,
+    pub(crate) last: Seq,
+    pub(crate) index: VolumeIndex,
+    /// By seq, dense; those at or below `state.published` are about to be swept.
+    pub(crate) dirty: VecDeque<Dirty>,
+    pub(crate) dirty_bytes: u64,
+    /// The batch of the newest record, and of the newest state record.
+    pub(crate) last_lsn: u64,
+    pub(crate) state_lsn: u64,
+    pub(crate) state_chunk: ChunkNo,
+    /// Why nothing may be written: records that should be there are not (rule 8).
+    pub(crate) damage: Option<String>,
+}
+
+impl Volume {
+    pub(crate) fn new(state: VolumeState) -> Self {
+        Self {
+            last: state.published,
+            state,
+            index: VolumeIndex::default(),
+            dirty: VecDeque::new(),
+            dirty_bytes: 0,
+            last_lsn: 0,
+            state_lsn: 0,
+            state_chunk: 0,
+            damage: None,
+        }
+    }
+}
+
+/// A kept frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FillAt {
+    pub(crate) at: Position,
+    pub(crate) pages: u32,
+}
+
+/// A chunk being filled.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) chunk: ChunkNo,
+    pub(crate) next_page: u32,
+    pub(crate) footer: FooterBuilder,
+}
+
+#[derive(Debug)]
+struct OpenBatch {
+    lsn: u64,
+    /// Page of the chunk, and byte in the staging buffer, of the header.
+    page: u32,
+    at: usize,
+    used: usize,
+    data_pages: u32,
+}
+
+#[derive(Debug)]
+struct Building {
+    buf: Buf,
+    chunk: ChunkNo,
+    first_page: u32,
+    pages: u32,
+    last_lsn: u64,
+}
+
+/// Bytes on their way to the disk.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    pub(crate) buf: Buf,
+    pub(crate) at: u64,
+    pub(crate) chunk: ChunkNo,
+    pub(crate) end_page: u32,
+    pub(crate) last_lsn: u64,
+}
+
+/// A chunk whose footer is due once its records are durable.
+#[derive(Debug)]
+pub(crate) struct Sealing {
+    pub(crate) chunk: ChunkNo,
+    pub(crate) footer: FooterBuilder,
+    pub(crate) last_lsn: u64,
+}
+
+/// This run of the server: what every chunk header repeats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) process: Id,
+    pub(crate) previous: Id,
+    pub(crate) accepted_lsn: u64,
+}
+
+/// The state of the log.
+pub(crate) struct Log {
+    pub(crate) chunk_pages: u32,
+    pub(crate) run: Run,
+    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) volumes: BTreeMap<Id, Volume>,
+    pub(crate) fills: BTreeMap<FillKey, FillAt>,
+    pub(crate) open: Option<Open>,
+    pub(crate) ready: VecDeque<ChunkNo>,
+    pub(crate) ready_fills: Option<ChunkNo>,
+    pub(crate) sealing: VecDeque<Sealing>,
+    pub(crate) next_ordinal: u64,
+    pub(crate) next_fill_ordinal: u64,
+    pub(crate) next_age: u64,
+    pub(crate) next_lsn: u64,
+    pub(crate) durable_lsn: u64,
+    /// The newest state record: must be durable before a chunk is reused.
+    pub(crate) last_state_lsn: u64,
+    pub(crate) dirty_bytes: u64,
+    batch: Option<OpenBatch>,
+    building: Option<Building>,
+    staged: VecDeque<Staged>,
+    staged_pages: u32,
+    spare: Vec<Buf>,
+}
+
+/// What an append did.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Appended {
+    pub(crate) seq: Seq,
+    pub(crate) lsn: u64,
+}
+
+impl Log {
+    pub(crate) fn new(chunk_pages: u32, run: Run, next_lsn: u64) -> Self {
+        Self {
+            chunk_pages,
+            run,
+            chunks: Vec::new(),
+            volumes: BTreeMap::new(),
+            fills: BTreeMap::new(),
+            open: None,
+            ready: VecDeque::new(),
+            ready_fills: None,
+            sealing: VecDeque::new(),
+            next_ordinal: 1,
+            next_fill_ordinal: 1,
+            next_age: 1,
+            next_lsn,
+            durable_lsn: next_lsn - 1,
+            last_state_lsn: 0,
+            dirty_bytes: 0,
+            batch: None,
+            building: None,
+            staged: VecDeque::new(),
+            staged_pages: 0,
+            spare: Vec::new(),
+        }
+    }
+
+    pub(crate) fn chunk(&self, no: ChunkNo) -> &Chunk {
+        &self.chunks[usize::try_from(no).expect("a chunk number fits")]
+    }
+
+    pub(crate) fn chunk_mut(&mut self, no: ChunkNo) -> &mut Chunk {
+        &mut self.chunks[usize::try_from(no).expect("a chunk number fits")]
+    }
+
+    pub(crate) fn chunk_bytes(&self) -> u64 {
+        u64::from(self.chunk_pages) * PAGE as u64
+    }
+
+    /// Where a page of a chunk is in the file.
+    pub(crate) fn byte_of(&self, chunk: ChunkNo, page: u32) -> u64 {
+        SUPERBLOCK_BYTES + u64::from(chunk) * self.chunk_bytes() + u64::from(page) * PAGE as u64
+    }
+
+    pub(crate) fn position(&self, chunk: ChunkNo, page: u32) -> Position {
+        Position(self.byte_of(chunk, page) / PAGE as u64)
+    }
+
+    /// The chunk, and the page in it, of a position.
+    pub(crate) fn place_of(&self, at: Position) -> (ChunkNo, u32) {
+        let page = at.0 - SUPERBLOCK_BYTES / PAGE as u64;
+        let (chunk, page) = (
+            page / u64::from(self.chunk_pages),
+            page % u64::from(self.chunk_pages),
+        );
+        (
+            u32::try_from(chunk).expect("a chunk number"),
+            u32::try_from(page).expect("below 2^32"),
+        )
+    }
+
+    /// Whether a write of so many pages fits without waiting. `spare` ready chunks are left to
+    /// housekeeping (state records), which must go on when writers may not.
+    pub(crate) fn has_room(&self, pages: u64, spare: usize) -> bool {
+        let open = self.open.as_ref().map_or(0, |open| {
+            let used = self
+                .batch
+                .as_ref()
+                .map_or(0, |batch| footer_cost(batch.used));
+            u64::from(self.chunk_pages - open.next_page)
+                .saturating_sub(u64::from(open.footer.pages_with(used)) + 4)
+        });
+        let ready = u64::try_from(self.ready.len().saturating_sub(spare)).unwrap_or(0);
+        let usable = u64::from(self.chunk_pages) * 15 / 16 - 4;
+        // A header page per batch; a batch holds at least 64 pages when a write is that long.
+        let need = pages + pages / 32 + 4;
+        self.staged_pages < STAGED_PAGES_MAX && need <= open + ready * usable
+    }
+
+    /// How many ready chunks a write of so many pages may need.
+    pub(crate) fn chunks_for(&self, pages: u64) -> usize {
+        let usable = u64::from(self.chunk_pages) * 15 / 16 - 4;
+        usize::try_from((pages + pages / 32 + 4).div_ceil(usable)).unwrap_or(usize::MAX)
+    }
+
+    /// Appends a client's write of whole sectors, as records for its partial pages and its runs of
+    /// whole ones. The caller has checked that there is room.
+    pub(crate) fn append_write(
+        &mut self,
+        volume: Id,
+        at: u64,
+        data: &[u8],
+        now: Instant,
+    ) -> Appended {
+        let end = at + data.len() as u64;
+        let slice = |from: u64, to: u64| {
+            let index = |byte: u64| usize::try_from(byte - at).expect("within the write");
+            &data[index(from)..index(to)]
+        };
+        let mut from = at;
+        let mut appended = None;
+        while from < end {
+            let page = PageNo(from / PAGE as u64);
+            let page_end = page.byte() + PAGE as u64;
+            if from > page.byte() || end < page_end {
+                let to = end.min(page_end);
+                appended = Some(self.append_sectors(volume, page, from, slice(from, to), now));
+                from = to;
+            } else {
+                let to = end / PAGE as u64 * PAGE as u64;
+                let (done, taken) = self.append_pages(volume, page, slice(from, to), now);
+                appended = Some(done);
+                from += taken;
+            }
+        }
+        appended.expect("a write is not empty")
+    }
+
+    /// Appends as many whole pages as one record takes here; returns the bytes taken.
+    fn append_pages(
+        &mut self,
+        id: Id,
+        start: PageNo,
+        data: &[u8],
+        now: Instant,
+    ) -> (Appended, u64) {
+        let wanted = (data.len() / PAGE) as u64;
+        let pages = self.make_room(49, 4, wanted.min(RECORD_PAGES_MAX));
+        let data = &data[..usize::try_from(pages).expect("at most 256") * PAGE];
+        let crcs: Vec<u32> = data.chunks_exact(PAGE).map(page_crc).collect();
+        let stamp = self.stamp(id);
+        let record = Record::Write { stamp, start, crcs };
+        let (at, log_pages) = self.place(&record, data);
+        let range = PageRange::new(start.0, start.0 + pages);
+        let written = Written::Pages { pages: range, at };
+        (self.note(stamp, written, log_pages, now), range.bytes())
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one private caller; a struct would only rename them"
+    )]
+    fn append_sectors(
+        &mut self,
+        id: Id,
+        page: PageNo,
+        from: u64,
+        data: &[u8],
+        now: Instant,
+    ) -> Appended {
+        let skip = usize::try_from(from - page.byte()).expect("within a page");
+        let mut whole = vec![0; PAGE];
+        whole[skip..skip + data.len()].copy_from_slice(data);
+        let mask = sector_mask(skip, data.len());
+        self.make_room(46, 0, 1);
+        let stamp = self.stamp(id);
+        let record = Record::Partial {
+            stamp,
+            page,
+            mask,
+            crc: page_crc(&whole),
+        };
+        let (at, log_pages) = self.place(&record, &whole);
+        let written = Written::Sectors {
+            page,
+            overlay: Overlay { at, mask },
+        };
+        self.note(stamp, written, log_pages, now)
+    }
+
+    /// Appends "these whole pages are zero".
+    pub(crate) fn append_zeros(&mut self, id: Id, pages: PageRange, now: Instant) -> Appended {
+        self.make_room(49, 0, 0);
+        let stamp = self.stamp(id);
+        let (_, log_pages) = self.place(&Record::Zero { stamp, pages }, &[]);
+        self.note(stamp, Written::Zeros { pages }, log_pages, now)
+    }
+
+    /// Appends what is known of a volume; returns the batch.
+    pub(crate) fn append_state(&mut self, id: Id) -> u64 {
+        let record = Record::State(self.volumes[&id].state.clone());
+        self.make_room(record.encoded_len(), 0, 0);
+        self.place(&record, &[]);
+        let lsn = self.batch.as_ref().expect("just placed").lsn;
+        let chunk = self.open.as_ref().expect("just placed").chunk;
+        let volume = self.volumes.get_mut(&id).expect("just read");
+        volume.state_lsn = lsn;
+        volume.state_chunk = chunk;
+        volume.last_lsn = lsn;
+        self.last_state_lsn = lsn;
+        lsn
+    }
+
+    fn stamp(&self, id: Id) -> Stamp {
+        let volume = &self.volumes[&id];
+        Stamp {
+            volume: id,
+            epoch: volume.state.epoch,
+            seq: volume.last.next(),
+        }
+    }
+
+    /// Puts a placed record into the index and the dirty list.
+    fn note(&mut self, stamp: Stamp, what: Written, log_pages: u32, now: Instant) -> Appended {
+        let chunk = self.open.as_ref().expect("just placed").chunk;
+        let lsn = self.batch.as_ref().expect("just placed").lsn;
+        self.chunk_mut(chunk).dirty += 1;
+        let log_bytes = log_pages * PAGE_U32;
+        self.dirty_bytes += u64::from(log_bytes);
+        let volume = self.volumes.get_mut(&stamp.volume).expect("attached");
+        volume.apply(what, stamp.seq);
+        volume.last = stamp.seq;
+        volume.last_lsn = lsn;
+        volume.dirty_bytes += u64::from(log_bytes);
+        volume.dirty.push_back(Dirty {
+            seq: stamp.seq,
+            what,
+            chunk,
+            log_bytes,
+            since: now,
+        });
+        Appended {
+            seq: stamp.seq,
+            lsn,
+        }
+    }
+
+    /// Makes a batch current that takes a descriptor of `fixed + each * pages` bytes and `pages`
+    /// data pages, or fewer pages but at least one; says how many.
+    fn make_room(&mut self, fixed: usize, each: usize, pages: u64) -> u64 {
+        loop {
+            if let Some(fit) = self.fit(fixed, each, pages) {
+                return fit;
+            }
+            if self.batch.is_some() {
+                self.close_batch();
+            } else if self
+                .building
+                .as_ref()
+                .is_some_and(|building| building.pages > 0)
+                && self.chunk_fits(fixed + each, pages.min(1))
+            {
+                self.stage();
+            } else {
+                self.roll();
+            }
+            if self.open.is_some() {
+                self.begin_batch(fixed + each, pages.min(1));
+            }
+        }
+    }
+
+    /// Pages that fit the current batch; none if not even one (or the bare descriptor) does.
+    fn fit(&self, fixed: usize, each: usize, pages: u64) -> Option<u64> {
+        let (batch, open) = (self.batch.as_ref()?, self.open.as_ref()?);
+        let building = self.building.as_ref()?;
+        let header = (PAGE - batch.used).checked_sub(fixed)?;
+        if pages == 0 {
+            let footer = open.footer.pages_with(footer_cost(batch.used + fixed));
+            return (open.next_page + footer <= self.chunk_pages).then_some(0);
+        }
+        let by_header = header.checked_div(each).map_or(pages, |fit| fit as u64);
+        let used = batch.used + fixed + each * usize::try_from(pages).expect("at most 256");
+        let footer = open.footer.pages_with(footer_cost(used.min(PAGE)));
+        let by_chunk = u64::from(self.chunk_pages.saturating_sub(open.next_page + footer));
+        let by_stage = u64::from(STAGE_PAGES - building.pages);
+        let fit = pages.min(by_header).min(by_chunk).min(by_stage);
+        (fit > 0).then_some(fit)
+    }
+
+    /// Whether the open chunk takes a new batch with such a record.
+    fn chunk_fits(&self, descriptor: usize, pages: u64) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            let footer = open
+                .footer
+                .pages_with(footer_cost(BATCH_HEAD_BYTES + descriptor));
+            u64::from(open.next_page) + 1 + pages + u64::from(footer) <= u64::from(self.chunk_pages)
+        })
+    }
+
+    fn begin_batch(&mut self, descriptor: usize, pages: u64) {
+        if !self.chunk_fits(descriptor, pages) {
+            return;
+        }
+        if self
+            .building
+            .as_ref()
+            .is_some_and(|b| u64::from(STAGE_PAGES - b.pages) < 1 + pages)
+        {
+            self.stage();
+        }
+        let open = self.open.as_mut().expect("it fits");
+        let building = self.building.get_or_insert_with(|| Building {
+            buf: self
+                .spare
+                .pop()
+                .unwrap_or_else(|| Buf::zeroed(STAGE_PAGES as usize * PAGE)),
+            chunk: open.chunk,
+            first_page: open.next_page,
+            pages: 0,
+            last_lsn: 0,
+        });
+        let lsn = self.next_lsn;
+        self.next_lsn += 1;
+        self.batch = Some(OpenBatch {
+            lsn,
+            page: open.next_page,
+            at: building.pages as usize * PAGE,
+            used: BATCH_HEAD_BYTES,
+            data_pages: 0,
+        });
+        building.pages += 1;
+        building.last_lsn = lsn;
+        open.next_page += 1;
+        self.staged_pages += 1;
+    }
+
+    /// Writes a record into the current batch; returns where its data went and the log pages that
+    /// it cost (the first record of a batch pays for the header).
+    fn place(&mut self, record: &Record, data: &[u8]) -> (Position, u32) {
+        let batch = self.batch.as_mut().expect("room was made");
+        let building = self.building.as_mut().expect("room was made");
+        let open = self.open.as_mut().expect("room was made");
+        let pages = u32::try_from(record.data_pages()).expect("at most 256");
+        assert_eq!(
+            data.len(),
+            pages as usize * PAGE,
+            "the data is that of the record"
+        );
+        let first = u32::from(batch.used == BATCH_HEAD_BYTES);
+        let mut descriptor = Vec::with_capacity(record.encoded_len());
+        record.encode(&mut descriptor);
+        let header_at = batch.at + batch.used;
+        building.buf[header_at..header_at + descriptor.len()].copy_from_slice(&descriptor);
+        batch.used += descriptor.len();
+        let data_at = building.pages as usize * PAGE;
+        building.buf[data_at..data_at + data.len()].copy_from_slice(data);
+        building.pages += pages;
+        batch.data_pages += pages;
+        let (chunk, page) = (open.chunk, open.next_page);
+        open.next_page += pages;
+        self.staged_pages += pages;
+        match record {
+            Record::Write { crcs, .. } => self.chunk_mut(chunk).set_crcs(page, crcs),
+            Record::Partial { crc, .. } => self.chunk_mut(chunk).set_crcs(page, &[*crc]),
+            Record::Zero { .. } | Record::State(_) | Record::Fill { .. } => {}
+        }
+        (self.position(chunk, page), pages + first)
+    }
+
+    fn close_batch(&mut self) {
+        let Some(batch) = self.batch.take() else {
+            return;
+        };
+        let building = self.building.as_mut().expect("a batch is in a buffer");
+        let open = self.open.as_mut().expect("a batch is in a chunk");
+        let life = self.chunks[open.chunk as usize].life;
+        let head = BatchHead {
+            lsn: batch.lsn,
+            durable_lsn: self.durable_lsn,
+            data_pages: batch.data_pages,
+        };
+        let page = &mut building.buf[batch.at..batch.at + PAGE];
+        open.footer
+            .add(batch.lsn, batch.page, &page[BATCH_HEAD_BYTES..batch.used]);
+        seal_batch(page, batch.used, head, life);
+    }
+
+    /// Moves what was built to the disk's queue.
+    fn stage(&mut self) {
+        self.close_batch();
+        let Some(mut building) = self.building.take() else {
+            return;
+        };
+        building.buf.set_len(building.pages as usize * PAGE);
+        self.staged.push_back(Staged {
+            at: self.byte_of(building.chunk, building.first_page),
+            chunk: building.chunk,
+            end_page: building.first_page + building.pages,
+            last_lsn: building.last_lsn,
+            buf: building.buf,
+        });
+    }
+
+    /// Goes on in the next ready chunk.
+    fn roll(&mut self) {
+        self.stage();
+        if let Some(open) = self.open.take() {
+            self.chunk_mut(open.chunk).state = ChunkState::Sealing;
+            let last_lsn = self.next_lsn - 1;
+            self.sealing.push_back(Sealing {
+                chunk: open.chunk,
+                footer: open.footer,
+                last_lsn,
+            });
+        }
+        let chunk = self
+            .ready
+            .pop_front()
+            .expect("the caller has checked that there is room");
+        let age = self.next_age;
+        self.next_age += 1;
+        let entry = self.chunk_mut(chunk);
+        entry.state = ChunkState::Open;
+        entry.age = age;
+        entry.written = 1;
+        entry.crcs.clear();
+        self.open = Some(Open {
+            chunk,
+            next_page: 1,
+            footer: FooterBuilder::default(),
+        });
+    }
+
+    /// The next bytes for the disk, in order.
+    pub(crate) fn take_staged(&mut self) -> Option<Staged> {
+        if self.staged.is_empty() {
+            self.stage();
+        }
+        self.staged.pop_front()
+    }
+
+    /// The bytes of [`Log::take_staged`] are in the kernel's hands.
+    pub(crate) fn written(&mut self, chunk: ChunkNo, end_page: u32, mut buf: Buf) {
+        self.staged_pages -= u32::try_from(buf.len() / PAGE).expect("a staging buffer");
+        self.chunk_mut(chunk).written = end_page;
+        if self.spare.len() < SPARE_BUFS_MAX {
+            buf.set_len(buf.capacity());
+            self.spare.push(buf);
+        }
+    }
+
+    /// Takes a free chunk into a new life; the header is to be written and made durable before
+    /// [`Log::prepared`].
+    pub(crate) fn prepare(&mut self, no: ChunkNo, kind: ChunkKind, life: Id) -> ChunkHeader {
+        let oldest_live = self.oldest_live();
+        let counter = match kind {
+            ChunkKind::Writes => &mut self.next_ordinal,
+            ChunkKind::Fills => &mut self.next_fill_ordinal,
+        };
+        let ordinal = *counter;
+        *counter += 1;
+        let run = self.run;
+        let chunk = self.chunk_mut(no);
+        assert_eq!(chunk.state, ChunkState::Free, "chunk {no} is in use");
+        *chunk = Chunk {
+            state: ChunkState::Preparing,
+            kind,
+            life,
+            ordinal,
+            ..Chunk::free()
+        };
+        ChunkHeader {
+            kind,
+            life,
+            ordinal,
+            oldest_live: if kind == ChunkKind::Writes {
+                oldest_live.min(ordinal)
+            } else {
+                0
+            },
+            process: run.process,
+            previous: run.previous,
+            accepted_lsn: run.accepted_lsn,
+        }
+    }
+
+    /// The header of a prepared chunk is durable.
+    pub(crate) fn prepared(&mut self, no: ChunkNo) {
+        let chunk = self.chunk_mut(no);
+        chunk.state = ChunkState::Ready;
+        match chunk.kind {
+            ChunkKind::Writes => self.ready.push_back(no),
+            ChunkKind::Fills => self.ready_fills = Some(no),
+        }
+    }
+
+    /// The lowest ordinal of a write chunk that still counts.
+    fn oldest_live(&self) -> u64 {
+        let live = self.chunks.iter().filter(|chunk| {
+            chunk.kind == ChunkKind::Writes
+                && !matches!(chunk.state, ChunkState::Free | ChunkState::Evicting)
+        });
+        live.map(|chunk| chunk.ordinal)
+            .min()
+            .unwrap_or(self.next_ordinal)
+    }
+
+    /// Forgets dirty records at or below the published seq, at most `count_max` of them; true if
+    /// there are more.
+    pub(crate) fn sweep_published(&mut self, id: Id, count_max: usize) -> bool {
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            return false;
+        };
+        for _ in 0..count_max {
+            match volume.dirty.front() {
+                Some(record) if record.seq <= volume.state.published => {}
+                _ => {
+                    volume.index.sweep_zeros(volume.state.published);
+                    return false;
+                }
+            }
+            let record = volume.dirty.pop_front().expect("just seen");
+            volume.dirty_bytes -= u64::from(record.log_bytes);
+            self.dirty_bytes -= u64::from(record.log_bytes);
+            self.chunks[record.chunk as usize].dirty -= 1;
+        }
+        true
+    }
+
+    /// Drops all that the log knows of a volume's pages.
+    pub(crate) fn forget(&mut self, id: Id) {
+        let valid_lsn = self.next_lsn;
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            return;
+        };
+        volume.index = VolumeIndex::default();
+        volume.state.valid_lsn = valid_lsn;
+        volume.damage = None;
+        self.dirty_bytes -= volume.dirty_bytes;
+        volume.dirty_bytes = 0;
+        for record in volume.dirty.drain(..) {
+            self.chunks[record.chunk as usize].dirty -= 1;
+        }
+    }
+}
+
+impl Volume {
+    /// The newest record wins.
+    pub(crate) fn apply(&mut self, what: Written, seq: Seq) {
+        match what {
+            Written::Pages { pages, at } => self.index.write(pages, at),
+            Written::Sectors { page, overlay } => self.index.write_partial(page, overlay),
+            Written::Zeros { pages } => self.index.zero(pages, seq),
+        }
+    }
+}
+
+/// The sectors of a page that bytes `skip..skip + len` cover.
+fn sector_mask(skip: usize, len: usize) -> u8 {
+    assert!(
+        skip.is_multiple_of(512) && len.is_multiple_of(512),
+        "whole sectors: {skip} + {len}"
+    );
+    let mask = ((1_u32 << (len / 512)) - 1) << (skip / 512);
+    u8::try_from(mask).expect("within a page")
+}
