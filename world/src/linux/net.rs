@@ -183,7 +183,10 @@ fn is_left_over(path: &Path, address: &SocketAddrUnix) -> io::Result<bool> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Ok(false);
     }
-    let probe = socket(AddressFamily::UNIX)?;
+    // A datagram socket cannot connect to a listener; the kernel says so if there is one, and the
+    // listener never sees a connection that nobody meant.
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
     Ok(rustix::net::connect(&probe, address) == Err(Errno::CONNREFUSED))
 }
 

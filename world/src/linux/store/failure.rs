@@ -79,6 +79,10 @@ fn kind_of(access: Access, error: &object_store::Error, message: &str) -> StoreE
         | object_store::Error::PermissionDenied { .. }
         | object_store::Error::Unauthenticated { .. }
         | object_store::Error::UnknownConfigurationKey { .. } => StoreErrorKind::Refused,
+        // Memory's only other complaint: a range that the object does not have.
+        object_store::Error::Generic {
+            store: "InMemory", ..
+        } => StoreErrorKind::Refused,
         _ if message.contains("redirect without LOCATION") => StoreErrorKind::Refused,
         _ => access.unclear(),
     }
