@@ -1,0 +1,130 @@
+//! What a failed request means for the caller: pure, from the client library's error.
+//!
+//! The library keeps the HTTP status only in the words of its errors. So the words are read here,
+//! in one place, and tests hold them against the real client talking to a real socket.
+//!
+//! The rule when in doubt: a write is [`StoreErrorKind::Unknown`] (its effect may still come), a
+//! read [`StoreErrorKind::Retry`].
+
+use std::error::Error;
+
+use object_store::client::{HttpError, HttpErrorKind};
+
+use crate::store::StoreErrorKind;
+
+/// Characters of a store's answer that are passed on: some answer with whole web pages.
+const MESSAGE_CHARS_MAX: usize = 1000;
+
+/// A failed request, without its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) kind: StoreErrorKind,
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn new(kind: StoreErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn of(access: Access, error: &object_store::Error) -> Self {
+        let message = error.to_string();
+        Self {
+            kind: kind_of(access, error, &message),
+            message: message.chars().take(MESSAGE_CHARS_MAX).collect(),
+        }
+    }
+}
+
+/// Whether a request that failed may have changed something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
+impl Access {
+    /// Nobody knows whether the request arrived.
+    fn unclear(self) -> StoreErrorKind {
+        match self {
+            Self::Read => StoreErrorKind::Retry,
+            Self::Write => StoreErrorKind::Unknown,
+        }
+    }
+}
+
+fn kind_of(access: Access, error: &object_store::Error, message: &str) -> StoreErrorKind {
+    if let Some(status) = http_status(error) {
+        return kind_of_status(access, status, message);
+    }
+    if let Some(http) = find::<HttpError>(error) {
+        return match http.kind() {
+            // No connection: the request has not left this machine.
+            HttpErrorKind::Connect => StoreErrorKind::Retry,
+            _ => access.unclear(),
+        };
+    }
+    match error {
+        object_store::Error::NotFound { .. } => StoreErrorKind::NotFound,
+        object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
+            StoreErrorKind::Conflict
+        }
+        object_store::Error::NotSupported { .. } | object_store::Error::NotImplemented { .. } => {
+            StoreErrorKind::Unsupported
+        }
+        object_store::Error::InvalidPath { .. }
+        | object_store::Error::PermissionDenied { .. }
+        | object_store::Error::Unauthenticated { .. }
+        | object_store::Error::UnknownConfigurationKey { .. } => StoreErrorKind::Refused,
+        // Memory's only other complaint: a range that the object does not have.
+        object_store::Error::Generic {
+            store: "InMemory", ..
+        } => StoreErrorKind::Refused,
+        _ if message.contains("redirect without LOCATION") => StoreErrorKind::Refused,
+        _ => access.unclear(),
+    }
+}
+
+fn kind_of_status(access: Access, status: u16, message: &str) -> StoreErrorKind {
+    let says = |codes: &[&str]| codes.iter().any(|code| message.contains(code));
+    match status {
+        // Success in the status and a failure in the body.
+        200..=299 => access.unclear(),
+        304 | 412 => StoreErrorKind::Conflict,
+        400 if says(&["RequestTimeout"]) => access.unclear(),
+        // A proxy's page, a missing bucket or a wrong path answer 404 too; they say nothing of the
+        // object (protocol rule 16).
+        404 if says(&["NoSuchKey", "BlobNotFound"]) => StoreErrorKind::NotFound,
+        408 | 425 | 429 => access.unclear(),
+        // Another conditional request was being worked on; this one was turned away.
+        409 if says(&["ConditionalRequestConflict", "OperationAborted"]) => StoreErrorKind::Retry,
+        409 => StoreErrorKind::Conflict,
+        501 => StoreErrorKind::Unsupported,
+        500..=599 => access.unclear(),
+        _ => StoreErrorKind::Refused,
+    }
+}
+
+/// The status that the store answered with, if it answered.
+pub(super) fn http_status(error: &object_store::Error) -> Option<u16> {
+    chain(error).find_map(|error| {
+        let text = error.to_string();
+        if text.starts_with("Server returned error response") {
+            return Some(200);
+        }
+        let status = text.strip_prefix("Server returned non-2xx status code: ")?;
+        status.get(..3)?.parse().ok()
+    })
+}
+
+fn find<T: Error + 'static>(error: &object_store::Error) -> Option<&T> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+fn chain(error: &object_store::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    let first: &(dyn Error + 'static) = error;
+    std::iter::successors(Some(first), |&error| error.source())
+}

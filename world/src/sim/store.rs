@@ -1,0 +1,583 @@
+//! The object store of a simulated world: one for all hosts, always right, seldom on time.
+//!
+//! A request takes effect at one moment, wholly, and its answer takes another while. What may go
+//! wrong, by the seed:
+//!
+//! - It never arrives: `Retry`, no effect. So does all that meets an outage, or for a write also
+//!   `Unknown`, as nobody can tell the two apart who waited in vain.
+//! - It is turned away as too much: `Retry`.
+//! - It takes effect and the answer is lost: `Unknown` for writes and deletions.
+//! - It is late: the caller hears `Unknown`, and long afterwards it takes effect after all, even if
+//!   the process is dead by then.
+//! - The process dies in between: what is on its way arrives or not.
+//!
+//! Conditions are exact, lists show every write that took effect, and an etag is never used twice.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Bound;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::trace::fingerprint;
+use super::{Chance, HostId, Odds, Sim, SimWorld, Spread};
+use crate::store::Part;
+use crate::sync::oneshot;
+use crate::{ETag, Listed, Object, Store, StoreError, StoreErrorKind};
+
+/// How often requests fail. All off at first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreFaults {
+    /// Fails without effect.
+    pub lost_request: Odds,
+    /// Is turned away without effect: too many requests.
+    pub throttled: Odds,
+    /// Takes effect, and nobody hears of it.
+    pub lost_answer: Odds,
+    /// A write takes effect long after its caller was told that the outcome is unknown.
+    pub late: Odds,
+}
+
+/// How long a late request takes.
+const LATE: Spread = Spread::micros(50_000, 30_000_000);
+/// How long it takes to notice that the store cannot be reached.
+const OUTAGE: Spread = Spread::micros(1_000, 2_000_000);
+
+/// What the store was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    pub gets: u64,
+    pub creates: u64,
+    pub replaces: u64,
+    pub lists: u64,
+    pub deletes: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+/// How to damage an object.
+#[derive(Clone, Debug)]
+pub enum Corruption {
+    /// One bit of one byte.
+    FlipBit {
+        at: u64,
+        bit: u8,
+    },
+    Truncate {
+        len: u64,
+    },
+    /// Other bytes altogether, under the same etag.
+    Replace(Bytes),
+    /// The bytes of that other object.
+    CopyOf(String),
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    bytes: Bytes,
+    etag: ETag,
+}
+
+/// All objects.
+#[derive(Debug)]
+pub(super) struct Objects {
+    entries: BTreeMap<String, Entry>,
+    versions: u64,
+    faults: StoreFaults,
+    stats: StoreStats,
+    /// Nobody can reach the store.
+    outage: bool,
+}
+
+impl Objects {
+    pub(super) fn new(faults: StoreFaults) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            versions: 0,
+            faults,
+            stats: StoreStats::default(),
+            outage: false,
+        }
+    }
+
+    fn apply(&mut self, request: &Request) -> Result<Answer, Refusal> {
+        match &request.what {
+            What::Get(part) => {
+                self.stats.gets += 1;
+                let object = self.get(&request.key, part)?;
+                self.stats.bytes_out += length(&object.bytes);
+                Ok(Answer::Object(object))
+            }
+            What::Create(body) => {
+                self.stats.creates += 1;
+                if self.entries.contains_key(&request.key) {
+                    return Err(Refusal(StoreErrorKind::Conflict, "the key exists"));
+                }
+                Ok(self.put(&request.key, body))
+            }
+            What::Replace(seen, body) => {
+                self.stats.replaces += 1;
+                let entry = self.entries.get(&request.key).ok_or(ABSENT)?;
+                if entry.etag != *seen {
+                    return Err(Refusal(
+                        StoreErrorKind::Conflict,
+                        "another version is there",
+                    ));
+                }
+                Ok(self.put(&request.key, body))
+            }
+            What::List { after, count_max } => {
+                self.stats.lists += 1;
+                Ok(Answer::Listed(self.list(
+                    &request.key,
+                    after.as_deref(),
+                    *count_max,
+                )))
+            }
+            What::Delete => {
+                self.stats.deletes += 1;
+                self.entries.remove(&request.key);
+                Ok(Answer::Deleted)
+            }
+        }
+    }
+
+    fn get(&self, key: &str, part: &Part) -> Result<Object, Refusal> {
+        let entry = self.entries.get(key).ok_or(ABSENT)?;
+        let size = length(&entry.bytes);
+        let range = match part {
+            Part::All => 0..size,
+            Part::Range(range) => range.clone(),
+            Part::Suffix(count) => size.saturating_sub(*count)..size,
+        };
+        if range.start > range.end || range.end > size {
+            return Err(Refusal(
+                StoreErrorKind::Refused,
+                "the range is not in the object",
+            ));
+        }
+        let index = |at: u64| usize::try_from(at).expect("an offset in memory");
+        Ok(Object {
+            bytes: entry.bytes.slice(index(range.start)..index(range.end)),
+            etag: entry.etag.clone(),
+            size,
+        })
+    }
+
+    fn put(&mut self, key: &str, body: &Bytes) -> Answer {
+        self.versions += 1;
+        self.stats.bytes_in += length(body);
+        let etag = ETag(format!("\"v{}\"", self.versions));
+        let entry = Entry {
+            bytes: body.clone(),
+            etag: etag.clone(),
+        };
+        self.entries.insert(key.to_owned(), entry);
+        Answer::Written(etag)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>, count_max: usize) -> Vec<Listed> {
+        let start = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        let rows = self.entries.range::<str, _>((start, Bound::Unbounded));
+        let rows = rows.take_while(|(key, _)| key.starts_with(prefix));
+        let listed = rows.map(|(key, entry)| Listed {
+            key: key.clone(),
+            size: length(&entry.bytes),
+        });
+        listed.take(count_max).collect()
+    }
+}
+
+fn length(bytes: &Bytes) -> u64 {
+    u64::try_from(bytes.len()).expect("a length fits u64")
+}
+
+struct Request {
+    /// The key, or the prefix of a list.
+    key: String,
+    what: What,
+}
+
+enum What {
+    Get(Part),
+    Create(Bytes),
+    Replace(ETag, Bytes),
+    List {
+        after: Option<String>,
+        count_max: usize,
+    },
+    Delete,
+}
+
+enum Answer {
+    Object(Object),
+    Written(ETag),
+    Listed(Vec<Listed>),
+    Deleted,
+}
+
+struct Refusal(StoreErrorKind, &'static str);
+
+const ABSENT: Refusal = Refusal(StoreErrorKind::NotFound, "no such key");
+
+impl Request {
+    fn operation(&self) -> &'static str {
+        match self.what {
+            What::Get(_) => "get",
+            What::Create(_) => "create",
+            What::Replace(..) => "replace",
+            What::List { .. } => "list",
+            What::Delete => "delete",
+        }
+    }
+
+    /// What the caller is told where nobody knows whether it took effect.
+    fn unclear(&self) -> StoreErrorKind {
+        match self.what {
+            What::Get(_) | What::List { .. } => StoreErrorKind::Retry,
+            What::Create(_) | What::Replace(..) | What::Delete => StoreErrorKind::Unknown,
+        }
+    }
+
+    fn body_fingerprint(&self) -> u64 {
+        match &self.what {
+            What::Create(body) | What::Replace(_, body) => fingerprint(body),
+            What::Get(_) | What::List { .. } | What::Delete => 0,
+        }
+    }
+
+    fn failed(&self, refusal: &Refusal) -> StoreError {
+        StoreError {
+            operation: self.operation(),
+            key: self.key.clone(),
+            kind: refusal.0,
+            message: refusal.1.to_owned(),
+        }
+    }
+}
+
+/// What becomes of a request, decided when it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Answered,
+    LostRequest,
+    Throttled,
+    LostAnswer,
+    Late,
+}
+
+impl StoreFaults {
+    fn fate(self, request: &Request, chance: &mut Chance) -> Fate {
+        if chance.hit(self.lost_request) {
+            Fate::LostRequest
+        } else if chance.hit(self.throttled) {
+            Fate::Throttled
+        } else if chance.hit(self.lost_answer) {
+            Fate::LostAnswer
+        } else if request.unclear() == StoreErrorKind::Unknown && chance.hit(self.late) {
+            Fate::Late
+        } else {
+            Fate::Answered
+        }
+    }
+}
+
+/// The object store as one process, or the scenario, reaches it.
+#[derive(Clone)]
+pub struct SimStore {
+    sim: Sim,
+    host: HostId,
+    /// None: of the host itself, whoever runs there.
+    world: Option<SimWorld>,
+}
+
+impl SimStore {
+    pub(super) fn of_process(world: &SimWorld) -> Self {
+        Self {
+            sim: world.sim.clone(),
+            host: world.host(),
+            world: Some(world.clone()),
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.world.as_ref().is_none_or(SimWorld::is_alive)
+    }
+
+    async fn ask(&self, key: &str, what: What) -> Result<Answer, StoreError> {
+        if !self.is_alive() {
+            std::future::pending::<()>().await;
+        }
+        self.sim.begin(self.host);
+        let request = Request {
+            key: key.to_owned(),
+            what,
+        };
+        let (sender, receiver) = oneshot::channel();
+        self.send(request, sender);
+        match receiver.await {
+            Ok(answer) => answer,
+            // The process died, and the request with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Lets the request go its way, which it does whether or not its caller waits.
+    fn send(&self, request: Request, reply: Reply) {
+        let sim = &self.sim;
+        let there = sim.delay(|delays| delays.store);
+        if sim.store_is_out(self.host) {
+            return self.fail(OUTAGE, &request, self.outage_refusal(&request), reply);
+        }
+        let faults = sim.shared.store.borrow().faults;
+        let fate = sim.chance(|chance| faults.fate(&request, chance));
+        let unclear = Refusal(request.unclear(), "the answer was lost");
+        match fate {
+            Fate::Answered => self.arrive(there, request, Some(reply)),
+            Fate::LostRequest => {
+                let refusal = Refusal(StoreErrorKind::Retry, "the request was lost");
+                self.fail(sim.shared.config.delays.store, &request, refusal, reply);
+            }
+            Fate::Throttled => {
+                let refusal = Refusal(StoreErrorKind::Retry, "503 slow down");
+                self.fail(sim.shared.config.delays.store, &request, refusal, reply);
+            }
+            Fate::LostAnswer => {
+                let hears = there + sim.delay(|delays| delays.store);
+                self.fail_after(hears, &request, unclear, reply);
+                self.arrive(there, request, None);
+            }
+            Fate::Late => {
+                let late = there + sim.chance(|chance| chance.delay(LATE));
+                self.fail_after(there, &request, unclear, reply);
+                self.arrive(late, request, None);
+            }
+        }
+    }
+
+    fn outage_refusal(&self, request: &Request) -> Refusal {
+        let unclear = self.sim.chance(|chance| chance.one_in(2));
+        if unclear {
+            Refusal(request.unclear(), "no answer from the store")
+        } else {
+            Refusal(StoreErrorKind::Retry, "the store cannot be reached")
+        }
+    }
+
+    fn fail(&self, spread: Spread, request: &Request, refusal: Refusal, reply: Reply) {
+        let after = self.sim.chance(|chance| chance.delay(spread));
+        self.fail_after(after, request, refusal, reply);
+    }
+
+    fn fail_after(&self, after: Duration, request: &Request, refusal: Refusal, reply: Reply) {
+        let error = request.failed(&refusal);
+        let label = self.label();
+        self.sim.later(after, move |sim| {
+            sim.trace_line(&label, format_args!("{error}"));
+            drop(reply.send(Err(error)));
+        });
+    }
+
+    /// The request reaches the store after `there`, and its answer, if any is to come, the caller.
+    fn arrive(&self, there: Duration, request: Request, reply: Option<Reply>) {
+        let store = self.clone();
+        self.sim.later(there, move |sim| {
+            if !store.is_alive() && sim.chance(|chance| chance.one_in(2)) {
+                sim.trace_line(
+                    &store.label(),
+                    format_args!("{request} died with its process"),
+                );
+                return;
+            }
+            let outcome = sim.shared.store.borrow_mut().apply(&request);
+            let outcome = outcome.map_err(|refusal| request.failed(&refusal));
+            let told = outcome
+                .as_ref()
+                .map_or_else(|error| error.kind.to_string(), Answer::told);
+            sim.trace_line(&store.label(), format_args!("{request}: {told}"));
+            if let Some(reply) = reply {
+                let back = sim.delay(|delays| delays.store);
+                sim.later(back, move |_| drop(reply.send(outcome)));
+            }
+        });
+    }
+
+    fn label(&self) -> String {
+        match &self.world {
+            Some(world) => world.process.label.clone(),
+            None => self.sim.host_name(self.host),
+        }
+    }
+}
+
+type Reply = oneshot::Sender<Result<Answer, StoreError>>;
+
+impl Answer {
+    fn told(&self) -> String {
+        match self {
+            Self::Object(object) => format!("{} bytes of {}", object.bytes.len(), object.etag),
+            Self::Written(etag) => etag.to_string(),
+            Self::Listed(rows) => format!("{} keys", rows.len()),
+            Self::Deleted => "gone".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body = self.body_fingerprint();
+        write!(f, "{} `{}` {body:08x}", self.operation(), self.key)
+    }
+}
+
+impl fmt::Debug for SimStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimStore({})", self.label())
+    }
+}
+
+impl Store for SimStore {
+    async fn get(&self, key: &str, part: Part) -> Result<Object, StoreError> {
+        match self.ask(key, What::Get(part)).await? {
+            Answer::Object(object) => Ok(object),
+            _ => unreachable!("a get is answered by an object"),
+        }
+    }
+
+    async fn create(&self, key: &str, body: Bytes) -> Result<ETag, StoreError> {
+        self.ask(key, What::Create(body)).await.map(Answer::written)
+    }
+
+    async fn replace(&self, key: &str, seen: &ETag, body: Bytes) -> Result<ETag, StoreError> {
+        let what = What::Replace(seen.clone(), body);
+        self.ask(key, what).await.map(Answer::written)
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        count_max: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
+        let after = after.map(str::to_owned);
+        match self.ask(prefix, What::List { after, count_max }).await? {
+            Answer::Listed(rows) => Ok(rows),
+            _ => unreachable!("a list is answered by rows"),
+        }
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.ask(key, What::Delete).await.map(|_| ())
+    }
+}
+
+impl Answer {
+    fn written(self) -> ETag {
+        match self {
+            Self::Written(etag) => etag,
+            Self::Object(_) | Self::Listed(_) | Self::Deleted => {
+                unreachable!("a write is answered by an etag")
+            }
+        }
+    }
+}
+
+/// What the scenario does to the store.
+impl Sim {
+    /// The store as seen from a host, for the driver: it lives when processes die.
+    pub fn store(&self, host: HostId) -> SimStore {
+        SimStore {
+            sim: self.clone(),
+            host,
+            world: None,
+        }
+    }
+
+    pub fn set_store_faults(&self, faults: StoreFaults) {
+        self.shared.store.borrow_mut().faults = faults;
+    }
+
+    /// Begins or ends an outage for one host, or with `None` for all. What is on its way arrives.
+    pub fn set_store_outage(&self, host: Option<HostId>, outage: bool) {
+        self.note(format_args!("store outage of {host:?}: {outage}"));
+        match host {
+            Some(host) => self.with_host(host, |host| host.store_outage = outage),
+            None => self.shared.store.borrow_mut().outage = outage,
+        }
+    }
+
+    fn store_is_out(&self, host: HostId) -> bool {
+        self.shared.store.borrow().outage || self.with_host(host, |host| host.store_outage)
+    }
+
+    pub fn store_stats(&self) -> StoreStats {
+        self.shared.store.borrow().stats
+    }
+
+    /// The keys of all objects, in order.
+    pub fn keys(&self) -> Vec<String> {
+        self.shared.store.borrow().entries.keys().cloned().collect()
+    }
+
+    pub fn object(&self, key: &str) -> Option<Bytes> {
+        let objects = self.shared.store.borrow();
+        objects.entries.get(key).map(|entry| entry.bytes.clone())
+    }
+
+    /// All objects as they are now.
+    pub fn objects(&self) -> BTreeMap<String, Bytes> {
+        let objects = self.shared.store.borrow();
+        let entries = objects.entries.iter();
+        entries
+            .map(|(key, entry)| (key.clone(), entry.bytes.clone()))
+            .collect()
+    }
+
+    /// Puts all objects back as they were, under new etags: a bucket restored from a backup.
+    pub fn restore_objects(&self, saved: &BTreeMap<String, Bytes>) {
+        self.note("restores the object store");
+        let mut objects = self.shared.store.borrow_mut();
+        objects.entries.clear();
+        for (key, bytes) in saved {
+            objects.put(key, bytes);
+        }
+    }
+
+    /// Damages an object behind everybody's back: its etag stays. False if there is none.
+    pub fn corrupt(&self, key: &str, how: &Corruption) -> bool {
+        self.note(format_args!("corrupts `{key}`"));
+        let source = match how {
+            Corruption::CopyOf(other) => self.object(other),
+            _ => None,
+        };
+        let mut objects = self.shared.store.borrow_mut();
+        let Some(entry) = objects.entries.get_mut(key) else {
+            return false;
+        };
+        let index = |at: u64| usize::try_from(at).expect("an offset in memory");
+        match how {
+            Corruption::FlipBit { at, bit } => {
+                let mut bytes = entry.bytes.to_vec();
+                bytes[index(*at)] ^= 1 << bit;
+                entry.bytes = bytes.into();
+            }
+            Corruption::Truncate { len } => entry.bytes.truncate(index(*len)),
+            Corruption::Replace(bytes) => entry.bytes = bytes.clone(),
+            Corruption::CopyOf(_) => {
+                let Some(bytes) = source else { return false };
+                entry.bytes = bytes;
+            }
+        }
+        true
+    }
+
+    /// Deletes an object behind everybody's back. False if there is none.
+    pub fn delete_object(&self, key: &str) -> bool {
+        self.note(format_args!("deletes `{key}`"));
+        self.shared.store.borrow_mut().entries.remove(key).is_some()
+    }
+}
