@@ -2,4 +2,8 @@
 
 pub mod control;
 pub mod device;
+pub mod export;
+mod race;
+pub mod shard;
+pub mod sync;
 pub mod volume;
