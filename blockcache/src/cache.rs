@@ -376,6 +376,7 @@ impl<W: World> Cache<W> {
                 });
             }
             change(&mut volume.state);
+            volume.fenced = false;
             volume.last = volume.last.max(volume.state.published);
             log.append_state(opened.id)
         };
@@ -536,6 +537,9 @@ impl<W: World> CacheVolume<W> {
         let mut throttled = false;
         loop {
             shared.check()?;
+            if self.is_fenced() {
+                return Err(CacheError::Fenced);
+            }
             let verdict = self.verdict(pages * PAGE_BYTES);
             match verdict {
                 Verdict::After(delay) if !delayed => {
@@ -597,7 +601,12 @@ impl<W: World> CacheVolume<W> {
     async fn commit(&self, appended: crate::log::Appended) -> Result<Seq, CacheError> {
         let shared = self.shared();
         shared.commit_wanted.notify_one();
-        shared.dirty_grown.notify_waiters();
+        if let Some(volume) = shared.log.borrow().volumes.get(&self.id) {
+            volume.dirtied.notify_waiters();
+        }
+        if self.pressed() {
+            shared.dirty_grown.notify_waiters();
+        }
         shared.reached(&shared.committed, appended.lsn).await?;
         Ok(appended.seq)
     }
@@ -794,20 +803,50 @@ impl<W: World> CacheVolume<W> {
 
     /// Returns once something is unpublished.
     pub async fn wait_dirty(&self) {
+        let dirtied = {
+            let log = self.shared().log.borrow();
+            log.volumes.get(&self.id).map(|v| Rc::clone(&v.dirtied))
+        };
+        // A volume that is dropped from the log never becomes dirty.
+        let Some(dirtied) = dirtied else {
+            return std::future::pending().await;
+        };
         loop {
-            if self
-                .state()
-                .is_some_and(|state| state.last > state.published)
-            {
+            // Made before the look: a write between the two wakes it.
+            let next = dirtied.notified();
+            let state = self.state();
+            if state.is_some_and(|state| state.last > state.published) {
                 return;
             }
-            self.shared().dirty_grown.notified().await;
+            next.await;
         }
     }
 
-    /// Returns when something was written, or a writer waits. May return early.
-    pub async fn wait_change(&self) {
-        self.shared().dirty_grown.notified().await;
+    /// Returns once [`CacheVolume::pressed`].
+    pub async fn wait_pressed(&self) {
+        loop {
+            let next = self.shared().dirty_grown.notified();
+            if self.pressed() {
+                return;
+            }
+            next.await;
+        }
+    }
+
+    /// Another epoch of the volume exists: writes that wait for room, and all later ones, fail with
+    /// [`CacheError::Fenced`] until the next attach, for nothing will be published that could make
+    /// room for them.
+    pub fn fence(&self) {
+        if let Some(volume) = self.shared().log.borrow_mut().volumes.get_mut(&self.id) {
+            volume.fenced = true;
+        }
+        self.shared().dirty_freed.notify_waiters();
+        self.shared().space_freed.notify_waiters();
+    }
+
+    fn is_fenced(&self) -> bool {
+        let log = self.shared().log.borrow();
+        log.volumes.get(&self.id).is_none_or(|volume| volume.fenced)
     }
 
     /// True once the dirty bytes are at half of a bound or more, or a writer waits: sync now.

@@ -34,7 +34,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use blockcache::{
-    Cache, CacheError, CacheVolume, Id, Known, LocalVolume, Missing, PAGE_BYTES, PageRange,
+    Cache, CacheError, CacheVolume, Known, LocalVolume, Missing, PAGE_BYTES, PageRange,
     SECTOR_BYTES,
 };
 use bytes::Bytes;
@@ -85,7 +85,6 @@ pub enum Role {
 pub struct Export<W: World> {
     world: W,
     name: String,
-    id: Id,
     size_bytes: Cell<u64>,
     role: Cell<Role>,
     /// At the end of the role `ReadWrite`: everything answered was published (rule 15).
@@ -106,7 +105,6 @@ pub(crate) struct Parts<W: World> {
     pub(crate) world: W,
     pub(crate) cache: Cache<W>,
     pub(crate) name: String,
-    pub(crate) id: Id,
     pub(crate) size_bytes: u64,
     /// None: read-only.
     pub(crate) local: Option<CacheVolume<W>>,
@@ -134,7 +132,6 @@ impl<W: World> Export<W> {
             clients: Clients::none_at(parts.world.now()),
             world: parts.world,
             name: parts.name,
-            id: parts.id,
             size_bytes: Cell::new(parts.size_bytes),
             role: Cell::new(role),
             ended_clean: Cell::new(true),
@@ -164,10 +161,6 @@ impl<W: World> Export<W> {
         self.io.get()
     }
 
-    pub(crate) fn id(&self) -> Id {
-        self.id
-    }
-
     pub(crate) fn world(&self) -> &W {
         &self.world
     }
@@ -181,7 +174,7 @@ impl<W: World> Export<W> {
     }
 
     pub(crate) fn local_state(&self) -> Option<LocalVolume> {
-        self.local.as_ref().map(CacheVolume::state)
+        self.local.as_ref().and_then(CacheVolume::state)
     }
 
     /// The root as last read or published; none while the store has not been reached.
@@ -236,15 +229,17 @@ impl<W: World> Export<W> {
     /// Waits until everything answered before this call is in the store. An error once an attempt
     /// fails; the attempts go on.
     pub(crate) async fn drain(&self) -> Result<(), String> {
-        let Some(local) = &self.local else {
+        let Some(target) = self.local_state().map(|local| local.last) else {
             return Ok(());
         };
-        let target = local.state().last;
         let failures = self.orders.failures();
         self.orders.drain(target);
         loop {
             let news = self.orders.news.notified();
-            if local.state().published >= target {
+            if self
+                .local_state()
+                .is_none_or(|local| local.published >= target)
+            {
                 return Ok(());
             }
             if let Some(why) = self.halted() {
@@ -272,6 +267,9 @@ impl<W: World> Export<W> {
     pub(crate) async fn read(&self, at: u64, len: u64) -> Result<Bytes, IoError> {
         self.check_range(at, len);
         self.may_read()?;
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
         let pages = PageRange::touched_by(at, len);
         let mut out = vec![0; index(pages.bytes())];
         let missing = match &self.local {
@@ -302,6 +300,9 @@ impl<W: World> Export<W> {
         let len = u64::try_from(data.len()).expect("usize fits u64");
         self.check_range(at, len);
         let local = self.may_write()?;
+        if len == 0 {
+            return Ok(());
+        }
         let written = local.write(at, data).await;
         written.map_err(|error| self.cache_failed(&error))?;
         self.seal(fua).await?;
@@ -315,6 +316,9 @@ impl<W: World> Export<W> {
     pub(crate) async fn zero(&self, at: u64, len: u64, fua: Fua) -> Result<(), IoError> {
         self.check_range(at, len);
         let local = self.may_write()?;
+        if len == 0 {
+            return Ok(());
+        }
         let zeroed = local.zero(at, len).await;
         zeroed.map_err(|error| self.cache_failed(&error))?;
         self.seal(fua).await?;

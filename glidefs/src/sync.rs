@@ -20,15 +20,16 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blockcache::{CacheError, CacheVolume, Hold, Intent};
+use blockcache::{CacheError, CacheVolume, LocalVolume};
 use world::{Instant, World};
 
 use crate::export::decide::{Ours, Plan, Records, Seen, decide};
 use crate::export::frames::{ReadError, is_temporary};
+use crate::export::open::adopt;
 use crate::export::site::Site;
 use crate::export::{Export, Role};
 use crate::race::{First, race};
-use crate::volume::VolumeError;
+use crate::volume::{Volume, VolumeError};
 use attempt::Attempt;
 use backoff::Backoff;
 
@@ -72,6 +73,9 @@ pub(crate) enum SyncError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// Not an error but a race: look again, at once.
+    #[error("something was written meanwhile")]
+    Overtaken,
 }
 
 /// The sync task of one export.
@@ -147,7 +151,7 @@ impl<W: World> Syncer<W> {
             if self.export.role() != Role::ReadWrite {
                 return Work::End;
             }
-            let (now, state) = (self.site.world.now(), self.local.state());
+            let (now, state) = (self.site.world.now(), self.state());
             let dirty = state.last > state.published;
             let age = self.local.dirty_age();
             let delay = self.site.config.sync.delay;
@@ -210,9 +214,10 @@ impl<W: World> Syncer<W> {
                     self.recovered();
                     return self.after_publish();
                 }
+                Err(SyncError::Overtaken) => {}
                 Err(error) => {
                     failures += 1;
-                    if self.failed(&error, attempt.as_ref()).await == Task::Ends {
+                    if self.failed(&error).await == Task::Ends {
                         return Task::Ends;
                     }
                     if self.back_off(failures).await == Task::Ends {
@@ -238,11 +243,31 @@ impl<W: World> Syncer<W> {
     fn after_publish(&self) -> Task {
         if self.export.role() != Role::Leaving {
             self.export.orders.news.notify_waiters();
+            self.tend_map();
             return Task::GoesOn;
         }
         tracing::info!(export = %self.export.name(), "drained and detached: any node may open the volume now");
         self.export.end(Role::Closed);
         Task::Ends
+    }
+
+    /// Folds and merges the map beside the next syncs, which carry the result.
+    fn tend_map(&self) {
+        let Some(volume) = self.export.frames().volume() else {
+            return;
+        };
+        let export = Rc::clone(&self.export);
+        self.site.world.spawn(async move {
+            match Box::pin(volume.compact_map()).await {
+                Ok(()) => {
+                    export.causes.settle("map");
+                }
+                Err(error) if export.causes.raise("map", error.to_string()) => {
+                    tracing::warn!(export = %export.name(), %error, "the map in the store is not compacted; tried again after the next sync");
+                }
+                Err(_told) => {}
+            }
+        });
     }
 
     fn recovered(&self) {
@@ -252,7 +277,7 @@ impl<W: World> Syncer<W> {
     }
 
     /// Says it once per outage, to the log and to those who wait for a drain.
-    async fn failed(&self, error: &SyncError, attempt: Option<&Attempt<W>>) -> Task {
+    async fn failed(&self, error: &SyncError) -> Task {
         self.export.count(|io| io.sync_errors += 1);
         let name = self.export.name();
         let text = error.to_string();
@@ -268,9 +293,9 @@ impl<W: World> Syncer<W> {
                 return Task::GoesOn;
             }
             Verdict::Fenced => {
-                tracing::error!(export = %name, %error, dirty_bytes = self.local.state().dirty_bytes, "fenced: this node stops serving the volume; unpublished writes are kept in its log");
+                tracing::error!(export = %name, %error, dirty_bytes = self.state().dirty_bytes, "fenced: this node stops serving the volume; unpublished writes are kept in its log");
                 self.export.end(Role::Fenced);
-                self.give_up_epoch(attempt).await;
+                self.give_up_epoch().await;
             }
             Verdict::Vanished => {
                 tracing::error!(export = %name, %error, "the volume is gone from the store; it is not created again");
@@ -286,19 +311,15 @@ impl<W: World> Syncer<W> {
     }
 
     /// So that no restart during an outage resumes an epoch that is known to be over.
-    async fn give_up_epoch(&self, attempt: Option<&Attempt<W>>) {
-        let Some(root) = self.export.root() else {
-            return;
-        };
-        let intent = Intent {
-            nonce: attempt.map_or_else(|| root.nonce, |a| a.nonce),
-            cut: self.local.state().published,
-            replaces: root.etag,
-        };
-        let (id, cache) = (self.export.id(), &self.site.cache);
-        if let Err(error) = cache.intend(id, intent, Hold::Release).await {
+    async fn give_up_epoch(&self) {
+        if let Err(error) = self.local.detached().await {
             tracing::error!(export = %self.export.name(), %error, "the end of the epoch could not be noted in the log");
         }
+    }
+
+    fn state(&self) -> LocalVolume {
+        let state = self.local.state();
+        state.expect("a volume is dropped from the log only after its export has ended")
     }
 
     /// Waits before the next attempt. A detach that does not get through is given up as soon as
@@ -342,37 +363,51 @@ impl<W: World> Syncer<W> {
                     self.export.end(Role::Vanished);
                     return Task::Ends;
                 }
-                Seen::Root(root) => {
-                    let state = self.local.state();
-                    let ours = Ours {
-                        cache: self.site.owner.cache,
-                        local: Some(&state),
-                        create_bytes: None,
-                    };
-                    let records = Records::Keep;
-                    if decide(&Seen::Root(root.clone()), ours) != (Plan::Resume { records }) {
-                        tracing::error!(export = %self.export.name(), epoch = %state.epoch, root_epoch = %root.epoch, dirty_bytes = state.dirty_bytes, "fenced: somebody else published since; unpublished writes are kept in the log");
-                        self.export.end(Role::Fenced);
-                        return Task::Ends;
-                    }
+                Seen::Root(_) => {
                     let volume = asked.volume.expect("a root comes with its volume");
-                    // In one step: what counts as clean must be readable from the map.
-                    self.export.frames().set_volume(volume);
-                    self.local.published(root.cut, root.nonce);
-                    self.export
-                        .set_size(root.size_bytes.max(self.export.size_bytes()));
-                    self.recovered();
-                    return Task::GoesOn;
+                    if self.agree(volume) {
+                        self.recovered();
+                        return Task::GoesOn;
+                    }
+                    self.export.end(Role::Fenced);
+                    self.give_up_epoch().await;
+                    return Task::Ends;
                 }
             }
         }
+    }
+
+    /// True if the root is what this log made of it: then the store is read from now on.
+    fn agree(&self, volume: Volume<W>) -> bool {
+        let (root, state) = (volume.root(), self.state());
+        let ours = Ours {
+            cache: self.site.owner.cache,
+            local: Some(&state),
+            create_bytes: None,
+        };
+        let plan = decide(&Seen::Root(root.clone()), ours);
+        let records = Records::Keep;
+        if plan != (Plan::Resume { records })
+            || volume.resume(&self.site.owner, state.epoch).is_err()
+        {
+            tracing::error!(export = %self.export.name(), epoch = %state.epoch, root_epoch = %root.epoch, dirty_bytes = state.dirty_bytes, "fenced: somebody else changed the volume since; unpublished writes are kept in the log");
+            return false;
+        }
+        // In one step: what counts as clean must be readable from the map.
+        self.export.frames().set_volume(volume);
+        adopt(&self.local, &state, &root);
+        self.export
+            .set_size(root.size_bytes.max(self.export.size_bytes()));
+        true
     }
 }
 
 fn verdict(error: &SyncError) -> Verdict {
     let volume = match error {
         SyncError::Cache(CacheError::Stopped(_)) => return Verdict::Halt,
-        SyncError::Cache(_) | SyncError::Read(ReadError::NotYet) => return Verdict::Again,
+        SyncError::Cache(_) | SyncError::Overtaken | SyncError::Read(ReadError::NotYet) => {
+            return Verdict::Again;
+        }
         SyncError::Volume(error) | SyncError::Read(ReadError::Volume(error)) => error,
     };
     match volume {
@@ -387,6 +422,7 @@ fn is_passing(error: &SyncError) -> bool {
     match error {
         SyncError::Volume(error) => is_temporary(error),
         SyncError::Read(error) => error.is_temporary(),
+        SyncError::Overtaken => true,
         SyncError::Cache(_) => false,
     }
 }

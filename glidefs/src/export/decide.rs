@@ -3,16 +3,18 @@
 //! ```text
 //!  root \ log            knows it, its nonce is the root's    knows it, root moved on    does not know it
 //!  open, ours, our epoch resume                               (moved on = other epoch)   take
-//!  open, ours            take, records stay                   set aside, take            take
-//!  detached or ownerless take, records stay                   set aside, take            take
-//!  open, another's       set aside, read-only                 set aside, read-only       read-only
+//!  open, ours            take, records stay                   drop clean, take (*)       take
+//!  detached or ownerless take, records stay                   drop clean, take (*)       take
+//!  open, another's       read-only                            read-only                  read-only
 //!  absent                refuse: vanished                     refuse: vanished           create, or unknown
 //!  not to be asked       resume if the epoch is held, else unavailable
 //! ```
 //!
-//! "Set aside": unpublished records become salvage, clean ones are dropped (rule 11). A root whose
-//! last nonce is one that this log made or durably intended is the only proof that its records
-//! still count. "Take, records stay" also covers an open root after a detach that was intended
+//! (*) Unpublished records are salvage then (rule 11): the volume stays closed here until an
+//! operator accepts their loss, so that nothing answered is dropped in silence. A root whose last
+//! nonce is one that this log made or durably intended is the only proof that its records still
+//! count. A read-only export reads no records of the log, so it needs none of this.
+//! "Take, records stay" also covers an open root after a detach that was intended
 //! here: raising the epoch changes the root's version, so a detach that is still on its way to the
 //! store can no longer land.
 
@@ -34,10 +36,8 @@ pub(crate) enum Seen {
 pub(crate) enum Records {
     /// They belong to the root's state, or there are none.
     Keep,
-    /// All are clean and stale.
+    /// They are stale, and the store has newer.
     Drop,
-    /// So many bytes were never published, and somebody else published since.
-    Salvage(u64),
 }
 
 /// How to open.
@@ -54,9 +54,7 @@ pub(crate) enum Plan {
         records: Records,
     },
     /// Somebody else owns it: serve its cut.
-    ReadOnly {
-        records: Records,
-    },
+    ReadOnly,
     Create {
         size_bytes: u64,
     },
@@ -74,6 +72,10 @@ pub(crate) enum Refusal {
     /// Pending or suspended: states of a later version.
     NotInThisVersion,
     Unavailable(String),
+    /// So many bytes were answered here and never published, and somebody else published since.
+    Salvage(u64),
+    /// Unpublished records of the log are unreadable: what, for people.
+    Damaged(String),
 }
 
 /// What this node knows and wants.
@@ -88,7 +90,10 @@ pub(crate) struct Ours<'a> {
 pub(crate) fn decide(seen: &Seen, ours: Ours<'_>) -> Plan {
     match seen {
         Seen::Unreachable(why) => match ours.local {
-            Some(local) if local.attached => Plan::ResumeUnasked,
+            Some(local) if local.attached => match &local.damage {
+                Some(damage) => Plan::Refuse(Refusal::Damaged(damage.clone())),
+                None => Plan::ResumeUnasked,
+            },
             _ => Plan::Refuse(Refusal::Unavailable(why.clone())),
         },
         Seen::Absent => match (ours.local, ours.create_bytes) {
@@ -111,49 +116,34 @@ fn decide_with_root(root: &RootView, ours: Ours<'_>) -> Plan {
     let local = ours.local.filter(|local| local.id == root.volume);
     let detached = root.state == VolumeState::Detached;
     let owned_here = root.owner.as_ref().is_some_and(|o| o.cache == ours.cache);
-    let records = local.map_or(Records::Keep, |local| records(root, local));
-    let takeable = detached || owned_here || root.owner.is_none();
-    if !takeable {
-        // Even if our nonce was the last, an owner who is not us may answer writes by now.
-        let stale = local.map_or(Records::Keep, aside);
-        return Plan::ReadOnly { records: stale };
+    if !(detached || owned_here || root.owner.is_none()) {
+        return Plan::ReadOnly;
     }
-    match local {
-        Some(local)
-            if owned_here
-                && !detached
-                && local.attached
-                && local.epoch == root.epoch
-                && is_ours(root, local) =>
-        {
-            Plan::Resume { records }
-        }
-        _ => Plan::Take { records },
+    let Some(local) = local else {
+        let records = Records::Keep;
+        return Plan::Take { records };
+    };
+    if let Some(damage) = &local.damage {
+        return Plan::Refuse(Refusal::Damaged(damage.clone()));
+    }
+    let records = match (is_ours(root, local), local.last > local.published) {
+        (false, true) => return Plan::Refuse(Refusal::Salvage(local.dirty_bytes)),
+        (false, false) => Records::Drop,
+        // The store is ahead of the disk (rule 5): what is here is older than what is there.
+        (true, _) if root.cut > local.last => Records::Drop,
+        (true, _) => Records::Keep,
+    };
+    let held = local.attached && local.epoch == root.epoch && is_ours(root, local);
+    if held && owned_here && !detached {
+        Plan::Resume { records }
+    } else {
+        Plan::Take { records }
     }
 }
 
 /// Whether this log made or durably intended the root's last change (rule 11).
 fn is_ours(root: &RootView, local: &LocalVolume) -> bool {
     root.nonce == local.nonce || local.intents.iter().any(|i| i.nonce == root.nonce)
-}
-
-fn records(root: &RootView, local: &LocalVolume) -> Records {
-    if !is_ours(root, local) {
-        return aside(local);
-    }
-    if root.cut > local.last {
-        // The store is ahead of the disk (rule 5): what is here is older than what is there.
-        return aside(local);
-    }
-    Records::Keep
-}
-
-fn aside(local: &LocalVolume) -> Records {
-    if local.dirty_bytes > 0 || local.last > local.published {
-        Records::Salvage(local.dirty_bytes)
-    } else {
-        Records::Drop
-    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! Opening a volume: asks the store, decides ([`super::decide`]), performs.
 //!
-//! The order of effects is the argument: stale records are set aside before anything can be
-//! attached over them; the intent to take a volume is durable before the compare-and-swap; the new
+//! The order of effects is the argument: stale records are dropped before anything can be attached
+//! over them; the intent to take a volume is durable before the compare-and-swap; the new
 //! epoch is durable in the log before the first write can be answered. A crash between any two
 //! leaves a root that names this cache as owner, and the next open takes it again.
 
 use std::rc::Rc;
 
-use blockcache::{CacheError, Epoch, Hold, Id, Intent, LocalVolume, Opened};
+use blockcache::{CacheError, CacheVolume, Epoch, Id, LocalVolume, Opened};
 use world::World;
 
 use super::decide::{Ours, Plan, Records, Refusal, Seen, decide};
@@ -78,12 +78,19 @@ impl<W: World> Site<W> {
             local: local.as_ref(),
             create_bytes: wish.create_bytes,
         };
-        match (decide(seen, ours), wish.force, root) {
-            (Plan::ReadOnly { records }, Some(epoch), Some(root)) if root.epoch == epoch => {
-                Plan::Take { records }
-            }
-            (plan, _, _) => plan,
+        let plan = decide(seen, ours);
+        let (Plan::ReadOnly, Some(force), Some(root)) = (&plan, wish.force, root) else {
+            return plan;
+        };
+        if root.epoch != force {
+            return plan;
         }
+        // By force: as if its owner had let go of it.
+        let unowned = RootView {
+            owner: None,
+            ..root.clone()
+        };
+        decide(&Seen::Root(unowned), ours)
     }
 
     async fn perform(
@@ -104,20 +111,17 @@ impl<W: World> Site<W> {
             (Plan::Create { size_bytes }, _, _) => self.create(name, size_bytes).await,
             (Plan::ResumeUnasked, _, Some(local)) => self.resume_unasked(local).await,
             (Plan::Resume { records }, Some(volume), Some(local)) => {
-                self.set_aside(&local, records).await?;
-                self.attach(volume.root(), Some(volume)).await
+                self.resume(volume, &local, records).await
             }
             (Plan::Take { records }, Some(volume), local) => {
-                if let Some(local) = local.filter(|l| l.id == volume.root().volume) {
-                    self.set_aside(&local, records).await?;
+                let local = local.filter(|local| local.id == volume.root().volume);
+                if let (Some(local), Records::Drop) = (&local, records) {
+                    self.forget(local).await?;
                 }
-                self.take(volume, wish.force).await
+                self.take(volume, wish.force, local.is_some()).await
             }
-            (Plan::ReadOnly { records }, Some(volume), local) => {
-                if let Some(local) = local.filter(|l| l.id == volume.root().volume) {
-                    self.set_aside(&local, records).await?;
-                }
-                Ok(Attempted::Opened(self.read_only(volume)))
+            (Plan::ReadOnly, Some(volume), _) => {
+                Ok(Attempted::Opened(self.read_only(volume).await?))
             }
             (plan, volume, local) => {
                 unreachable!("{plan:?} with volume {volume:?} and local {local:?}")
@@ -145,20 +149,51 @@ impl<W: World> Site<W> {
         }
     }
 
+    /// Goes on with the epoch that log and root agree on. Intents whose requests may still be on
+    /// their way stay known: one that lands later is then ours, and not a stranger's.
+    async fn resume(
+        &self,
+        volume: Volume<W>,
+        local: &LocalVolume,
+        records: Records,
+    ) -> Result<Attempted<W>, ConnectError> {
+        let root = volume.root();
+        if volume.resume(&self.owner, local.epoch).is_err() {
+            return Ok(Attempted::Raced);
+        }
+        if records == Records::Drop {
+            self.forget(local).await?;
+            return self.attach(root, Some(volume)).await;
+        }
+        let Some(held) = self.cache.volume(local.id) else {
+            return Ok(Attempted::Raced);
+        };
+        adopt(&held, local, &root);
+        let opened = opened(&root);
+        Ok(Attempted::Opened(self.export(
+            opened,
+            Some(held),
+            Some(volume),
+        )))
+    }
+
     async fn take(
         &self,
         volume: Volume<W>,
         force: Option<Epoch>,
+        known: bool,
     ) -> Result<Attempted<W>, ConnectError> {
         let before = volume.root();
         let nonce = Id(self.world.random_id());
-        let intent = Intent {
-            nonce,
-            cut: before.cut,
-            replaces: before.etag,
-        };
-        let intended = self.cache.intend(before.volume, intent, Hold::Keep).await;
-        intended.map_err(|error| cache_failed(&before.name, &error))?;
+        if known {
+            // Should we die between the two: the next start knows that the new epoch is its own.
+            let intent = Opened {
+                nonce,
+                ..opened(&before)
+            };
+            let intended = self.cache.intend_open(&intent).await;
+            intended.map_err(|error| cache_failed(&before.name, &error))?;
+        }
         let force = force.filter(|_| owned_elsewhere(&before.owner, self.owner.cache));
         match Box::pin(volume.take(&self.owner, nonce, force)).await {
             Ok(root) => {
@@ -175,6 +210,9 @@ impl<W: World> Site<W> {
     }
 
     async fn resume_unasked(&self, local: LocalVolume) -> Result<Attempted<W>, ConnectError> {
+        let Some(held) = self.cache.volume(local.id) else {
+            return Ok(Attempted::Raced);
+        };
         tracing::warn!(export = %local.name, epoch = %local.epoch, "resumed from the log: the store cannot be asked");
         let opened = Opened {
             id: local.id,
@@ -184,7 +222,7 @@ impl<W: World> Site<W> {
             nonce: local.nonce,
             published: local.published,
         };
-        self.attach_opened(opened, None).await
+        Ok(Attempted::Opened(self.export(opened, Some(held), None)))
     }
 
     async fn attach(
@@ -192,65 +230,70 @@ impl<W: World> Site<W> {
         root: RootView,
         volume: Option<Volume<W>>,
     ) -> Result<Attempted<W>, ConnectError> {
-        let opened = Opened {
-            id: root.volume,
-            name: root.name,
-            size_bytes: root.size_bytes,
-            epoch: root.epoch,
-            nonce: root.nonce,
-            published: root.cut,
-        };
-        self.attach_opened(opened, volume).await
+        let opened = opened(&root);
+        let attached = Box::pin(self.cache.attach(opened.clone())).await;
+        let local = attached.map_err(|error| cache_failed(&root.name, &error))?;
+        Ok(Attempted::Opened(self.export(opened, Some(local), volume)))
     }
 
-    async fn attach_opened(
+    fn export(
         &self,
         opened: Opened,
+        local: Option<CacheVolume<W>>,
         volume: Option<Volume<W>>,
-    ) -> Result<Attempted<W>, ConnectError> {
-        let attached = Box::pin(self.cache.attach(opened.clone())).await;
-        let local = attached.map_err(|error| cache_failed(&opened.name, &error))?;
-        Ok(Attempted::Opened(Export::new(Parts {
-            world: self.world.clone(),
-            cache: self.cache.clone(),
-            name: opened.name,
-            id: opened.id,
-            size_bytes: opened.size_bytes,
-            local: Some(local),
-            volume,
-        })))
-    }
-
-    fn read_only(&self, volume: Volume<W>) -> Rc<Export<W>> {
-        let root = volume.root();
-        tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
+    ) -> Rc<Export<W>> {
         Export::new(Parts {
             world: self.world.clone(),
             cache: self.cache.clone(),
-            name: root.name,
-            id: root.volume,
-            size_bytes: root.size_bytes,
-            local: None,
-            volume: Some(volume),
+            name: opened.name,
+            size_bytes: opened.size_bytes,
+            local,
+            volume,
         })
     }
 
-    /// Rule 11: what somebody else's publish made stale is never read again; what was never
-    /// published is kept for a person.
-    async fn set_aside(&self, local: &LocalVolume, records: Records) -> Result<(), ConnectError> {
-        let failed = |error: CacheError| cache_failed(&local.name, &error);
-        match records {
-            Records::Keep => {}
-            Records::Drop => {
-                self.cache.forget(local.id).await.map_err(failed)?;
-                tracing::info!(export = %local.name, "cached pages dropped: the volume was published elsewhere since");
-            }
-            Records::Salvage(_) => {
-                let bytes = self.cache.salvage(local.id).await.map_err(failed)?;
-                tracing::error!(export = %local.name, volume = %local.id, bytes, from_seq = local.published.0 + 1, to_seq = local.last.0, "writes that were answered here were never published, and another owner published since; they are kept in the log as salvage and are not part of the volume");
-            }
+    async fn read_only(&self, volume: Volume<W>) -> Result<Rc<Export<W>>, ConnectError> {
+        let root = volume.root();
+        if let Some(local) = self.cache.volume(root.volume)
+            && local.state().is_some_and(|state| state.attached)
+        {
+            // The epoch is over: no start during an outage may go on with it.
+            let noted = local.detached().await;
+            noted.map_err(|error| cache_failed(&root.name, &error))?;
+            tracing::error!(export = %root.name, dirty_bytes = local.state().map_or(0, |s| s.dirty_bytes), "another node took the volume; unpublished writes of this node are kept in its log");
         }
+        tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
+        Ok(self.export(opened(&root), None, Some(volume)))
+    }
+
+    /// Rule 11: what somebody else's publish made stale is never read again.
+    async fn forget(&self, local: &LocalVolume) -> Result<(), ConnectError> {
+        let forgotten = self.cache.forget(local.id).await;
+        forgotten.map_err(|error| cache_failed(&local.name, &error))?;
+        tracing::info!(export = %local.name, "cached pages dropped: the store has newer");
         Ok(())
+    }
+}
+
+/// Notes in the log what the root says of a publish or growth whose answer the log did not see.
+/// Only if there is one: noting it forgets the intents that can still land.
+pub(crate) fn adopt<W: World>(held: &CacheVolume<W>, local: &LocalVolume, root: &RootView) {
+    if root.nonce != local.nonce {
+        held.published(root.cut, root.nonce);
+    }
+    if root.size_bytes != local.size_bytes {
+        held.resized(root.size_bytes);
+    }
+}
+
+fn opened(root: &RootView) -> Opened {
+    Opened {
+        id: root.volume,
+        name: root.name.clone(),
+        size_bytes: root.size_bytes,
+        epoch: root.epoch,
+        nonce: root.nonce,
+        published: root.cut,
     }
 }
 
@@ -280,6 +323,12 @@ pub(crate) fn refused(name: &str, refusal: Refusal) -> ConnectError {
         Refusal::Deleted => ConnectError::Unknown(format!("export `{name}` was deleted")),
         Refusal::NotInThisVersion => ConnectError::Refused(format!(
             "`{name}` is pending or suspended; this version cannot open it"
+        )),
+        Refusal::Salvage(bytes) => ConnectError::Refused(format!(
+            "`{name}` was published by another node while this one still held {bytes} bytes of unpublished writes; they are kept in this node's cache, and the volume stays closed here until you accept their loss with `DELETE /api/exports/{name}` (the volume in the store stays as it is)"
+        )),
+        Refusal::Damaged(what) => ConnectError::Refused(format!(
+            "`{name}` has unpublished writes in this node's cache that cannot be read ({what}); it stays closed here until you accept their loss with `DELETE /api/exports/{name}`"
         )),
         Refusal::Unavailable(why) => ConnectError::Unavailable(format!(
             "`{name}` cannot be opened: the store cannot be asked ({why})"

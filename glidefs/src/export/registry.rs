@@ -18,6 +18,7 @@ use super::open::{Wish, refused};
 use super::site::Site;
 use super::{Export, Role};
 use crate::device::{Access, ConnectError, Exports, Look};
+use crate::volume::VolumeName;
 
 /// The exports of one shard.
 #[derive(Debug)]
@@ -166,7 +167,7 @@ impl<W: World> Exports for Registry<W> {
         let (size_bytes, access) = match (self.site.plan(name, self.create_wish(), &seen), seen) {
             (Plan::Refuse(refusal), _) => return Err(refused(name, refusal)),
             (Plan::Create { size_bytes }, _) => (size_bytes, Access::ReadWrite),
-            (Plan::ReadOnly { .. }, Seen::Root(root)) => (root.size_bytes, Access::ReadOnly),
+            (Plan::ReadOnly, Seen::Root(root)) => (root.size_bytes, Access::ReadOnly),
             (_, Seen::Root(root)) => (root.size_bytes, Access::ReadWrite),
             (_, Seen::Absent | Seen::Unreachable(_)) => {
                 let size = local_bytes.expect("only a known volume resumes unasked");
@@ -209,24 +210,16 @@ fn still_used<W: World>(export: &Export<W>, what: &str) -> ConnectError {
 
 /// Rule 16. `@` is kept for snapshots.
 pub(crate) fn check_name(name: &str) -> Result<(), ConnectError> {
-    if let Some((volume, snapshot)) = name.split_once('@') {
-        return Err(ConnectError::Invalid(format!(
-            "`{volume}@{snapshot}`: this version cannot open snapshots; connect to `{volume}`"
-        )));
-    }
-    let edge = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let bytes = name.as_bytes();
-    let ends = bytes.first().is_some_and(edge) && bytes.last().is_some_and(edge);
-    let inside = bytes.iter().all(|b| edge(b) || b"._-".contains(b));
-    if ends && inside && bytes.len() <= 63 {
-        return Ok(());
+    if name.contains('@') {
+        let text = "`name@snapshot`: snapshots cannot be opened in this version";
+        return Err(ConnectError::Invalid(text.to_owned()));
     }
     if name.is_empty() {
         let text = "an export name is needed: there is no default export";
         return Err(ConnectError::Invalid(text.to_owned()));
     }
-    let shown: String = name.chars().take(64).collect();
-    Err(ConnectError::Invalid(format!(
-        "`{shown}` is no export name: 1 to 63 of a-z, 0-9, `.`, `_`, `-`, beginning and ending with a letter or digit"
-    )))
+    match VolumeName::parse(name) {
+        Ok(_name) => Ok(()),
+        Err(error) => Err(ConnectError::Invalid(error.to_string())),
+    }
 }

@@ -185,8 +185,12 @@ async fn delete<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDo
         .site()
         .local_volume(name, None)
         .is_some_and(|l| l.attached);
-    if plan == Plan::Refuse(Refusal::Vanished) {
-        // There is nothing to drain to: the operator says that the local copy may go.
+    let lost = matches!(
+        plan,
+        Plan::Refuse(Refusal::Vanished | Refusal::Salvage(_) | Refusal::Damaged(_))
+    );
+    if lost {
+        // It can never be drained: the operator says that the local copy may go.
         registry.remove(name);
     } else if open.is_some() || held {
         let export = Box::pin(registry.opened(name, Wish::default())).await;
@@ -221,13 +225,11 @@ async fn leave<W: World>(registry: &Registry<W>, export: &Export<W>) -> Answer<(
 }
 
 async fn forget<W: World>(registry: &Registry<W>, local: &LocalVolume) -> Answer<()> {
-    let cache = &registry.site().cache;
-    let done = if local.last > local.published {
-        cache.salvage(local.id).await.map(|_bytes| ())
-    } else {
-        cache.forget(local.id).await
-    };
-    done.map_err(|error| ControlError::new(ControlErrorKind::Failed, error.to_string()))
+    if local.last > local.published {
+        tracing::error!(export = %local.name, bytes = local.dirty_bytes, from_seq = local.published.0 + 1, to_seq = local.last.0, "unpublished writes dropped from the cache log, as the operator asked");
+    }
+    let forgotten = registry.site().cache.forget(local.id).await;
+    forgotten.map_err(|error| ControlError::new(ControlErrorKind::Failed, error.to_string()))
 }
 
 async fn drain<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
@@ -313,16 +315,16 @@ pub(super) async fn drain_all<W: World>(registry: &Registry<W>) -> Vec<ExportDoc
 }
 
 pub(super) fn server<W: World>(registry: &Registry<W>) -> ServerDocument {
-    let (exports, usage) = (registry.exports(), registry.site().cache.usage());
+    let (exports, usage) = (registry.exports(), registry.site().cache.stats());
     ServerDocument {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cache_id: registry.site().cache.id().to_string(),
-        cache_bytes: usage.size_bytes_max,
+        cache_bytes: usage.size_bytes,
         cache_used_bytes: usage.used_bytes,
         dirty_bytes: usage.dirty_bytes,
         exports: u64::try_from(exports.len()).expect("usize fits u64"),
         clients: exports.iter().map(|e| u64::from(e.clients.count())).sum(),
-        stopped: usage.stopped.map(|error| error.to_string()),
+        stopped: usage.stopped,
     }
 }
 

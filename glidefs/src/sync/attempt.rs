@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use blockcache::{Cut, Hold, Id, Intent, PageRange, Seq};
+use blockcache::{Cut, Id, PageRange, Seq};
 use bytes::Bytes;
 use world::World;
 
@@ -21,7 +21,8 @@ pub(crate) struct Attempt<W: World> {
     pub(super) nonce: Id,
     /// What the root will say. Without a cut: what it says now.
     seq: Seq,
-    cut: Option<Cut<W>>,
+    /// Until its data is in the store. The log keeps the records until they are published.
+    cut: RefCell<Option<Cut<W>>>,
     segments: Vec<Segment>,
     size_bytes: Option<u64>,
     state: VolumeState,
@@ -37,30 +38,28 @@ impl<W: World> Syncer<W> {
     /// Takes the cut. None if there is nothing to change.
     pub(super) async fn begin(&self) -> Result<Option<Attempt<W>>, SyncError> {
         let root = self.export.root().expect("the store was reached before");
-        let nonce = Id(self.site.world.random_id());
         let grow_to = self.export.orders.grow_to();
         let size_bytes = grow_to.filter(|wanted| *wanted > root.size_bytes);
+        let nonce = Id(self.site.world.random_id());
         // The intent is durable with the cut, before the store hears of either (rules 5, 11).
         let cut = self.local.cut(nonce, root.etag.clone()).await?;
-        let seq = cut
-            .as_ref()
-            .map_or_else(|| self.local.state().published, |cut| cut.seq);
-        // Looked at after the cut: what begins to leave has nothing dirty.
         let leaving = self.export.role() == Role::Leaving;
-        if cut.is_none() && size_bytes.is_none() && !leaving {
-            return Ok(None);
-        }
-        if cut.is_none() || leaving {
-            let hold = if leaving { Hold::Release } else { Hold::Keep };
-            let intent = Intent {
-                nonce,
-                cut: seq,
-                replaces: root.etag,
-            };
-            self.site
-                .cache
-                .intend(self.export.id(), intent, hold)
-                .await?;
+        let seq = match &cut {
+            Some(cut) => cut.seq,
+            None if size_bytes.is_none() && !leaving => return Ok(None),
+            None => {
+                let seq = self.local.intend(nonce, root.etag).await?;
+                if seq > self.state().published {
+                    // Something was written since the look for a cut: then there is one now. The
+                    // intent is never sent.
+                    return Err(SyncError::Overtaken);
+                }
+                seq
+            }
+        };
+        if leaving {
+            // Before the store hears of it: after the detach no start may resume this epoch.
+            self.local.detached().await?;
         }
         let extents = cut.as_ref().map_or(&[][..], |cut| &cut.extents);
         let blocks = self.site.config.sync.blocks_per_batch;
@@ -74,7 +73,7 @@ impl<W: World> Syncer<W> {
         Ok(Some(Attempt {
             nonce,
             seq,
-            cut,
+            cut: RefCell::new(cut),
             segments,
             size_bytes,
             state: if leaving {
@@ -88,9 +87,18 @@ impl<W: World> Syncer<W> {
     /// Uploads the segments that are not in the store yet, several at a time; stops at the first
     /// failure. A root must never name a segment that is not there.
     pub(super) async fn upload(&self, attempt: &Attempt<W>) -> Result<(), SyncError> {
-        let Some(cut) = &attempt.cut else {
+        // Out of its place while it is used: one task syncs, and puts it back if it fails.
+        let Some(cut) = attempt.cut.take() else {
             return Ok(());
         };
+        let uploaded = self.upload_all(attempt, &cut).await;
+        if uploaded.is_err() {
+            attempt.cut.replace(Some(cut));
+        }
+        uploaded
+    }
+
+    async fn upload_all(&self, attempt: &Attempt<W>, cut: &Cut<W>) -> Result<(), SyncError> {
         let next = Cell::new(0);
         let failure = RefCell::new(None);
         let open = |s: &&Segment| s.uploaded.borrow().is_none();
@@ -164,38 +172,35 @@ impl<W: World> Syncer<W> {
         Ok(FrameContent::Data(Bytes::from(out)))
     }
 
-    /// Makes it the volume's state. If an intent of a former life lands instead (its request was
-    /// still on the way when the process died), that is installed and ours is published on top.
+    /// Makes it the volume's state.
     pub(super) async fn publish(&self, attempt: &Attempt<W>) -> Result<(), SyncError> {
-        loop {
-            self.site.world.sleep_until(self.turn.get()).await;
-            let volume = self
-                .export
-                .frames()
-                .volume()
-                .expect("the store was reached");
-            let published = Box::pin(volume.publish(self.change(attempt))).await?;
-            // From here to the end of the step nothing waits: a reader finds a page either dirty in
-            // the log or in the installed map, never in neither.
-            let root = volume.install(published);
-            self.local.published(root.cut, root.nonce);
-            self.turn
-                .set(self.site.world.now() + self.site.config.sync.publish_interval_min);
-            if root.nonce == attempt.nonce {
-                if let Some(size_bytes) = attempt.size_bytes {
-                    self.export.set_size(size_bytes);
-                    self.export.orders.grown(size_bytes);
-                }
-                self.export.count(|io| io.syncs += 1);
-                return Ok(());
-            }
+        self.site.world.sleep_until(self.turn.get()).await;
+        let volume = self
+            .export
+            .frames()
+            .volume()
+            .expect("the store was reached");
+        let published = Box::pin(volume.publish(&self.change(attempt))).await?;
+        // From here to the end of the step nothing waits: a reader finds a page either dirty in the
+        // log or in the installed map, never in neither.
+        let root = volume.install(published);
+        self.local.published(root.cut, root.nonce);
+        let now = self.site.world.now();
+        self.turn
+            .set(now + self.site.config.sync.publish_interval_min);
+        if let Some(size_bytes) = attempt.size_bytes {
+            self.export.set_size(size_bytes);
+            self.local.resized(size_bytes);
+            self.export.orders.grown(size_bytes);
         }
+        self.export.count(|io| io.syncs += 1);
+        Ok(())
     }
 
     fn change(&self, attempt: &Attempt<W>) -> Publish {
         let uploaded = |s: &Segment| s.uploaded.borrow().clone();
         let segments: Option<Vec<Uploaded>> = attempt.segments.iter().map(uploaded).collect();
-        let intents = self.local.state().intents;
+        let intents = self.state().intents;
         let mut ours: Vec<Id> = intents.iter().map(|intent| intent.nonce).collect();
         ours.retain(|nonce| *nonce != attempt.nonce);
         ours.push(attempt.nonce);

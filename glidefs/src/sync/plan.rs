@@ -9,7 +9,12 @@ use blockcache::{CutContent, CutExtent, PageNo, PageRange};
 /// Pages in the largest frame (rule 27): 128 KiB.
 pub const FRAME_PAGES_MAX: u64 = 32;
 /// Frames in one segment, data and zero alike: bounds its index.
-pub const SEGMENT_FRAMES_MAX: usize = 4096;
+pub const SEGMENT_FRAMES_MAX: usize = 1 << 15;
+
+const _: () = assert!(SEGMENT_FRAMES_MAX <= crate::volume::SEGMENT_ENTRIES_MAX);
+
+/// Blocks in one segment at most: its bytes are in memory at a time.
+pub const BLOCKS_PER_BATCH_MAX: u32 = 1024;
 
 /// How large a segment becomes.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +27,7 @@ impl SegmentLimits {
     /// `blocks_per_batch` as the config means it: blocks of 128 KiB.
     pub fn from_blocks_per_batch(blocks: u32) -> Self {
         Self {
-            pages_max: u64::from(blocks.max(1)) * FRAME_PAGES_MAX,
+            pages_max: u64::from(blocks.clamp(1, BLOCKS_PER_BATCH_MAX)) * FRAME_PAGES_MAX,
         }
     }
 }

@@ -47,6 +47,7 @@ fn local() -> LocalVolume {
             replaces: ETag("d".to_owned()),
         }],
         dirty_bytes: 4096,
+        damage: None,
     }
 }
 
@@ -70,14 +71,15 @@ fn an_epoch_that_the_log_holds_is_resumed_after_known_and_after_intended_publish
 
 #[test]
 fn unpublished_records_become_salvage_once_somebody_else_published() {
-    let seen = Seen::Root(root(ELSEWHERE, VolumeState::Open, FOREIGN));
-    let records = Records::Salvage(4096);
-    assert_eq!(open(seen, Some(&local())), Plan::ReadOnly { records });
+    let salvage = Plan::Refuse(Refusal::Salvage(4096));
     let seen = Seen::Root(root(ELSEWHERE, VolumeState::Detached, FOREIGN));
-    assert_eq!(open(seen, Some(&local())), Plan::Take { records });
+    assert_eq!(open(seen, Some(&local())), salvage);
     // An old copy of our own folder: the owner is "us", the nonce is not known here.
     let seen = Seen::Root(root(HERE, VolumeState::Open, FOREIGN));
-    assert_eq!(open(seen, Some(&local())), Plan::Take { records });
+    assert_eq!(open(seen, Some(&local())), salvage);
+    // Reading needs nothing of the log.
+    let seen = Seen::Root(root(ELSEWHERE, VolumeState::Open, FOREIGN));
+    assert_eq!(open(seen, Some(&local())), Plan::ReadOnly);
 }
 
 #[test]
@@ -116,7 +118,7 @@ fn a_store_ahead_of_the_disk_makes_the_log_stale() {
         ..local()
     };
     let seen = Seen::Root(root(HERE, VolumeState::Open, INTENDED));
-    let records = Records::Salvage(4096);
+    let records = Records::Drop;
     assert_eq!(open(seen, Some(&behind)), Plan::Resume { records });
 }
 
@@ -151,7 +153,7 @@ fn an_absent_root_is_created_only_if_nobody_knew_it() {
 fn another_nodes_volume_is_read_only_for_a_fresh_node() {
     let seen = Seen::Root(root(ELSEWHERE, VolumeState::Open, FOREIGN));
     let records = Records::Keep;
-    assert_eq!(open(seen, None), Plan::ReadOnly { records });
+    assert_eq!(open(seen, None), Plan::ReadOnly);
     let seen = Seen::Root(root(ELSEWHERE, VolumeState::Detached, FOREIGN));
     assert_eq!(open(seen, None), Plan::Take { records });
     let seen = Seen::Root(root(HERE, VolumeState::Open, FOREIGN));
@@ -168,4 +170,17 @@ fn states_of_later_versions_are_refused() {
         let seen = Seen::Root(root(HERE, state, KNOWN));
         assert_eq!(open(seen, Some(&local())), Plan::Refuse(refusal));
     }
+}
+
+#[test]
+fn a_damaged_log_opens_nothing_for_writing() {
+    let damaged = LocalVolume {
+        damage: Some("hole at 95".to_owned()),
+        ..local()
+    };
+    let refusal = Plan::Refuse(Refusal::Damaged("hole at 95".to_owned()));
+    let seen = Seen::Root(root(HERE, VolumeState::Open, KNOWN));
+    assert_eq!(open(seen, Some(&damaged)), refusal);
+    let down = Seen::Unreachable("no route".to_owned());
+    assert_eq!(open(down, Some(&damaged)), refusal);
 }
