@@ -30,7 +30,7 @@ pub struct Object {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     All,
-    /// Exactly these bytes.
+    /// Exactly these bytes; if the object ends before, that is [`StoreErrorKind::Refused`].
     Range(Range<u64>),
     /// The last so many bytes, or all if it has fewer.
     Suffix(u64),

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 
 use world::linux::{LinuxConfig, LinuxStore, LinuxWorld, StoreConfig, run};
-use world::{Address, World, contract};
+use world::{Address, Buf, DiskErrorKind, File, OpenMode, World, contract};
 
 /// Runs `main` as a shard, with an edge runtime beside it.
 fn shard<T, F>(main: impl FnOnce(LinuxWorld, tokio::runtime::Handle) -> F) -> T
@@ -60,6 +60,25 @@ fn disk_on_a_tmpfs() {
     };
     let dir = folder.path().join("made");
     shard(|world, _| async move { contract::disk(world, &dir).await });
+}
+
+#[test]
+fn a_full_disk_leaves_the_length_as_it_was() {
+    // A tmpfs refuses at once what it can never hold; a disk would be filled first.
+    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else {
+        return;
+    };
+    let path = folder.path().join("file");
+    shard(|world, _| async move {
+        let file = world.open(&path, OpenMode::Create).await.expect("created");
+        let (_, written) = file.write_at(0, Buf::copy_of(b"kept")).await;
+        written.expect("writable");
+        let error = file.grow(1 << 50).await.expect_err("no space");
+        assert_eq!((error.kind, error.path), (DiskErrorKind::Full, path));
+        assert_eq!(file.size().await, Ok(4));
+        let (buf, read) = file.read_at(0, Buf::zeroed(4)).await;
+        assert_eq!((read, &*buf), (Ok(()), &b"kept"[..]));
+    });
 }
 
 #[test]

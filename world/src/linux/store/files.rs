@@ -416,3 +416,6 @@ impl Walk<'_> {
         Ok(names)
     }
 }
+
+#[cfg(test)]
+mod tests;
