@@ -86,6 +86,17 @@ impl<W: World> Bucket<W> {
         })
     }
 
+    /// The same prefix with another bound on the map's nodes in memory, so that a test reaches it.
+    #[cfg(test)]
+    pub(crate) fn with_nodes_bytes(mut self, bytes_max: usize) -> Self {
+        self.shared = Rc::new(Shared {
+            compression: self.shared.compression,
+            keys: self.shared.keys.clone(),
+            nodes: Nodes::new(bytes_max),
+        });
+        self
+    }
+
     pub(crate) fn world(&self) -> &W {
         &self.world
     }

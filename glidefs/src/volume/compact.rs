@@ -140,6 +140,7 @@ impl<'a, W: World> Cursor<'a, W> {
         let leaf = read_leaf(self.reader, &row).await?;
         self.extents
             .extend((0..leaf.len()).map(|at| leaf.extent(at)));
+        self.advance(self.done);
         Ok(())
     }
 

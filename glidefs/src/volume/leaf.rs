@@ -124,6 +124,8 @@ impl LeafBuilder {
 
     /// Takes the extent, or gives it back because a new leaf must begin with it.
     pub(crate) fn push(&mut self, extent: Extent) -> Result<(), Extent> {
+        let end = self.extents.last().map_or(0, |(last, _)| last.end());
+        assert!(end <= extent.start(), "extents of a leaf come in order");
         let segment = extent.spot.map(|spot| spot.segment);
         let new = segment.filter(|segment| !self.numbers.contains_key(segment));
         let new = usize::from(new.is_some());

@@ -25,7 +25,6 @@ use super::retry;
 use super::root::{Predecessor, Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX};
 use super::runs::{LEVEL_RUNS_MAX, MapIndex, MergePlan, RUNS_MAX, Run, plan_merge};
 use super::sealed::{Kind, ObjectRef};
-use super::tail::Tail;
 use super::writer::Zeros;
 use super::{
     Edit, Hold, Now, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState,
