@@ -477,20 +477,20 @@ impl<W: World> CacheVolume<W> {
             "a write of {len} bytes is over the limit"
         );
         let pages = PageRange::touched_by(at, len).pages();
-        self.admit(pages).await?;
+        let turn = self.admit(pages).await?;
         // No await from here to the end of the append: all pieces of a write are in one cut or none.
         let appended = {
             let mut log = self.shared().log.borrow_mut();
             log.append_write(self.id, at, &data, self.shared().world.now())
         };
-        drop(data);
+        drop((turn, data));
         self.commit(appended).await
     }
 
     /// Appends "these bytes are zero": O(1) in the length. For TRIM and WRITE_ZEROES.
     pub async fn zero(&self, at: u64, len: u64) -> Result<Seq, CacheError> {
         assert!(at.is_multiple_of(SECTOR_BYTES) && len.is_multiple_of(SECTOR_BYTES) && len > 0);
-        self.admit(3).await?;
+        let turn = self.admit(3).await?;
         let appended = {
             let now = self.shared().world.now();
             let mut log = self.shared().log.borrow_mut();
@@ -514,6 +514,7 @@ impl<W: World> CacheVolume<W> {
                 appended.expect("the range is not empty")
             }
         };
+        drop(turn);
         self.commit(appended).await
     }
 
@@ -529,10 +530,13 @@ impl<W: World> CacheVolume<W> {
         self.shared().flush_to(lsn).await
     }
 
-    /// Waits for the dirty budget, then for room in the log. When it returns, an append of so many
-    /// pages succeeds without waiting, if nothing is awaited before it.
-    async fn admit(&self, pages: u64) -> Result<(), CacheError> {
+    /// Waits for those who came before, for the dirty budget, then for room in the log. When it
+    /// returns, an append of so many pages succeeds without waiting, if nothing is awaited before
+    /// it. The turn is kept until after the append: writes take effect in the order in which they
+    /// were first polled, so that a stalled one never lands on top of its own repetition.
+    async fn admit(&self, pages: u64) -> Result<Turn<W>, CacheError> {
         let shared = self.shared();
+        let turn = Turn::take(self);
         let mut delayed = false;
         let mut throttled = false;
         loop {
@@ -549,6 +553,7 @@ impl<W: World> CacheVolume<W> {
                     shared.world.sleep(delay).await;
                     continue;
                 }
+                _ if turn.waits().await => continue,
                 Verdict::Wait => {
                     throttled = true;
                     shared.dirty_grown.notify_waiters();
@@ -576,7 +581,7 @@ impl<W: World> CacheVolume<W> {
         if shared.log.borrow().ready.len() < tasks::READY_CHUNKS_MIN {
             shared.space_wanted.notify_one();
         }
-        Ok(())
+        Ok(turn)
     }
 
     fn verdict(&self, bytes: u64) -> Verdict {
@@ -842,6 +847,7 @@ impl<W: World> CacheVolume<W> {
         }
         self.shared().dirty_freed.notify_waiters();
         self.shared().space_freed.notify_waiters();
+        // Those who wait for their turn follow one by one, as each before them gives up.
     }
 
     fn is_fenced(&self) -> bool {
@@ -864,6 +870,60 @@ impl<W: World> CacheVolume<W> {
     }
 }
 
+/// A writer's place among those of its volume; given up when it is dropped.
+struct Turn<W: World> {
+    volume: CacheVolume<W>,
+    number: u64,
+}
+
+impl<W: World> Turn<W> {
+    fn take(volume: &CacheVolume<W>) -> Self {
+        let mut log = volume.shared().log.borrow_mut();
+        let number = log.volumes.get_mut(&volume.id).map_or(0, |known| {
+            let number = known.next_turn;
+            known.next_turn += 1;
+            known.turns.push_back(number);
+            number
+        });
+        drop(log);
+        Self {
+            volume: volume.clone(),
+            number,
+        }
+    }
+
+    /// False if nobody is before. Otherwise waits until somebody before has gone, and returns true.
+    async fn waits(&self) -> bool {
+        let turned = {
+            let log = self.volume.shared().log.borrow();
+            let Some(known) = log.volumes.get(&self.volume.id) else {
+                return false;
+            };
+            if known.turns.front() == Some(&self.number) {
+                return false;
+            }
+            Rc::clone(&known.turned)
+        };
+        turned.notified().await;
+        true
+    }
+}
+
+impl<W: World> Drop for Turn<W> {
+    fn drop(&mut self) {
+        let mut log = self.volume.shared().log.borrow_mut();
+        let Some(known) = log.volumes.get_mut(&self.volume.id) else {
+            return;
+        };
+        if known.turns.front() == Some(&self.number) {
+            known.turns.pop_front();
+        } else {
+            known.turns.retain(|number| *number != self.number);
+        }
+        known.turned.notify_waiters();
+    }
+}
+
 /// Keeps chunks from being reused while bytes are read from them.
 struct Pins<W: World> {
     shared: Rc<Shared<W>>,
@@ -878,6 +938,22 @@ impl<W: World> Drop for Pins<W> {
         }
         drop(log);
         self.shared.unpinned.notify_waiters();
+    }
+}
+
+/// Counts itself, also if what it waits for is given up.
+struct Waiting<'a>(&'a std::cell::Cell<u32>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a std::cell::Cell<u32>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -896,9 +972,8 @@ impl<W: World> Shared<W> {
 
     /// Counts a waiting writer while it waits.
     async fn waiting(&self, freed: impl Future<Output = ()>) {
-        self.writers_waiting.set(self.writers_waiting.get() + 1);
+        let _waiting = Waiting::new(&self.writers_waiting);
         freed.await;
-        self.writers_waiting.set(self.writers_waiting.get() - 1);
     }
 
     /// Waits until a state record fits. It may use the chunk that writers leave.

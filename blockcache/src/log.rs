@@ -126,6 +126,11 @@ pub(crate) struct Volume {
     pub(crate) fenced: bool,
     /// To who waits for the first unpublished write.
     pub(crate) dirtied: Rc<Notify>,
+    /// Writers that were not appended yet, in the order in which they came.
+    pub(crate) turns: VecDeque<u64>,
+    pub(crate) next_turn: u64,
+    /// To writers that wait for those before them.
+    pub(crate) turned: Rc<Notify>,
 }
 
 impl Volume {
@@ -142,6 +147,9 @@ impl Volume {
             damage: None,
             fenced: false,
             dirtied: Rc::default(),
+            turns: VecDeque::new(),
+            next_turn: 0,
+            turned: Rc::default(),
         }
     }
 }
