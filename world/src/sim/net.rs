@@ -300,7 +300,11 @@ impl SimStream {
         }
         let spare = into.capacity() - into.len();
         let count = self.world.sim.piece(way.arrived.len().min(spare));
-        into.extend(way.arrived.drain(..count));
+        let (front, back) = way.arrived.as_slices();
+        let in_front = count.min(front.len());
+        into.extend_from_slice(&front[..in_front]);
+        into.extend_from_slice(&back[..count - in_front]);
+        way.arrived.drain(..count);
         way.wake_writer();
         Poll::Ready(Ok(count))
     }
