@@ -19,6 +19,8 @@ mod handshake;
 mod inbox;
 mod listener;
 mod request;
+#[cfg(test)]
+mod testing;
 pub mod wire;
 
 use std::time::Duration;

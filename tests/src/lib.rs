@@ -1,1 +1,3 @@
-//! To come.
+//! What the tests that span crates share.
+
+pub mod nbd_client;

@@ -19,8 +19,9 @@ const BUFFER_BYTES_MIN: usize = 16 << 10;
 const BUFFER_BYTES_MAX: usize = 256 << 10;
 /// A payload up to this is copied out of the receive buffer.
 const COPIED_PAYLOAD_BYTES_MAX: usize = 64 << 10;
-/// Bytes that are read beyond a request that waits for room.
-const AHEAD_BYTES_MAX: usize = 256 << 10;
+/// Bytes that are read beyond a request that waits for room: what a socket may hold, so that its
+/// end is seen.
+const AHEAD_BYTES_MAX: usize = 1 << 20;
 /// Payload of a write that is too long which is read and thrown away. More ends the connection.
 const SKIPPED_BYTES_MAX: u32 = 256 << 20;
 
@@ -187,7 +188,7 @@ impl Inbox {
             Waits::Room if self.buffer.len() - self.at >= AHEAD_BYTES_MAX => None,
             Waits::Room => {
                 self.lent = Some(Lent::Ahead);
-                Some(Vec::with_capacity(AHEAD_BYTES_MAX))
+                Some(Vec::with_capacity(BUFFER_BYTES_MAX))
             }
             Waits::Bytes => Some(self.lend_for_bytes()),
         }
