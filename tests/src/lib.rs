@@ -1,3 +1,4 @@
 //! What the tests that span crates share.
 
+pub mod memory_exports;
 pub mod nbd_client;

@@ -618,3 +618,6 @@ fn broken(what: impl Into<String>) -> ClientError {
 fn length(length: u32) -> usize {
     usize::try_from(length).expect("this runs on 64-bit machines")
 }
+
+#[cfg(test)]
+mod tests;

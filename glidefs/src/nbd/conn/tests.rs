@@ -350,11 +350,7 @@ fn a_client_that_vanishes_leaves_its_started_writes_behind() {
     house.world.run();
     assert_eq!(house.device.writes_done.get(), 2);
     assert_eq!(house.server.connections(), 0);
-    assert_eq!(
-        std::rc::Rc::strong_count(&house.device),
-        2,
-        "a device is kept"
-    );
+    assert_eq!(Rc::strong_count(&house.device), 2, "a device is kept");
 }
 
 #[test]
