@@ -2,4 +2,5 @@
 
 pub mod control;
 pub mod device;
+pub mod nbd;
 pub mod volume;

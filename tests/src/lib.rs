@@ -1,3 +1,5 @@
-//! What the tests that span crates stand on: `oracle` is the model disk that judges contents.
+//! What the tests that span crates share: clients, endpoints, models that judge.
 
+pub mod memory_exports;
+pub mod nbd_client;
 pub mod oracle;
