@@ -1,37 +1,75 @@
-//! A volume in the object store: its root, its map, its segments. Bodies to come; this is the
-//! agreed interface.
+//! A volume in the object store: its root, its map, its segments (DESIGN sections 5 and 6).
 //!
-//! One [`Bucket`] per process stands for the prefix; one [`Volume`] per open export.
+//! One [`Bucket`] per shard stands for the prefix; one [`Volume`] per open export. Everything in
+//! the store is immutable but the root, and the root changes only by compare-and-swap: so whatever
+//! dies, the store holds an exact cut (promise 3), and of two writers one is fenced (promise 4).
+//! Every byte read is bound to its place by hash, and by AEAD where a password is set (promise 5).
+//!
+//! ```text
+//! root -> tail: up to 64 segments, one extent map in memory          tail.rs
+//!      -> map index -> runs -> parts -> leaves, read when needed     runs.rs leaf.rs nodes.rs
+//!                                        |
+//!                        segments: frames of pages                   segment.rs sealed.rs
+//! ```
+//!
+//! Deciding is pure (`merge.rs`, `runs.rs`, `tail.rs`, all formats); acting is `bucket.rs`,
+//! `publish.rs`, `lookup.rs`, `compact.rs`. Deliberately absent: any cache of data (blockcache),
+//! any clock that decides, deletion of anything.
 
+mod bucket;
+mod codec;
+mod compact;
+mod envelope;
+mod error;
+mod extent;
+mod keyring;
+mod keys;
+mod leaf;
+mod lookup;
+mod lru;
+mod merge;
+mod name;
+mod nodes;
+mod probe;
+mod publish;
+mod reader;
+mod retry;
+mod root;
+mod row;
+mod runs;
+mod sealed;
+mod segment;
+mod tail;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::cell::RefCell;
 use std::ops::Range;
+use std::rc::Rc;
 
 use blockcache::{Epoch, Id, PageRange, Seq};
 use bytes::Bytes;
-use world::{ETag, StoreError, UnixTime, World};
+use world::sync::Semaphore;
+use world::{ETag, UnixTime, World};
 
-/// The prefix in the object store: the keyring and all volumes.
-#[derive(Clone, Debug)]
-pub struct Bucket<W: World> {
-    #[expect(dead_code, reason = "interface sketch")]
-    world: W,
-    #[expect(dead_code, reason = "interface sketch")]
-    store: W::Store,
-}
+pub use bucket::{Bucket, BucketConfig};
+pub use codec::Compression;
+pub use error::VolumeError;
+pub use name::VolumeName;
+pub use publish::Published;
+pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
 
-/// How frames are stored, and how much work is in flight.
-#[derive(Clone, Debug)]
-pub struct BucketConfig {
-    pub compression: Compression,
-    /// Set: everything is sealed under the keyring. Not set: hash-chained.
-    pub password: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
-    None,
-    Lz4,
-    Zstd(i32),
-}
+use bucket::Loaded;
+use extent::{Extent, ObjectName};
+use reader::{Reader, Volumes};
+use root::Stored;
+use runs::{Edit, Run, Shape};
+use sealed::{Frame, Hash, Kind, ObjectRef, Target};
+use tail::Tail;
+use writer::Maker;
 
 /// The part of a root that others look at. The rest (map pointer, tail, keys) stays inside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,8 +109,37 @@ pub enum VolumeState {
 /// A volume opened from a root that was read. A cheap handle.
 #[derive(Clone, Debug)]
 pub struct Volume<W: World> {
-    #[expect(dead_code, reason = "interface sketch")]
+    inner: Rc<Inner<W>>,
+}
+
+#[derive(Debug)]
+struct Inner<W: World> {
     bucket: Bucket<W>,
+    name: VolumeName,
+    state: RefCell<Now>,
+    /// One change of the root at a time.
+    publishing: Semaphore,
+    /// One fold or merge at a time.
+    compacting: Semaphore,
+}
+
+/// What the volume is now, as far as this handle knows.
+#[derive(Debug)]
+struct Now {
+    stored: Stored,
+    volumes: Rc<Volumes>,
+    runs: Vec<Rc<Run>>,
+    tail: Tail,
+    /// Finished work on the map, for the next publish to carry.
+    edits: Vec<Edit>,
+    hold: Hold,
+}
+
+/// Whether this handle may publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    Free,
+    Held,
 }
 
 /// Where the bytes of some pages are.
@@ -117,151 +184,21 @@ pub enum FrameContent {
 }
 
 /// A segment that is in the store and that no root names yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Uploaded {
-    #[expect(dead_code, reason = "interface sketch")]
-    id: Id,
+    reference: ObjectRef,
+    extents: Rc<[Extent]>,
 }
 
-/// Why a volume cannot be opened or published.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum VolumeError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Another epoch exists: stop, keep the log (rule 13).
-    #[error("volume `{name}` is fenced: epoch {ours} is over, epoch {theirs} belongs to {owner}")]
-    Fenced {
-        name: String,
-        ours: Epoch,
-        theirs: Epoch,
-        owner: String,
-    },
-    /// The root of a known volume is gone (rule 13; promise 7).
-    #[error(
-        "volume `{name}`: its root vanished from the store; restore object `{key}` or delete the volume"
-    )]
-    Vanished { name: String, key: String },
-    /// Somebody else owns it, and it is not ours to take without force (rule 15).
-    #[error("volume `{name}` is owned by {owner} (epoch {epoch})")]
-    Owned {
-        name: String,
-        owner: String,
-        epoch: Epoch,
-    },
-    /// Bytes in the store are not what was published.
-    #[error("object `{key}` is damaged: {what}")]
-    Damaged { key: String, what: String },
-    /// Written by a later version.
-    #[error(
-        "object `{key}` has format {found}; this version reads up to {known}: use a later glidefs"
-    )]
-    Newer { key: String, found: u16, known: u16 },
-    /// Keys and passwords.
-    #[error("{0}")]
-    Key(String),
-    #[error("{0}")]
-    Invalid(String),
-}
-
-impl<W: World> Bucket<W> {
-    /// Reads or creates the keyring, and checks that the store honours conditions.
-    pub async fn open(
-        world: W,
-        store: W::Store,
-        config: BucketConfig,
-    ) -> Result<Self, VolumeError> {
-        let _ = (world, store, config);
-        todo!()
-    }
-
-    /// Reads and checks a volume's root; none if the store says that there is no such key.
-    pub async fn root(&self, name: &str) -> Result<Option<RootView>, VolumeError> {
-        let _ = name;
-        todo!()
-    }
-
-    /// Names of all volumes: one LIST with a delimiter's worth of work. For people, never steady state.
-    pub async fn names(&self) -> Result<Vec<String>, VolumeError> {
-        todo!()
-    }
-
-    /// Creates a volume (rule 16: the prefix must be empty) open at epoch 1 for `owner`.
-    /// `nonce` is that of the root; the intent is durable before the call.
-    pub async fn create(
-        &self,
-        name: &str,
-        size_bytes: u64,
-        owner: &Owner,
-        nonce: Id,
-    ) -> Result<Volume<W>, VolumeError> {
-        let _ = (name, size_bytes, owner, nonce);
-        todo!()
-    }
-
-    /// Opens a volume for reading at its current cut: reads root, then map index and tail in
-    /// parallel. Takes nothing.
-    pub async fn open_volume(&self, name: &str) -> Result<Volume<W>, VolumeError> {
-        let _ = name;
-        todo!()
-    }
-}
-
-impl<W: World> Volume<W> {
-    /// The root as last read or published.
-    pub fn root(&self) -> RootView {
-        todo!()
-    }
-
-    /// Becomes the owner by compare-and-swap of epoch + 1. Refused while another cache owns it
-    /// and it is not detached, unless `force` names the epoch expected.
-    pub async fn take(
-        &self,
-        owner: &Owner,
-        nonce: Id,
-        force: Option<Epoch>,
-    ) -> Result<RootView, VolumeError> {
-        let _ = (owner, nonce, force);
-        todo!()
-    }
-
-    /// Where the bytes of the pages are, as runs in order that cover the range. Reads the map from
-    /// the store where it is not in memory.
-    pub async fn lookup(&self, pages: PageRange) -> Result<Vec<(PageRange, Source)>, VolumeError> {
-        let _ = pages;
-        todo!()
-    }
-
-    /// Gets, checks and decodes a frame: `frame.pages.bytes()` bytes.
-    pub async fn fetch(&self, frame: &FrameRef) -> Result<Bytes, VolumeError> {
-        let _ = frame;
-        todo!()
-    }
-
-    /// Compresses, seals and uploads frames as one segment. A failed upload is abandoned with its
-    /// id; temporary failures are retried within a bound under a new one.
-    pub async fn upload(&self, frames: Vec<PlainFrame>) -> Result<Uploaded, VolumeError> {
-        let _ = frames;
-        todo!()
-    }
-
-    /// Makes `cut` the state of the volume: one compare-and-swap of the root that names `segments`
-    /// (in write order; later ones win). Unclear answers are resolved by reading back (rule 13):
-    /// `ours` are the nonces of all intents that may still land. Returns the new root, whose map
-    /// is not yet installed: see [`Volume::install`].
-    pub async fn publish(&self, change: Publish) -> Result<Published, VolumeError> {
-        let _ = change;
-        todo!()
-    }
-
-    /// Puts a published root's map in place, in one step. Lookups see it from now on.
-    pub fn install(&self, published: Published) -> RootView {
-        let _ = published;
-        todo!()
+impl Uploaded {
+    /// Bytes of the object.
+    pub fn bytes(&self) -> u64 {
+        self.reference.bytes
     }
 }
 
 /// A change of the root.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Publish {
     pub nonce: Id,
     /// Intents of this log that may still land.
@@ -273,9 +210,159 @@ pub struct Publish {
     pub state: Option<VolumeState>,
 }
 
-/// A root that is in the store, with the map that goes with it.
-#[derive(Debug)]
-pub struct Published {
-    /// As published.
-    pub root: RootView,
+impl<W: World> Volume<W> {
+    fn new(bucket: Bucket<W>, name: VolumeName, loaded: Loaded, hold: Hold) -> Self {
+        let now = Now {
+            stored: loaded.stored,
+            volumes: loaded.volumes,
+            runs: loaded.runs,
+            tail: loaded.tail,
+            edits: Vec::new(),
+            hold,
+        };
+        let inner = Inner {
+            bucket,
+            name,
+            state: RefCell::new(now),
+            publishing: Semaphore::new(1),
+            compacting: Semaphore::new(1),
+        };
+        Self {
+            inner: Rc::new(inner),
+        }
+    }
+
+    /// The root as last read or published.
+    pub fn root(&self) -> RootView {
+        let now = self.inner.state.borrow();
+        now.stored.root.view(&now.stored.etag)
+    }
+
+    /// Where the bytes of the pages are, as runs in order that cover the range. Reads the map from
+    /// the store where it is not in memory. All of it is the answer of one cut.
+    pub async fn lookup(&self, pages: PageRange) -> Result<Vec<(PageRange, Source)>, VolumeError> {
+        let (reader, runs, known) = {
+            let now = self.inner.state.borrow();
+            (self.reader(&now), now.runs.clone(), now.tail.within(pages))
+        };
+        let extents = lookup::complete(&reader, &runs, pages, known).await?;
+        let mut sources: Vec<(PageRange, Source)> = Vec::with_capacity(extents.len());
+        for extent in extents {
+            let source = source(&reader, &extent)?;
+            match sources.last_mut() {
+                Some((before, Source::Zero)) if source == Source::Zero => {
+                    before.end = extent.pages.end;
+                }
+                _ => sources.push((extent.pages, source)),
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Gets, checks and decodes a frame: `frame.pages.bytes()` bytes.
+    pub async fn fetch(&self, frame: &FrameRef) -> Result<Bytes, VolumeError> {
+        let reader = self.reader(&self.inner.state.borrow());
+        let volume = reader.volumes.id(frame.volume);
+        let volume = volume.expect("a frame is fetched through the volume that looked it up");
+        let stored = frame.bytes.end.saturating_sub(frame.bytes.start);
+        let place = (u32::try_from(frame.bytes.start), u32::try_from(stored));
+        let (Ok(offset), Ok(stored)) = place else {
+            panic!("a frame is fetched as it was looked up, and lies below 4 GiB");
+        };
+        let target = Target {
+            kind: Kind::Segment,
+            object: ObjectName {
+                volume,
+                epoch: frame.epoch,
+                id: frame.segment,
+            },
+            offset,
+            stored,
+            frame: Frame {
+                number: frame.number,
+                pages: frame.pages,
+                codec: frame.codec,
+                plain: segment::plain_len(frame.pages),
+            },
+            hash: Hash::Half(frame.hash),
+        };
+        let plain = reader.frame(target).await?;
+        Ok(Bytes::from(plain))
+    }
+
+    /// Compresses, seals and uploads frames as one segment. The frames must be disjoint, and within
+    /// [`SEGMENT_ENTRIES_MAX`] and [`SEGMENT_BYTES_MAX`]. Temporary failures are retried within a
+    /// bound; an upload that fails for good is abandoned with its id.
+    pub async fn upload(&self, frames: Vec<PlainFrame>) -> Result<Uploaded, VolumeError> {
+        assert!(!frames.is_empty(), "a segment without frames");
+        let maker = self.maker(&self.inner.state.borrow());
+        let name = maker.fresh_name();
+        let (key, compression) = (maker.key.clone(), maker.compression());
+        let sealing = move || segment::seal(name, key.as_ref(), compression, frames);
+        let sealed = self.inner.bucket.world().compute(sealing).await;
+        maker
+            .put(Kind::Segment, &sealed.reference, sealed.body)
+            .await?;
+        Ok(Uploaded {
+            reference: sealed.reference,
+            extents: sealed.extents.into(),
+        })
+    }
+
+    fn reader(&self, now: &Now) -> Reader<W> {
+        Reader {
+            bucket: self.inner.bucket.clone(),
+            volumes: Rc::clone(&now.volumes),
+        }
+    }
+
+    fn maker(&self, now: &Now) -> Maker<W> {
+        let epoch = Epoch(now.stored.root.epoch);
+        Maker {
+            bucket: self.inner.bucket.clone(),
+            name: self.inner.name.to_string(),
+            volume: Id(now.stored.root.volume),
+            epoch,
+            key: now.volumes.writing_key(epoch),
+        }
+    }
+}
+
+impl Now {
+    /// Runs and tail as they will be once the finished work is published.
+    fn shape(&self) -> Shape {
+        let mut shape = Shape {
+            runs: self.runs.clone(),
+            tail: self.tail.segments().copied().collect(),
+        };
+        for edit in &self.edits {
+            shape.apply(edit);
+        }
+        shape
+    }
+}
+
+fn source<W: World>(reader: &Reader<W>, extent: &Extent) -> Result<Source, VolumeError> {
+    let Some(spot) = extent.spot else {
+        return Ok(Source::Zero);
+    };
+    let segment = spot.segment;
+    let volume = reader.volumes.number(segment.volume);
+    let Some(volume) = volume else {
+        let what = "it names a volume that the root does not list";
+        return Err(reader.damaged(Kind::Segment, segment, what));
+    };
+    let start = u64::from(spot.offset);
+    let frame = FrameRef {
+        segment: segment.id,
+        number: spot.number,
+        pages: spot.frame_range(extent.pages.start),
+        epoch: segment.epoch,
+        bytes: start..start + u64::from(spot.stored),
+        volume,
+        codec: spot.codec,
+        hash: spot.hash,
+    };
+    let skip = u32::from(spot.skip);
+    Ok(Source::Frame { frame, skip })
 }

@@ -1,0 +1,494 @@
+//! The prefix in the object store: its keyring, its list of volumes, and where volumes begin.
+
+use std::rc::Rc;
+
+use blockcache::Id;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use world::store::Part;
+use world::{ETag, Store, StoreErrorKind, World};
+
+use super::codec::Compression;
+use super::keyring::{Fresh, Keyring, PrefixKeys};
+use super::keys::Secret;
+use super::lookup::READS_MAX;
+use super::name::{KEYRING, VOLUMES, VolumeName};
+use super::nodes::{NODES_BYTES_MAX, Nodes};
+use super::reader::{Reader, Volumes};
+use super::root::{Content, DataKey, FORMAT, NamedVolume, Root, RootOwner, State, Stored};
+use super::runs::{MapIndex, Run};
+use super::sealed::{Kind, ObjectRef};
+use super::tail::Tail;
+use super::{Owner, RootView, Volume, VolumeError, envelope, probe, retry, root, segment};
+
+/// Volumes that [`Bucket::names`] lists at most: it is for people.
+const NAMES_MAX: usize = 100_000;
+
+/// The prefix in the object store: the keyring and all volumes. A cheap handle; one per shard.
+#[derive(Clone, Debug)]
+pub struct Bucket<W: World> {
+    world: W,
+    store: W::Store,
+    shared: Rc<Shared>,
+}
+
+/// How frames are stored.
+#[derive(Clone)]
+pub struct BucketConfig {
+    pub compression: Compression,
+    /// Set: everything is sealed under the keyring. Not set: hash-chained.
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for BucketConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BucketConfig")
+            .field("compression", &self.compression)
+            .field("encrypted", &self.password.is_some())
+            .finish()
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    compression: Compression,
+    keys: Option<PrefixKeys>,
+    nodes: Nodes,
+}
+
+/// A root with the map that it names, as far as an open reads it.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) stored: Stored,
+    pub(crate) volumes: Rc<Volumes>,
+    pub(crate) runs: Vec<Rc<Run>>,
+    pub(crate) tail: Tail,
+}
+
+impl<W: World> Bucket<W> {
+    /// Checks that the store honours conditions, then reads or creates the keyring.
+    pub async fn open(
+        world: W,
+        store: W::Store,
+        config: BucketConfig,
+    ) -> Result<Self, VolumeError> {
+        probe::probe(&world, &store).await?;
+        let keys = open_keyring(&world, &store, config.password).await?;
+        let shared = Rc::new(Shared {
+            compression: config.compression,
+            keys,
+            nodes: Nodes::new(NODES_BYTES_MAX),
+        });
+        Ok(Self {
+            world,
+            store,
+            shared,
+        })
+    }
+
+    /// The same prefix with another bound on the map's nodes in memory, so that a test reaches it.
+    #[cfg(test)]
+    pub(crate) fn with_nodes_bytes(mut self, bytes_max: usize) -> Self {
+        self.shared = Rc::new(Shared {
+            compression: self.shared.compression,
+            keys: self.shared.keys.clone(),
+            nodes: Nodes::new(bytes_max),
+        });
+        self
+    }
+
+    pub(crate) fn world(&self) -> &W {
+        &self.world
+    }
+
+    pub(crate) fn store(&self) -> &W::Store {
+        &self.store
+    }
+
+    pub(crate) fn compression(&self) -> Compression {
+        self.shared.compression
+    }
+
+    pub(crate) fn nodes(&self) -> &Nodes {
+        &self.shared.nodes
+    }
+
+    pub(crate) fn root_mac(&self) -> Option<&Secret> {
+        Some(&self.shared.keys.as_ref()?.root_mac)
+    }
+
+    /// Reads and checks a volume's root; none if the store says that there is no such key.
+    pub async fn root(&self, name: &str) -> Result<Option<RootView>, VolumeError> {
+        let stored = self.read_root(&VolumeName::parse(name)?).await?;
+        Ok(stored.map(|stored| stored.root.view(&stored.etag)))
+    }
+
+    pub(crate) async fn read_root(&self, name: &VolumeName) -> Result<Option<Stored>, VolumeError> {
+        let key = name.root_key();
+        let object = match retry::get(&self.world, &self.store, &key, Part::All).await {
+            Ok(object) => object,
+            // Nothing else means that it is not there (rule 16).
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let (root, format) = Root::decode(name, &object.bytes, self.root_mac())?;
+        let etag = object.etag;
+        Ok(Some(Stored { root, format, etag }))
+    }
+
+    /// Names of all volumes, in order. One LIST of one key for each: it hops from volume to volume
+    /// past all their objects. For people, never steady state.
+    pub async fn names(&self) -> Result<Vec<String>, VolumeError> {
+        let mut names = Vec::new();
+        let mut after: Option<String> = None;
+        while names.len() < NAMES_MAX {
+            let Some(key) = self.first_key(VOLUMES, after.as_deref()).await? else {
+                break;
+            };
+            let name = key.strip_prefix(VOLUMES).unwrap_or(&key);
+            let name = name.split('/').next().unwrap_or(name);
+            if VolumeName::parse(name).is_ok() {
+                names.push(name.to_owned());
+            }
+            // No key that we make has a `~`, and all that we make sort before it.
+            after = Some(format!("{VOLUMES}{name}/~").max(key));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    async fn first_key(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+    ) -> Result<Option<String>, VolumeError> {
+        first_key(&self.world, &self.store, prefix, after).await
+    }
+
+    /// Creates a volume (rule 16: nothing may be there) open at epoch 1 for `owner`. `nonce` is
+    /// that of the root; the intent is durable before the call. May be repeated with the same nonce.
+    pub async fn create(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        owner: &Owner,
+        nonce: Id,
+    ) -> Result<Volume<W>, VolumeError> {
+        let name = VolumeName::parse(name)?;
+        check_size(size_bytes)?;
+        let stored = match self.first_key(&name.prefix(), None).await? {
+            None => self.create_root(&name, size_bytes, owner, nonce).await?,
+            Some(found) => match self.read_root(&name).await? {
+                // An earlier call of ours landed, and its answer was lost.
+                Some(stored) if stored.root.nonce == nonce.0 => stored,
+                Some(_) => return Err(exists(&name)),
+                None => {
+                    return Err(VolumeError::Invalid(format!(
+                        "volume `{name}` has no root, but `{found}` is there: a volume was lost \
+                         or half deleted; restore `{}`, or delete everything under `{}`",
+                        name.root_key(),
+                        name.prefix()
+                    )));
+                }
+            },
+        };
+        let loaded = self.load(stored).await?;
+        Ok(Volume::new(self.clone(), name, loaded, super::Hold::Held))
+    }
+
+    async fn create_root(
+        &self,
+        name: &VolumeName,
+        size_bytes: u64,
+        owner: &Owner,
+        nonce: Id,
+    ) -> Result<Stored, VolumeError> {
+        let root = self.first_root(name, size_bytes, owner, nonce);
+        let body = Bytes::from(root.encode(FORMAT, self.root_mac()));
+        let key = name.root_key();
+        let mut attempt = 0;
+        loop {
+            let error = match self.store.create(&key, body.clone()).await {
+                Ok(etag) => {
+                    let format = FORMAT;
+                    return Ok(Stored { root, format, etag });
+                }
+                Err(error) => error,
+            };
+            let unclear = matches!(
+                error.kind,
+                StoreErrorKind::Conflict | StoreErrorKind::Unknown
+            );
+            if unclear && let Some(stored) = self.read_root(name).await? {
+                return if stored.root.nonce == nonce.0 {
+                    Ok(stored)
+                } else {
+                    Err(exists(name))
+                };
+            }
+            let repeat = unclear || error.kind == StoreErrorKind::Retry;
+            if !repeat || attempt + 1 == retry::ATTEMPTS_MAX {
+                return Err(error.into());
+            }
+            retry::back_off(&self.world, attempt).await;
+            attempt += 1;
+        }
+    }
+
+    fn first_root(&self, name: &VolumeName, size_bytes: u64, owner: &Owner, nonce: Id) -> Root {
+        let volume = self.world.random_id();
+        let epoch = 1;
+        let keys = self.shared.keys.as_ref().map(|keys| {
+            let mut data_key = [0; 32];
+            self.world.fill_random(&mut data_key);
+            let id = self.world.random_id();
+            let wrapped = keys.wrap(volume, id, &Secret::new(data_key));
+            DataKey {
+                id,
+                from_epoch: epoch,
+                wrapped,
+            }
+        });
+        Root {
+            volume,
+            name: name.to_string(),
+            size_bytes,
+            epoch,
+            generation: 0,
+            owner: Some(RootOwner::new(owner)),
+            state: State::Open,
+            nonce: nonce.0,
+            predecessor: None,
+            content: Content {
+                cut_epoch: epoch,
+                cut_seq: 0,
+                cut_time_ms: self.world.unix_time().0,
+                map: None,
+                tail: Vec::new(),
+            },
+            volumes: vec![NamedVolume {
+                volume,
+                name: name.to_string(),
+                keys: keys.into_iter().collect(),
+            }],
+            snapshots: Vec::new(),
+            parent: None,
+            boot: None,
+            group: None,
+            suspend: None,
+        }
+    }
+
+    /// Opens a volume for reading at its current cut: reads root, then map index and tail in
+    /// parallel. Takes nothing.
+    pub async fn open_volume(&self, name: &str) -> Result<Volume<W>, VolumeError> {
+        let name = VolumeName::parse(name)?;
+        let stored = self.read_root(&name).await?;
+        let stored = stored.ok_or_else(|| vanished(&name))?;
+        let loaded = self.load(stored).await?;
+        Ok(Volume::new(self.clone(), name, loaded, super::Hold::Free))
+    }
+
+    async fn load(&self, stored: Stored) -> Result<Loaded, VolumeError> {
+        let volumes = Rc::new(Volumes::new(&stored.root, self.shared.keys.as_ref())?);
+        let reader = Reader {
+            bucket: self.clone(),
+            volumes: Rc::clone(&volumes),
+        };
+        let content = &stored.root.content;
+        let (runs, segments) = futures_util::future::try_join(
+            load_runs(&reader, content.map.as_ref()),
+            load_segments(&reader, content.tail.clone()),
+        )
+        .await?;
+        let mut tail = Tail::default();
+        for (reference, extents) in segments {
+            tail.push(reference, &extents);
+        }
+        Ok(Loaded {
+            stored,
+            volumes,
+            runs,
+            tail,
+        })
+    }
+}
+
+pub(crate) async fn load_runs<W: World>(
+    reader: &Reader<W>,
+    map: Option<&ObjectRef>,
+) -> Result<Vec<Rc<Run>>, VolumeError> {
+    let Some(map) = map else {
+        return Ok(Vec::new());
+    };
+    let bytes = reader.index(Kind::MapIndex, map).await?;
+    let index =
+        MapIndex::parse(&bytes).map_err(|what| reader.damaged(Kind::MapIndex, map.name(), what))?;
+    Ok(index.runs.into_iter().map(Rc::new).collect())
+}
+
+/// The indexes of segments, in the order given, some at a time.
+pub(crate) async fn load_segments<W: World>(
+    reader: &Reader<W>,
+    references: Vec<ObjectRef>,
+) -> Result<Vec<(ObjectRef, Vec<super::extent::Extent>)>, VolumeError> {
+    let reads = references.into_iter().map(|reference| async move {
+        let bytes = reader.index(Kind::Segment, &reference).await?;
+        let extents = segment::parse(reference.name(), &bytes)
+            .map_err(|what| reader.damaged(Kind::Segment, reference.name(), what))?;
+        Ok((reference, extents))
+    });
+    futures_util::stream::iter(reads)
+        .buffered(READS_MAX)
+        .try_collect()
+        .await
+}
+
+async fn open_keyring<W: World>(
+    world: &W,
+    store: &W::Store,
+    password: Option<String>,
+) -> Result<Option<PrefixKeys>, VolumeError> {
+    let keyring = match read_keyring(world, store).await? {
+        Some(keyring) => keyring,
+        None => match begin_prefix(world, store, password.clone()).await? {
+            Begun::Ours(keys) => return Ok(keys),
+            // Another server was faster.
+            Begun::Theirs => read_keyring(world, store).await?.ok_or_else(|| {
+                VolumeError::damaged(KEYRING, "it vanished right after it was created")
+            })?,
+        },
+    };
+    world
+        .compute(move || keyring.unlock(password.as_deref()))
+        .await
+}
+
+enum Begun {
+    Ours(Option<PrefixKeys>),
+    Theirs,
+}
+
+async fn begin_prefix<W: World>(
+    world: &W,
+    store: &W::Store,
+    password: Option<String>,
+) -> Result<Begun, VolumeError> {
+    if let Some(found) = first_key(world, store, VOLUMES, None).await? {
+        adopt_plain(world, store, &found, password.is_some()).await?;
+    }
+    let mut key = [0; 32];
+    world.fill_random(&mut key);
+    let fresh = Fresh {
+        prefix: world.random_id(),
+        slot: world.random_id(),
+        salt: world.random_id(),
+        key: Secret::new(key),
+    };
+    let made = world.compute(move || {
+        let (keyring, keys) = Keyring::new(&fresh, password.as_deref());
+        (Bytes::from(keyring.encode()), keys)
+    });
+    let (body, keys) = made.await;
+    let mut attempt = 0;
+    loop {
+        match store.create(KEYRING, body.clone()).await {
+            Ok(_) => return Ok(Begun::Ours(keys)),
+            Err(error) if error.kind == StoreErrorKind::Conflict => return Ok(Begun::Theirs),
+            Err(error) if retry::may_repeat(&error, attempt) => {
+                retry::back_off(world, attempt).await;
+                attempt += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Volumes without a keyring: it was lost. A plain one holds no secret and is made again; an
+/// encrypted one cannot be.
+async fn adopt_plain<W: World>(
+    world: &W,
+    store: &W::Store,
+    found: &str,
+    encrypt: bool,
+) -> Result<(), VolumeError> {
+    let lost = |why: &str| {
+        Err(VolumeError::Key(format!(
+            "object `{KEYRING}` is missing, but `{found}` is there: {why}; restore `{KEYRING}` \
+             from a copy or an older version"
+        )))
+    };
+    if encrypt {
+        return lost("a new keyring could not open what is there");
+    }
+    let name = found.strip_prefix(VOLUMES).unwrap_or(found);
+    let root = format!("{VOLUMES}{}/root", name.split('/').next().unwrap_or(name));
+    let object = match retry::get(world, store, &root, Part::All).await {
+        Ok(object) => object,
+        Err(error) if error.kind == StoreErrorKind::NotFound => {
+            return lost("and its volume has no root to tell whether it is encrypted");
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match root::ENVELOPE.check_of(&root, &object.bytes)? {
+        envelope::Check::Hash => Ok(()),
+        envelope::Check::Mac => lost("its volume is encrypted"),
+    }
+}
+
+async fn read_keyring<W: World>(
+    world: &W,
+    store: &W::Store,
+) -> Result<Option<Keyring>, VolumeError> {
+    match retry::get(world, store, KEYRING, Part::All).await {
+        Ok(object) => Keyring::decode(&object.bytes).map(Some),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn first_key<W: World>(
+    world: &W,
+    store: &W::Store,
+    prefix: &str,
+    after: Option<&str>,
+) -> Result<Option<String>, VolumeError> {
+    let mut attempt = 0;
+    loop {
+        match store.list(prefix, after, 1).await {
+            Ok(listed) => return Ok(listed.into_iter().next().map(|row| row.key)),
+            Err(error) if retry::may_repeat(&error, attempt) => {
+                retry::back_off(world, attempt).await;
+                attempt += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+pub(crate) fn check_size(size_bytes: u64) -> Result<(), VolumeError> {
+    let pages = size_bytes.div_ceil(blockcache::PAGE_BYTES);
+    if size_bytes > 0 && pages <= super::extent::VOLUME_PAGES_MAX {
+        return Ok(());
+    }
+    let text = format!("a volume cannot have {size_bytes} bytes");
+    Err(VolumeError::Invalid(text))
+}
+
+pub(crate) fn vanished(name: &VolumeName) -> VolumeError {
+    VolumeError::Vanished {
+        name: name.to_string(),
+        key: name.root_key(),
+    }
+}
+
+fn exists(name: &VolumeName) -> VolumeError {
+    VolumeError::Exists {
+        name: name.to_string(),
+    }
+}
+
+/// A root as it stands in the store, with another version.
+pub(crate) fn stored(root: Root, format: u16, etag: ETag) -> Stored {
+    Stored { root, format, etag }
+}

@@ -1,0 +1,63 @@
+//! Why a volume cannot be opened, read or published, by what the caller must do.
+
+use blockcache::Epoch;
+use world::StoreError;
+
+/// An error of a volume or of the prefix that it lives in.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The store failed, after all retries that are safe.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Another epoch exists: stop, keep the log (rule 13).
+    #[error("volume `{name}` is fenced: epoch {ours} is over, epoch {theirs} belongs to {owner}")]
+    Fenced {
+        name: String,
+        ours: Epoch,
+        theirs: Epoch,
+        owner: String,
+    },
+    /// The root of a known volume is gone (rule 13; promise 7).
+    #[error(
+        "volume `{name}`: its root vanished from the store; restore object `{key}` or delete the volume"
+    )]
+    Vanished { name: String, key: String },
+    /// Somebody else owns it, and it is not ours to take without force (rule 15).
+    #[error("volume `{name}` is owned by {owner} (epoch {epoch})")]
+    Owned {
+        name: String,
+        owner: String,
+        epoch: Epoch,
+    },
+    /// A volume of this name exists already: open it.
+    #[error("volume `{name}` exists already")]
+    Exists { name: String },
+    /// Bytes in the store are not what was published.
+    #[error("object `{key}` is damaged: {what}")]
+    Damaged { key: String, what: String },
+    /// Written by a later version (rule 31). `needs` is what the object itself says.
+    #[error(
+        "object `{key}` has format {found}, this version reads up to {known}: use glidefs {needs} or later"
+    )]
+    Newer {
+        key: String,
+        found: u16,
+        known: u16,
+        needs: String,
+    },
+    /// Keys and passwords.
+    #[error("{0}")]
+    Key(String),
+    /// The request breaks a rule; the text says which.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl VolumeError {
+    pub(crate) fn damaged(key: &str, what: impl Into<String>) -> Self {
+        Self::Damaged {
+            key: key.to_owned(),
+            what: what.into(),
+        }
+    }
+}

@@ -1,0 +1,560 @@
+//! Changing the root: taking a volume, publishing cuts, and carrying finished work on the map.
+//!
+//! ```text
+//!            replace If-Match                    read back
+//! planned ---------------------> answered ok --------------------> Landed
+//!    ^                             unclear ----> our nonce -------> Landed (as it was read)
+//!    |                                    \----> same version ----> the identical body again
+//!    +---- older intent of ours (install) <\---> own older nonce
+//!                                            \-> anything else ---> Fenced; no root: Vanished
+//! ```
+//!
+//! A body once sent may land at any later time. So it is repeated byte by byte while the version is
+//! the same, and what is installed afterwards is what was read back, never what was meant.
+
+use std::rc::Rc;
+
+use blockcache::{Epoch, Id};
+use bytes::Bytes;
+use world::{Store, StoreErrorKind, World};
+
+use super::bucket::{check_size, load_runs, load_segments, stored, vanished};
+use super::compact::{fold, merge};
+use super::extent::Extent;
+use super::retry;
+use super::root::{Predecessor, Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX};
+use super::runs::{LEVEL_RUNS_MAX, MapIndex, MergePlan, RUNS_MAX, Run, plan_merge};
+use super::sealed::{Kind, ObjectRef};
+use super::writer::Zeros;
+use super::{
+    Edit, Hold, Now, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState,
+};
+
+/// From where [`Volume::compact_map`] works, well before a publish must.
+const PATIENCE: Patience = Patience {
+    tail_segments: 32,
+    tail_extents: 48 << 10,
+    level_runs: LEVEL_RUNS_MAX,
+};
+/// Extents of the tail in memory at which a publish must fold.
+const TAIL_EXTENTS_MAX: usize = 128 << 10;
+/// Own older intents that may be found landed during one publish.
+const ADOPTIONS_MAX: usize = 16;
+/// Finished pieces of work on the map that wait for a publish. At the bound no more is begun.
+const EDITS_MAX: usize = 8;
+
+/// A root that is in the store, with what is needed to put its map in place.
+#[derive(Debug)]
+pub struct Published {
+    /// As published.
+    pub root: RootView,
+    stored: Stored,
+    runs: Vec<Rc<Run>>,
+    /// Segments of the tail that this handle did not have when they were published.
+    fresh: Vec<(ObjectRef, Rc<[Extent]>)>,
+}
+
+/// What is left as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Segments and extents of the tail from which it is folded.
+    pub(crate) tail_segments: usize,
+    pub(crate) tail_extents: usize,
+    /// Runs of one level, beyond which they are merged.
+    pub(crate) level_runs: usize,
+}
+
+/// How an attempt to replace the root ended.
+enum Swapped {
+    Landed(Box<Stored>),
+    /// This is there instead.
+    Lost(Box<Stored>),
+}
+
+/// What a publish wants the root to be, and the runs of the map that it will name.
+struct Plan {
+    root: Root,
+    runs: Vec<Rc<Run>>,
+}
+
+impl<W: World> Volume<W> {
+    /// Becomes the owner by compare-and-swap of epoch + 1. Refused while another cache owns it
+    /// and it is not detached, unless `force` names the epoch expected.
+    pub async fn take(
+        &self,
+        owner: &Owner,
+        nonce: Id,
+        force: Option<Epoch>,
+    ) -> Result<RootView, VolumeError> {
+        let _turn = self.turn().await;
+        let base = self.inner.state.borrow().stored.clone();
+        let root = taken(&base.root, owner, nonce, force)?;
+        match self.swap(&base, root).await? {
+            Swapped::Landed(now) => {
+                let mut state = self.inner.state.borrow_mut();
+                // The map in memory is that of the root which was loaded.
+                if now.root.content != base.root.content {
+                    let what = "it has the nonce of a take-over, but another cut";
+                    return Err(VolumeError::damaged(&self.inner.name.root_key(), what));
+                }
+                state.stored = *now;
+                state.hold = Hold::Held;
+                Ok(state.stored.root.view(&state.stored.etag))
+            }
+            Swapped::Lost(now) => Err(owned(&now.root)),
+        }
+    }
+
+    /// Goes on as the owner that the root names already (a restart, rule 14). The next publish
+    /// proves it. Fenced if the root says otherwise.
+    pub fn resume(&self, owner: &Owner, epoch: Epoch) -> Result<RootView, VolumeError> {
+        let mut state = self.inner.state.borrow_mut();
+        let root = &state.stored.root;
+        let same = root
+            .owner
+            .as_ref()
+            .is_some_and(|by| by.cache == owner.cache.0);
+        if !same || root.epoch != epoch.0 || root.state != State::Open {
+            return Err(fenced(epoch.0, root));
+        }
+        state.hold = Hold::Held;
+        Ok(state.stored.root.view(&state.stored.etag))
+    }
+
+    /// Makes `change.cut` the state of the volume: one compare-and-swap of the root that names the
+    /// segments (in write order; later ones win). Unclear answers are resolved by reading back
+    /// (rule 13): `change.ours` are the nonces of all intents that may still land. After
+    /// [`VolumeError::Store`] the outcome is open, and the same change may be tried again.
+    /// Returns the new root, whose map is not yet installed: see [`Volume::install`].
+    pub async fn publish(&self, change: &Publish) -> Result<Published, VolumeError> {
+        let _turn = self.turn().await;
+        for _ in 0..ADOPTIONS_MAX {
+            let base = self.holding()?;
+            if base.root.nonce == change.nonce.0 {
+                // An earlier call landed, and was installed when its turn came.
+                return self.prepare(base, change, None).await;
+            }
+            Box::pin(self.make_room()).await?;
+            let plan = Box::pin(self.plan(&base, change)).await?;
+            let runs = plan.runs;
+            let expected = plan.root.content.map;
+            match Box::pin(self.swap(&base, plan.root)).await? {
+                Swapped::Landed(now) => {
+                    return self.prepare(*now, change, Some((expected, runs))).await;
+                }
+                Swapped::Lost(now) => {
+                    self.check_lost(&base, &now, change)?;
+                    // Its map may be installed before anybody calls it clean; not after.
+                    let older = self.prepare(*now, change, Some((expected, runs)));
+                    let older = Box::pin(older).await?;
+                    self.install(older);
+                }
+            }
+        }
+        let text = "more intents of this cache landed late than it can have sent";
+        Err(VolumeError::damaged(&self.inner.name.root_key(), text))
+    }
+
+    /// Puts a published root's map in place, in one step. Lookups see it from now on.
+    pub fn install(&self, published: Published) -> RootView {
+        let mut state = self.inner.state.borrow_mut();
+        let state = &mut *state;
+        let Published {
+            root: view,
+            stored,
+            runs,
+            fresh,
+        } = published;
+        let position = |stored: &Stored| (stored.root.epoch, stored.root.content.cut_seq);
+        if stored.etag == state.stored.etag || position(&stored) < position(&state.stored) {
+            // A publish after it found it landed, and has put it in place already.
+            return view;
+        }
+        let tail = &stored.root.content.tail;
+        state
+            .tail
+            .keep(|id| tail.iter().any(|reference| reference.id == id.0));
+        for (reference, extents) in fresh {
+            if !state.tail.holds(Id(reference.id)) {
+                state.tail.push(reference, &extents);
+            }
+        }
+        assert!(
+            state.tail.segments().eq(tail),
+            "the tail in memory is the root's"
+        );
+        state.runs = runs;
+        let mut shape = super::Shape {
+            runs: state.runs.clone(),
+            tail: tail.clone(),
+        };
+        state.edits.retain(|edit| shape.apply(edit));
+        if stored.root.state != State::Open {
+            state.hold = Hold::Free;
+        }
+        state.stored = stored;
+        view
+    }
+
+    /// Works on the map: folds a long tail into a run, merges runs of one level that have become
+    /// many. To be called after each publish, in a task of its own: publishes go on beside it, and
+    /// a later one carries the result. Does nothing if there is nothing to do, or one call runs.
+    pub async fn compact_map(&self) -> Result<(), VolumeError> {
+        self.compact_beyond(PATIENCE).await
+    }
+
+    pub(crate) async fn compact_beyond(&self, patience: Patience) -> Result<(), VolumeError> {
+        let Ok(_turn) = self.inner.compacting.try_acquire() else {
+            return Ok(());
+        };
+        if let Some(work) = self.fold_work(patience) {
+            let FoldWork {
+                segments,
+                extents,
+                zeros,
+            } = work;
+            let maker = self.maker(&self.inner.state.borrow());
+            let run = fold(maker, extents, zeros).await?;
+            self.finished(Edit::Fold { segments, run });
+        }
+        let plan = {
+            let state = self.inner.state.borrow();
+            let room = state.edits.len() < EDITS_MAX && state.hold == Hold::Held;
+            room.then(|| plan_merge(&state.shape().runs, patience.level_runs))
+                .flatten()
+        };
+        match plan {
+            Some(plan) => self.merge(plan).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn turn(&self) -> world::sync::SemaphorePermit<'_> {
+        let turn = self.inner.publishing.acquire().await;
+        turn.expect("nobody closes the semaphore")
+    }
+
+    fn holding(&self) -> Result<Stored, VolumeError> {
+        let state = self.inner.state.borrow();
+        match state.hold {
+            Hold::Held => Ok(state.stored.clone()),
+            Hold::Free => Err(VolumeError::Invalid(format!(
+                "volume `{}` is not open for writing here",
+                self.inner.name
+            ))),
+        }
+    }
+
+    /// Replaces the version `base`, whatever answers are lost on the way.
+    async fn swap(&self, base: &Stored, root: Root) -> Result<Swapped, VolumeError> {
+        let bucket = &self.inner.bucket;
+        let (key, nonce) = (self.inner.name.root_key(), root.nonce);
+        let body = Bytes::from(root.encode(base.format, bucket.root_mac()));
+        let mut attempt = 0;
+        loop {
+            let replaced = bucket.store().replace(&key, &base.etag, body.clone()).await;
+            let error = match replaced {
+                Ok(etag) => return Ok(Swapped::Landed(Box::new(stored(root, base.format, etag)))),
+                Err(error) => error,
+            };
+            match error.kind {
+                StoreErrorKind::NotFound => return Err(vanished(&self.inner.name)),
+                StoreErrorKind::Refused | StoreErrorKind::Unsupported => return Err(error.into()),
+                StoreErrorKind::Retry => {}
+                StoreErrorKind::Conflict | StoreErrorKind::Unknown => {
+                    let now = bucket.read_root(&self.inner.name).await?;
+                    let now = Box::new(now.ok_or_else(|| vanished(&self.inner.name))?);
+                    if now.root.nonce == nonce {
+                        return Ok(Swapped::Landed(now));
+                    }
+                    if now.etag != base.etag {
+                        return Ok(Swapped::Lost(now));
+                    }
+                }
+            }
+            if attempt + 1 == retry::ATTEMPTS_MAX {
+                return Err(error.into());
+            }
+            retry::back_off(bucket.world(), attempt).await;
+            attempt += 1;
+        }
+    }
+
+    /// Fine only if what is there is an older intent of this very log.
+    fn check_lost(&self, base: &Stored, now: &Stored, change: &Publish) -> Result<(), VolumeError> {
+        let position = |root: &Root| (root.epoch, root.content.cut_seq);
+        let ours = change.ours.iter().any(|nonce| nonce.0 == now.root.nonce);
+        if ours && now.root.epoch == base.root.epoch && now.root.volume == base.root.volume {
+            return Ok(());
+        }
+        if now.root.volume == base.root.volume && position(&now.root) < position(&base.root) {
+            let what = format!(
+                "it was rolled back from epoch {} cut {} to epoch {} cut {}",
+                base.root.epoch,
+                base.root.content.cut_seq,
+                now.root.epoch,
+                now.root.content.cut_seq
+            );
+            return Err(VolumeError::damaged(&self.inner.name.root_key(), what));
+        }
+        Err(fenced(base.root.epoch, &now.root))
+    }
+
+    /// The root that the change asks for, on top of `base`. Uploads a map index if work on the map
+    /// is finished, and folds in place if the tail would grow beyond its bound.
+    async fn plan(&self, base: &Stored, change: &Publish) -> Result<Plan, VolumeError> {
+        let mut root = changed(&base.root, change, self.inner.bucket.world().unix_time().0)?;
+        let (mut shape, tail_extents, maker) = {
+            let state = self.inner.state.borrow();
+            (
+                state.shape(),
+                state.tail.extents_count(),
+                self.maker(&state),
+            )
+        };
+        let new: Vec<&Uploaded> = new_segments(&base.root, change).collect();
+        let extents = tail_extents + new.iter().map(|new| new.extents.len()).sum::<usize>();
+        if shape.tail.len() + new.len() > TAIL_SEGMENTS_MAX || extents > TAIL_EXTENTS_MAX {
+            let extents = self.tail_with(&shape.tail, &new);
+            let run = fold(maker.clone(), extents, zeros_over(&shape.runs)).await?;
+            shape.runs.splice(0..0, run);
+            root.content.tail.clear();
+        } else {
+            let new = new.iter().map(|new| new.reference);
+            root.content.tail = shape.tail.into_iter().chain(new).collect();
+        }
+        let unchanged = same_runs(&shape.runs, &self.inner.state.borrow().runs);
+        if !unchanged {
+            let runs = shape.runs.iter().map(|run| Run::clone(run)).collect();
+            let index = MapIndex { runs, live: None };
+            let index = index.encode();
+            root.content.map = Some(maker.put_index(Kind::MapIndex, index).await?);
+        }
+        let runs = shape.runs;
+        Ok(Plan { root, runs })
+    }
+
+    /// Everything that these segments of the tail and then the new ones say.
+    fn tail_with(&self, kept: &[ObjectRef], new: &[&Uploaded]) -> Vec<Extent> {
+        let mut tail = self.inner.state.borrow().tail.clone();
+        tail.keep(|id| kept.iter().any(|reference| reference.id == id.0));
+        for segment in new {
+            tail.push(segment.reference, &segment.extents);
+        }
+        tail.extents()
+    }
+
+    /// What is needed to install a root that is in the store. Reads what this handle lacks, which
+    /// is nothing unless an earlier, forgotten publish of ours was found.
+    async fn prepare(
+        &self,
+        stored: Stored,
+        change: &Publish,
+        planned: Option<(Option<ObjectRef>, Vec<Rc<Run>>)>,
+    ) -> Result<Published, VolumeError> {
+        let reader = self.reader(&self.inner.state.borrow());
+        let content = &stored.root.content;
+        let runs = match planned {
+            Some((map, runs)) if map == content.map => runs,
+            _ if self.inner.state.borrow().stored.root.content.map == content.map => {
+                self.inner.state.borrow().runs.clone()
+            }
+            _ => load_runs(&reader, content.map.as_ref()).await?,
+        };
+        let unknown: Vec<ObjectRef> = {
+            let tail = &self.inner.state.borrow().tail;
+            let (known, unknown): (Vec<ObjectRef>, _) =
+                content.tail.iter().partition(|r| tail.holds(Id(r.id)));
+            let oldest = &content.tail[..known.len()];
+            let youngest = tail.segments().skip(tail.segments().count() - known.len());
+            if !oldest.iter().eq(youngest) {
+                let what = "its tail does not go on from the one before";
+                return Err(VolumeError::damaged(&self.inner.name.root_key(), what));
+            }
+            unknown
+        };
+        let mut fresh = Vec::with_capacity(unknown.len());
+        for reference in unknown {
+            let known = change.segments.iter().find(|s| s.reference == reference);
+            let extents = match known {
+                Some(segment) => Rc::clone(&segment.extents),
+                None => {
+                    let loaded = load_segments(&reader, vec![reference]).await?;
+                    loaded
+                        .into_iter()
+                        .flat_map(|(_, extents)| extents)
+                        .collect()
+                }
+            };
+            fresh.push((reference, extents));
+        }
+        Ok(Published {
+            root: stored.root.view(&stored.etag),
+            stored,
+            runs,
+            fresh,
+        })
+    }
+
+    /// A publish that must fold needs room for one more run. Merging is far ahead of this unless
+    /// nobody calls [`Volume::compact_map`]: then the publish pays.
+    async fn make_room(&self) -> Result<(), VolumeError> {
+        loop {
+            let runs = self.inner.state.borrow().shape().runs;
+            if runs.len() + 1 < RUNS_MAX {
+                return Ok(());
+            }
+            let turn = self.inner.compacting.acquire().await;
+            let _turn = turn.expect("nobody closes the semaphore");
+            let runs = self.inner.state.borrow().shape().runs;
+            if runs.len() + 1 < RUNS_MAX {
+                return Ok(());
+            }
+            let plan = plan_merge(&runs, 1).expect("so many runs do not all have own levels");
+            self.merge(plan).await?;
+        }
+    }
+
+    async fn merge(&self, plan: MergePlan) -> Result<(), VolumeError> {
+        let (reader, maker) = {
+            let state = self.inner.state.borrow();
+            (self.reader(&state), self.maker(&state))
+        };
+        let output = merge(&reader, maker, &plan).await?;
+        let inputs = plan.inputs.iter().map(|run| run.id).collect();
+        self.finished(Edit::Merge { inputs, output });
+        Ok(())
+    }
+
+    fn finished(&self, edit: Edit) {
+        let mut state = self.inner.state.borrow_mut();
+        // A publish may have folded the same segments meanwhile: then this is garbage.
+        if state.shape().apply(&edit) {
+            state.edits.push(edit);
+        }
+    }
+
+    fn fold_work(&self, patience: Patience) -> Option<FoldWork> {
+        let state = self.inner.state.borrow();
+        let Now { tail, edits, .. } = &*state;
+        let waiting = edits.iter().any(|edit| matches!(edit, Edit::Fold { .. }));
+        let long = tail.segments().count() >= patience.tail_segments
+            || tail.extents_count() >= patience.tail_extents;
+        let held = state.hold == Hold::Held;
+        (held && long && !waiting && edits.len() < EDITS_MAX).then(|| FoldWork {
+            segments: tail.segments().map(|reference| Id(reference.id)).collect(),
+            extents: tail.extents(),
+            zeros: zeros_over(&state.shape().runs),
+        })
+    }
+}
+
+/// The tail as it was when folding began.
+struct FoldWork {
+    segments: Vec<Id>,
+    extents: Vec<Extent>,
+    zeros: Zeros,
+}
+
+fn zeros_over(runs: &[Rc<Run>]) -> Zeros {
+    if runs.is_empty() {
+        Zeros::Drop
+    } else {
+        Zeros::Keep
+    }
+}
+
+fn same_runs(a: &[Rc<Run>], b: &[Rc<Run>]) -> bool {
+    a.iter().map(|run| run.id).eq(b.iter().map(|run| run.id))
+}
+
+/// The segments of a change that the root does not name yet: all, unless the change landed before.
+fn new_segments<'a>(base: &Root, change: &'a Publish) -> impl Iterator<Item = &'a Uploaded> {
+    let known = base.content.tail.clone();
+    let new = change.segments.iter();
+    new.filter(move |segment| !known.contains(&segment.reference))
+}
+
+/// The root with everything of the change but its map.
+fn changed(base: &Root, change: &Publish, now_ms: u64) -> Result<Root, VolumeError> {
+    let mut root = base.clone();
+    root.nonce = change.nonce.0;
+    if change.cut.0 < root.content.cut_seq {
+        return Err(VolumeError::Invalid(format!(
+            "volume `{}` is at cut {} and cannot go back to {}",
+            root.name, root.content.cut_seq, change.cut
+        )));
+    }
+    // A change of state alone does not make the data younger.
+    if change.cut.0 > root.content.cut_seq || !change.segments.is_empty() {
+        root.content.cut_seq = change.cut.0;
+        root.content.cut_epoch = root.epoch;
+        root.content.cut_time_ms = now_ms;
+    }
+    if let Some(size_bytes) = change.size_bytes {
+        check_size(size_bytes)?;
+        if size_bytes < root.size_bytes {
+            let text = format!("volume `{}` cannot shrink to {size_bytes} bytes", root.name);
+            return Err(VolumeError::Invalid(text));
+        }
+        root.size_bytes = size_bytes;
+    }
+    if let Some(state) = change.state {
+        root.state = state.into();
+    }
+    if root.state == State::Detached {
+        root.owner = None;
+    }
+    Ok(root)
+}
+
+/// The root after a take-over, if it may be taken.
+fn taken(base: &Root, owner: &Owner, nonce: Id, force: Option<Epoch>) -> Result<Root, VolumeError> {
+    match base.state {
+        State::Detached => {}
+        State::Open => {
+            let same = base
+                .owner
+                .as_ref()
+                .is_some_and(|by| by.cache == owner.cache.0);
+            let forced = force.is_some_and(|expected| expected.0 == base.epoch);
+            if !same && !forced {
+                return Err(owned(base));
+            }
+        }
+        State::Pending | State::Suspended | State::Deleted => {
+            let (name, state) = (&base.name, VolumeState::from(base.state));
+            let text = format!("volume `{name}` cannot be opened for writing: it is {state:?}");
+            return Err(VolumeError::Invalid(text));
+        }
+    }
+    let mut root = base.clone();
+    root.predecessor = Some(Predecessor {
+        epoch: base.epoch,
+        nonce: base.nonce,
+        cut_epoch: base.content.cut_epoch,
+        cut_seq: base.content.cut_seq,
+    });
+    root.epoch += 1;
+    root.owner = Some(RootOwner::new(owner));
+    root.state = State::Open;
+    root.nonce = nonce.0;
+    Ok(root)
+}
+
+fn owned(root: &Root) -> VolumeError {
+    VolumeError::Owned {
+        name: root.name.clone(),
+        owner: root.owner_text(),
+        epoch: Epoch(root.epoch),
+    }
+}
+
+fn fenced(ours: u64, root: &Root) -> VolumeError {
+    VolumeError::Fenced {
+        name: root.name.clone(),
+        ours: Epoch(ours),
+        theirs: Epoch(root.epoch),
+        owner: root.owner_text(),
+    }
+}

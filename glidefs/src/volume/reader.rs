@@ -1,0 +1,144 @@
+//! Reading by reference: a range of an object, checked, opened, decoded. An error names the object.
+
+use std::rc::Rc;
+
+use blockcache::{Epoch, Id};
+use world::store::Part;
+use world::{StoreErrorKind, World};
+
+use super::bucket::Bucket;
+use super::extent::ObjectName;
+use super::keyring::PrefixKeys;
+use super::keys::Secret;
+use super::name::object_key;
+use super::root::Root;
+use super::sealed::{self, Kind, ObjectRef, Target};
+use super::{VolumeError, retry};
+
+/// The volumes that a map names, with their keys: from the root.
+#[derive(Debug)]
+pub(crate) struct Volumes(Vec<Named>);
+
+#[derive(Debug)]
+struct Named {
+    volume: Id,
+    name: String,
+    keys: Vec<(u64, Secret)>,
+}
+
+/// An object as a reader needs it.
+#[derive(Debug)]
+pub(crate) struct Address {
+    pub(crate) key: String,
+    data_key: Option<Secret>,
+}
+
+impl Volumes {
+    pub(crate) fn new(root: &Root, keys: Option<&PrefixKeys>) -> Result<Self, VolumeError> {
+        let unwrap = |volume: [u8; 16], key: &super::root::DataKey| {
+            let keys = keys.expect("a root with data keys was authenticated by the prefix key");
+            let secret = keys.unwrap(volume, key.id, &key.wrapped);
+            let secret = secret.ok_or_else(|| {
+                let what = format!("data key {} does not open", Id(key.id));
+                VolumeError::damaged(&format!("nbd/{}/root", root.name), what)
+            })?;
+            Ok((key.from_epoch, secret))
+        };
+        let named = root.volumes.iter().map(|named| {
+            let unwrapped = named.keys.iter().map(|key| unwrap(named.volume, key));
+            Ok(Named {
+                volume: Id(named.volume),
+                name: named.name.clone(),
+                keys: unwrapped.collect::<Result<_, VolumeError>>()?,
+            })
+        });
+        named.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The volume's place in the root's list.
+    pub(crate) fn number(&self, volume: Id) -> Option<u16> {
+        let place = self.0.iter().position(|named| named.volume == volume)?;
+        u16::try_from(place).ok()
+    }
+
+    pub(crate) fn id(&self, number: u16) -> Option<Id> {
+        Some(self.0.get(usize::from(number))?.volume)
+    }
+
+    /// The key under which the volume itself seals now.
+    pub(crate) fn writing_key(&self, epoch: Epoch) -> Option<Secret> {
+        self.0.first().and_then(|own| own.key(epoch))
+    }
+
+    pub(crate) fn address(&self, kind: Kind, object: ObjectName) -> Result<Address, VolumeError> {
+        let number = self.number(object.volume).ok_or_else(|| {
+            let own = self.0.first().map_or("", |own| own.name.as_str());
+            let what = format!(
+                "its map names a volume {} that it does not list",
+                object.volume
+            );
+            VolumeError::damaged(&format!("nbd/{own}/root"), what)
+        })?;
+        let named = &self.0[usize::from(number)];
+        Ok(Address {
+            key: object_key(&named.name, kind.folder(), object.epoch, object.id),
+            data_key: named.key(object.epoch),
+        })
+    }
+}
+
+impl Named {
+    fn key(&self, epoch: Epoch) -> Option<Secret> {
+        let in_force = self.keys.iter().rev().find(|(from, _)| *from <= epoch.0);
+        in_force.or(self.keys.first()).map(|(_, key)| key.clone())
+    }
+}
+
+/// Reads objects of some volumes.
+#[derive(Clone, Debug)]
+pub(crate) struct Reader<W: World> {
+    pub(crate) bucket: Bucket<W>,
+    pub(crate) volumes: Rc<Volumes>,
+}
+
+impl<W: World> Reader<W> {
+    /// A frame's plain bytes.
+    pub(crate) async fn frame(&self, target: Target) -> Result<Vec<u8>, VolumeError> {
+        let Address { key, data_key } = self.volumes.address(target.kind, target.object)?;
+        let start = u64::from(target.offset);
+        let stored = Part::Range(start..start + u64::from(target.stored));
+        let (world, store) = (self.bucket.world(), self.bucket.store());
+        let got = match retry::get(world, store, &key, stored).await {
+            Ok(got) => got.bytes,
+            Err(error) if error.kind == StoreErrorKind::NotFound => {
+                let what = "it is missing, though a map of the volume names it";
+                return Err(VolumeError::damaged(&key, what));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if u32::try_from(got.len()) != Ok(target.stored) {
+            let what = "it ends before a frame that it should hold";
+            return Err(VolumeError::damaged(&key, what));
+        }
+        let opening = move || sealed::open(&target, data_key.as_ref(), &got);
+        let opened = world.compute(opening).await;
+        opened.map_err(|what| VolumeError::damaged(&key, what))
+    }
+
+    /// The plain bytes of an object's index.
+    pub(crate) async fn index(
+        &self,
+        kind: Kind,
+        reference: &ObjectRef,
+    ) -> Result<Vec<u8>, VolumeError> {
+        self.frame(reference.target(kind)).await
+    }
+
+    /// An error about an object's content.
+    pub(crate) fn damaged(&self, kind: Kind, object: ObjectName, what: &str) -> VolumeError {
+        match self.volumes.address(kind, object) {
+            Ok(address) => VolumeError::damaged(&address.key, what),
+            Err(error) => error,
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The root: the one object of a volume that changes, and only by compare-and-swap. Pure: bytes to
+//! [`Root`] and back. `docs/format/root.md`.
+//!
+//! It has a place for everything that later features need (snapshots, forks, groups, suspend
+//! images, boot objects), because adding one means a new format.
+
+use blockcache::{Epoch, Id, Seq};
+use serde::{Deserialize, Serialize};
+use world::{ETag, UnixTime};
+
+use super::envelope::Envelope;
+use super::extent::VOLUME_PAGES_MAX;
+use super::keys::{Secret, Wrapped};
+use super::name::VolumeName;
+use super::sealed::ObjectRef;
+use super::{Owner, RootView, VolumeError, VolumeState};
+
+pub(crate) const FORMAT: u16 = 1;
+/// References in the tail of a root at most (rule 26).
+pub(crate) const TAIL_SEGMENTS_MAX: usize = 64;
+pub(crate) const SNAPSHOTS_MAX: usize = 128;
+/// Volumes that the map of one volume may name: itself and its parents.
+pub(crate) const VOLUMES_MAX: usize = 256;
+pub(crate) const KEYS_MAX: usize = 64;
+const HOST_BYTES_MAX: usize = 255;
+
+pub(crate) const ENVELOPE: Envelope = Envelope {
+    magic: *b"GLIDROOT",
+    known: FORMAT,
+    body_bytes_max: 2 << 20,
+};
+
+/// Everything that a root says. The order of the fields is the format.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Root {
+    pub(crate) volume: [u8; 16],
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) epoch: u64,
+    /// Of the placement that opened it (rule 19); 0 if nobody orchestrates.
+    pub(crate) generation: u64,
+    pub(crate) owner: Option<RootOwner>,
+    pub(crate) state: State,
+    /// Of the change that made this version (rule 13).
+    pub(crate) nonce: [u8; 16],
+    /// The root that the last take-over replaced (rule 13).
+    pub(crate) predecessor: Option<Predecessor>,
+    pub(crate) content: Content,
+    /// The volumes that the map names; the first is this one.
+    pub(crate) volumes: Vec<NamedVolume>,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) parent: Option<Parent>,
+    /// A recorded working set (rule 28).
+    pub(crate) boot: Option<Boot>,
+    /// Exports whose cuts are committed together (rule 30).
+    pub(crate) group: Option<Group>,
+    /// The memory image that belongs to exactly this cut (rule 34).
+    pub(crate) suspend: Option<Image>,
+}
+
+/// The state of a volume's bytes at one cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Content {
+    pub(crate) cut_epoch: u64,
+    pub(crate) cut_seq: u64,
+    pub(crate) cut_time_ms: u64,
+    /// The map index; none while all that there is fits the tail.
+    pub(crate) map: Option<ObjectRef>,
+    /// Segments newer than the map, oldest first.
+    pub(crate) tail: Vec<ObjectRef>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum State {
+    Open,
+    Detached,
+    Pending,
+    Suspended,
+    Deleted,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RootOwner {
+    pub(crate) cache: [u8; 16],
+    pub(crate) host: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Predecessor {
+    pub(crate) epoch: u64,
+    pub(crate) nonce: [u8; 16],
+    pub(crate) cut_epoch: u64,
+    pub(crate) cut_seq: u64,
+}
+
+/// A volume that the map names, and the keys that its objects were sealed with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NamedVolume {
+    pub(crate) volume: [u8; 16],
+    pub(crate) name: String,
+    /// In order of `from_epoch`; an object's key is the last that is not later than its epoch.
+    /// Empty without a password.
+    pub(crate) keys: Vec<DataKey>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DataKey {
+    pub(crate) id: [u8; 16],
+    pub(crate) from_epoch: u64,
+    pub(crate) wrapped: Wrapped,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Snapshot {
+    pub(crate) id: [u8; 16],
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) content: Content,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Parent {
+    pub(crate) volume: [u8; 16],
+    pub(crate) name: String,
+    pub(crate) snapshot: Option<[u8; 16]>,
+    pub(crate) cut_epoch: u64,
+    pub(crate) cut_seq: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Boot {
+    pub(crate) object: ObjectRef,
+    pub(crate) cut_epoch: u64,
+    pub(crate) cut_seq: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Group {
+    pub(crate) id: [u8; 16],
+    /// The volume whose root commits for all.
+    pub(crate) leader: [u8; 16],
+    pub(crate) name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Image {
+    pub(crate) id: [u8; 16],
+    pub(crate) bytes: u64,
+    pub(crate) hash: [u8; 32],
+    pub(crate) hypervisor: String,
+}
+
+/// A root as it was read or written: with its version and its format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) root: Root,
+    /// A writer keeps it (rule 31).
+    pub(crate) format: u16,
+    pub(crate) etag: ETag,
+}
+
+impl Root {
+    pub(crate) fn encode(&self, format: u16, mac_key: Option<&Secret>) -> Vec<u8> {
+        let body = postcard::to_stdvec(self).expect("plain data always encodes");
+        ENVELOPE.seal(format, &body, mac_key)
+    }
+
+    /// Parses and checks a root that was found under the volume's key.
+    pub(crate) fn decode(
+        name: &VolumeName,
+        bytes: &[u8],
+        mac_key: Option<&Secret>,
+    ) -> Result<(Self, u16), VolumeError> {
+        let key = name.root_key();
+        let letter = ENVELOPE.open(&key, bytes, mac_key)?;
+        let damaged = |what: &str| VolumeError::damaged(&key, what);
+        let (root, rest) = postcard::take_from_bytes::<Self>(letter.body)
+            .map_err(|_bad| damaged("its body does not decode"))?;
+        if !rest.is_empty() {
+            return Err(damaged("its body goes on after its end"));
+        }
+        if root.name != name.as_str() {
+            return Err(damaged("it is the root of another volume"));
+        }
+        root.check(mac_key.is_some()).map_err(damaged)?;
+        Ok((root, letter.format))
+    }
+
+    fn check(&self, keyed: bool) -> Result<(), &'static str> {
+        let first = self.volumes.first().ok_or("it names no volume")?;
+        if first.volume != self.volume || first.name != self.name {
+            return Err("the first volume that it names is not itself");
+        }
+        if self.volumes.len() > VOLUMES_MAX || self.snapshots.len() > SNAPSHOTS_MAX {
+            return Err("its lists are too long");
+        }
+        if self.size_bytes.div_ceil(blockcache::PAGE_BYTES) > VOLUME_PAGES_MAX || self.epoch == 0 {
+            return Err("its size or epoch is impossible");
+        }
+        if self
+            .owner
+            .as_ref()
+            .is_some_and(|owner| owner.host.len() > HOST_BYTES_MAX)
+        {
+            return Err("its owner's host name is too long");
+        }
+        for volume in &self.volumes {
+            if volume.keys.is_empty() == keyed || volume.keys.len() > KEYS_MAX {
+                return Err("its keys do not fit the keyring");
+            }
+            // They become part of object keys.
+            VolumeName::parse(&volume.name).map_err(|_bad| "it names a volume impossibly")?;
+        }
+        self.content.check()?;
+        self.snapshots
+            .iter()
+            .try_for_each(|snapshot| snapshot.content.check())
+    }
+
+    pub(crate) fn view(&self, etag: &ETag) -> RootView {
+        RootView {
+            volume: Id(self.volume),
+            name: self.name.clone(),
+            size_bytes: self.size_bytes,
+            epoch: Epoch(self.epoch),
+            state: self.state.into(),
+            owner: self.owner.as_ref().map(|owner| Owner {
+                cache: Id(owner.cache),
+                host: owner.host.clone(),
+            }),
+            generation: self.generation,
+            cut: Seq(self.content.cut_seq),
+            cut_epoch: Epoch(self.content.cut_epoch),
+            cut_time: UnixTime(self.content.cut_time_ms),
+            nonce: Id(self.nonce),
+            etag: etag.clone(),
+        }
+    }
+
+    /// The owner, for a person.
+    pub(crate) fn owner_text(&self) -> String {
+        match &self.owner {
+            Some(owner) => format!("host `{}` (cache {})", owner.host, Id(owner.cache)),
+            None => "nobody".to_owned(),
+        }
+    }
+}
+
+impl Content {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.tail.len() > TAIL_SEGMENTS_MAX {
+            return Err("its tail is too long");
+        }
+        let mut ids: Vec<[u8; 16]> = self.tail.iter().map(|segment| segment.id).collect();
+        ids.sort_unstable();
+        if !ids.is_sorted_by(|a, b| a < b) {
+            return Err("its tail names a segment twice");
+        }
+        self.map
+            .iter()
+            .chain(&self.tail)
+            .try_for_each(ObjectRef::check)
+    }
+}
+
+impl RootOwner {
+    pub(crate) fn new(owner: &Owner) -> Self {
+        // For people only: cut rather than refused.
+        let mut host = owner.host.clone();
+        host.truncate(host.floor_char_boundary(HOST_BYTES_MAX));
+        Self {
+            cache: owner.cache.0,
+            host,
+        }
+    }
+}
+
+impl From<State> for VolumeState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Open => Self::Open,
+            State::Detached => Self::Detached,
+            State::Pending => Self::Pending,
+            State::Suspended => Self::Suspended,
+            State::Deleted => Self::Deleted,
+        }
+    }
+}
+
+impl From<VolumeState> for State {
+    fn from(state: VolumeState) -> Self {
+        match state {
+            VolumeState::Open => Self::Open,
+            VolumeState::Detached => Self::Detached,
+            VolumeState::Pending => Self::Pending,
+            VolumeState::Suspended => Self::Suspended,
+            VolumeState::Deleted => Self::Deleted,
+        }
+    }
+}

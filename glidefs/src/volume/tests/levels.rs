@@ -1,0 +1,445 @@
+//! The map under many publishes: right, bounded in memory, cheap to open.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::super::nodes::NODES_BYTES_MAX;
+use super::super::publish::Patience;
+use super::super::root::TAIL_SEGMENTS_MAX;
+use super::super::runs::{LEVEL_RUNS_MAX, RUNS_MAX};
+use super::*;
+
+const PAGES: u64 = 100_000;
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Write {
+        start: u64,
+        pages: u64,
+    },
+    Zero {
+        start: u64,
+        pages: u64,
+    },
+    Publish,
+    Compact,
+    /// Folds and merges whatever there is, so that few writes reach all levels.
+    CompactAll,
+    Reopen,
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    // Two crowded places, one of them across the border of a slot, and everywhere.
+    let start = prop_oneof![0..200_u64, 16_300..16_500_u64, 0..PAGES - 40];
+    let write = (start.clone(), 1..20_u64);
+    let zero = (start, prop_oneof![1..40_u64, 1..40_000_u64]);
+    prop_oneof![
+        4 => write.prop_map(|(start, pages)| Op::Write { start, pages }),
+        1 => zero.prop_map(|(start, pages)| Op::Zero { start, pages: pages.min(PAGES - start) }),
+        8 => Just(Op::Publish),
+        1 => Just(Op::Compact),
+        4 => Just(Op::CompactAll),
+        1 => Just(Op::Reopen),
+    ]
+}
+
+/// A volume and what it must hold.
+struct Checked {
+    node: Node,
+    volume: Volume<TestWorld>,
+    pending: Vec<(PageRange, Option<u64>)>,
+    model: BTreeMap<u64, u64>,
+    stamp: u64,
+}
+
+impl Checked {
+    fn new(password: Option<&str>) -> Self {
+        let node = Node::new(1, &TestStore::default(), password);
+        let volume = node.create("a");
+        Self {
+            node,
+            volume,
+            pending: Vec::new(),
+            model: BTreeMap::new(),
+            stamp: 0,
+        }
+    }
+
+    /// A cut holds disjoint extents: what meets an earlier one goes to the next.
+    fn add(&mut self, pages: PageRange, zero: bool) {
+        if self
+            .pending
+            .iter()
+            .any(|(other, _)| other.overlap(pages).is_some())
+        {
+            self.publish();
+        }
+        self.stamp += 1_000;
+        self.pending.push((pages, (!zero).then_some(self.stamp)));
+    }
+
+    fn publish(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let mut frames = Vec::new();
+        for (pages, stamp) in self.pending.drain(..) {
+            let stamps = (0..pages.pages()).map(|page| stamp.map(|stamp| stamp + page));
+            for (page, stamp) in (pages.start.0..pages.end.0).zip(stamps) {
+                match stamp {
+                    Some(stamp) => self.model.insert(page, stamp),
+                    None => self.model.remove(&page),
+                };
+            }
+            frames.push(match stamp {
+                Some(stamp) => {
+                    let stamps: Vec<u64> = (0..pages.pages()).map(|page| stamp + page).collect();
+                    data(pages.start.0, &stamps)
+                }
+                None => zero(pages.start.0, pages.pages()),
+            });
+        }
+        self.node.sync(&self.volume, frames);
+    }
+
+    fn run(&mut self, op: Op) {
+        match op {
+            Op::Write { start, pages } => self.add(PageRange::new(start, start + pages), false),
+            Op::Zero { start, pages } => self.add(PageRange::new(start, start + pages), true),
+            Op::Publish => self.publish(),
+            Op::Compact => self.node.compact(&self.volume),
+            Op::CompactAll => {
+                let volume = self.volume.clone();
+                let patience = Patience {
+                    tail_segments: 1,
+                    tail_extents: 1,
+                    level_runs: 1,
+                };
+                let done = async move { volume.compact_beyond(patience).await };
+                self.node.world.run(done).expect("compacted");
+            }
+            Op::Reopen => {
+                let epoch = self.volume.root().epoch;
+                self.volume = self.node.open("a").expect("opens");
+                self.volume
+                    .resume(&Node::owner(1), epoch)
+                    .expect("still ours");
+            }
+        }
+    }
+
+    fn check(&self, pages: PageRange) {
+        let sources = self.node.lookup(&self.volume, pages).expect("found");
+        let mut at = pages.start;
+        for (range, source) in sources {
+            assert_eq!(range.start, at);
+            at = range.end;
+            if source == Source::Zero {
+                let there = self.model.range(range.start.0..range.end.0).next();
+                assert_eq!(there, None, "{range} should not be zero");
+                continue;
+            }
+            let bytes = self.node.try_read(&self.volume, range).expect("readable");
+            for (page_no, bytes) in (range.start.0..).zip(bytes.chunks(4096)) {
+                let stamp = self.model.get(&page_no);
+                let stamp = stamp.unwrap_or_else(|| panic!("page {page_no} should be zero"));
+                assert!(
+                    bytes == page(*stamp),
+                    "page {page_no} is not of stamp {stamp}"
+                );
+            }
+        }
+        assert_eq!(at, pages.end);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn the_map_says_what_was_written_last(
+        ops in prop::collection::vec(any_op(), 1..400),
+        places in prop::collection::vec((0..PAGES - 300, 1..300_u64), 10),
+    ) {
+        let mut checked = Checked::new(None);
+        for op in ops {
+            checked.run(op);
+        }
+        checked.publish();
+        checked.check(PageRange::new(0, PAGES));
+        for (start, pages) in places {
+            checked.check(PageRange::new(start, start + pages));
+        }
+        checked.run(Op::Reopen);
+        checked.check(PageRange::new(0, PAGES));
+    }
+}
+
+#[test]
+fn hundreds_of_publishes_keep_the_tail_and_the_runs_short() {
+    for compact in [true, false] {
+        let mut checked = Checked::new(Some("x"));
+        for number in 0..900_u64 {
+            let start = number * 7_919 % PAGES;
+            checked.add(PageRange::new(start, start + 1), number % 10 == 9);
+            checked.publish();
+            if compact {
+                checked.run(Op::Compact);
+            }
+            let now = checked.volume.inner.state.borrow();
+            assert!(now.tail.segments().count() <= TAIL_SEGMENTS_MAX);
+            assert!(now.runs.len() <= RUNS_MAX);
+        }
+        if compact {
+            let levels = checked.volume.inner.state.borrow().runs.len();
+            assert!(levels <= 4 * LEVEL_RUNS_MAX, "{levels} runs");
+        }
+        checked.check(PageRange::new(0, PAGES));
+        checked.run(Op::Reopen);
+        checked.check(PageRange::new(0, PAGES));
+    }
+}
+
+#[test]
+fn a_change_with_more_segments_than_the_tail_holds_is_folded_at_once() {
+    let mut checked = Checked::new(None);
+    checked.add(PageRange::new(5, 6), false);
+    checked.publish();
+    let mut segments = Vec::new();
+    for number in 0..3 * TAIL_SEGMENTS_MAX as u64 {
+        segments.push(
+            checked
+                .node
+                .upload(&checked.volume, vec![data(number % 100, &[number])]),
+        );
+        checked.model.insert(number % 100, number);
+    }
+    let change = checked.node.change(&checked.volume, segments);
+    checked
+        .node
+        .try_publish(&checked.volume, &change)
+        .expect("published");
+    checked.check(PageRange::new(0, PAGES));
+    checked.run(Op::Reopen);
+    checked.check(PageRange::new(0, PAGES));
+}
+
+#[test]
+fn publishes_go_on_while_the_map_is_compacted() {
+    let mut checked = Checked::new(None);
+    for round in 0..60_u64 {
+        for number in 0..12_u64 {
+            let start = (round * 12 + number) * 613 % 2_000;
+            checked.add(PageRange::new(start, start + 3), number == 11);
+            checked.publish();
+        }
+        // Starts, and is left half-way: the next publishes run beside it.
+        let volume = checked.volume.clone();
+        checked.node.world.spawn(async move {
+            volume.compact_map().await.expect("compacted");
+        });
+    }
+    checked.check(PageRange::new(0, 3_000));
+    assert!(!checked.volume.inner.state.borrow().runs.is_empty());
+    checked.run(Op::Reopen);
+    checked.check(PageRange::new(0, 3_000));
+}
+
+#[test]
+fn a_publish_whose_answer_was_lost_beside_finished_work_on_the_map() {
+    use StoreErrorKind::{Retry, Unknown};
+    let mut checked = Checked::new(None);
+    for number in 0..40_u64 {
+        checked.add(PageRange::new(number, number + 2), false);
+        checked.publish();
+    }
+    // Sent without the fold, and it lands; the answer and the read-back are lost.
+    let segment = checked.node.upload(&checked.volume, vec![data(3, &[77])]);
+    checked.model.insert(3, 77);
+    let change = checked.node.change(&checked.volume, vec![segment]);
+    let store = &checked.node.store;
+    store.fail("replace", [Fault::After(Unknown)]);
+    store.fail("get", vec![Fault::Before(Retry); 5]);
+    checked
+        .node
+        .try_publish(&checked.volume, &change)
+        .expect_err("an outage");
+    store.heal();
+    checked.node.compact(&checked.volume);
+    // Sent again, now with the fold: what is found is the first body.
+    checked
+        .node
+        .try_publish(&checked.volume, &change)
+        .expect("found");
+    assert!(checked.volume.inner.state.borrow().runs.is_empty());
+    checked.check(PageRange::new(0, 100));
+    checked.add(PageRange::new(50, 51), false);
+    checked.publish();
+    assert_eq!(
+        checked.volume.inner.state.borrow().runs.len(),
+        1,
+        "the fold came along"
+    );
+    checked.check(PageRange::new(0, 100));
+    checked.run(Op::Reopen);
+    checked.check(PageRange::new(0, 100));
+}
+
+#[test]
+fn zeros_at_the_bottom_go_away() {
+    let mut checked = Checked::new(None);
+    for round in 0..160_u64 {
+        let start = round % 16 * 32;
+        checked.add(
+            PageRange::new(start, start + 32),
+            round >= 80 || round % 2 == 1,
+        );
+        checked.publish();
+        checked.run(Op::Compact);
+    }
+    checked.publish();
+    checked.check(PageRange::new(0, 2_000));
+    let now = checked.volume.inner.state.borrow();
+    let entries = |run: &Rc<Run>| run.parts.iter().map(|part| part.entries).sum::<u64>();
+    let bottom = now.runs.last().map_or(0, entries);
+    assert!(bottom < 16, "{bottom} entries for nothing");
+}
+
+#[test]
+fn leaves_that_nothing_touched_are_carried_over() {
+    let mut checked = Checked::new(None);
+    // A wide base, folded and merged once.
+    for number in 0..160_u64 {
+        checked.add(PageRange::new(number * 16_384, number * 16_384 + 4), false);
+        checked.publish();
+        checked.run(Op::Compact);
+    }
+    let bytes = |node: &Node| -> usize {
+        let keys = node.store.keys();
+        let map = keys.iter().filter(|key| key.contains("/map/"));
+        map.map(|key| node.store.object(key).len()).sum()
+    };
+    let before = bytes(&checked.node);
+    // Then one corner is written again and again.
+    for number in 0..200_u64 {
+        let start = number % 8;
+        checked.add(PageRange::new(start, start + 1), false);
+        checked.publish();
+        checked.run(Op::Compact);
+    }
+    let names: std::collections::BTreeSet<ObjectName> = {
+        let reader = checked.volume.reader(&checked.volume.inner.state.borrow());
+        let runs = checked.volume.inner.state.borrow().runs.clone();
+        let bottom = Rc::clone(runs.last().expect("there is a run"));
+        checked.node.world.run(async move {
+            let mut names = std::collections::BTreeSet::new();
+            for part in &bottom.parts {
+                let nodes = reader.bucket.nodes();
+                let directory = nodes.directory(&reader, part).await.expect("readable");
+                names.extend(directory.leaves.iter().map(|leaf| leaf.object));
+            }
+            names
+        })
+    };
+    assert!(names.len() > 1, "no leaf was carried over");
+    let written = bytes(&checked.node) - before;
+    assert!(written < 200_000, "{written} bytes of map for a corner");
+    checked.check(PageRange::new(0, 161 * 16_384));
+}
+
+#[test]
+fn identical_misses_join() {
+    let mut checked = Checked::new(None);
+    for number in 0..40_u64 {
+        checked.add(PageRange::new(number, number + 1), false);
+        checked.publish();
+    }
+    checked.run(Op::Compact);
+    checked.add(PageRange::new(90, 91), false);
+    checked.publish();
+    checked.node.bucket = checked.node.bucket.clone().with_nodes_bytes(1 << 20);
+    checked.run(Op::Reopen);
+    let before = checked.node.store.counts().gets;
+    let lookups = (0..10_u64).map(|number| {
+        let volume = checked.volume.clone();
+        async move {
+            volume
+                .lookup(PageRange::new(number, number + 1))
+                .await
+                .expect("found")
+        }
+    });
+    let lookups = futures_util::future::join_all(lookups);
+    checked.node.world.run(lookups);
+    assert_eq!(
+        checked.node.store.counts().gets - before,
+        2,
+        "one directory, one leaf"
+    );
+}
+
+/// Issue: a 500 GB volume written at random keeps the memory of its map bounded, and wakes without
+/// a GET per segment.
+#[test]
+fn a_large_volume_written_at_random_stays_small_in_memory_and_opens_quickly() {
+    const NODES: usize = 2 << 20;
+    let store = TestStore::default();
+    let mut node = Node::new(1, &store, None);
+    node.bucket = node.bucket.clone().with_nodes_bytes(NODES);
+    let volume = node.create("big");
+    let volume_pages = 500_000_000_000 / PAGE;
+    let mut last = BTreeMap::new();
+    for sync in 0..400_u64 {
+        let mut pages = BTreeMap::new();
+        for entry in 0..800_u64 {
+            let hash = blake3::hash(&(sync * 800 + entry).to_le_bytes());
+            let place = u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("8 of 32"));
+            pages.insert(place % volume_pages, sync * 800 + entry);
+        }
+        let frames = pages
+            .iter()
+            .map(|(&page, &stamp)| light(page, stamp))
+            .collect();
+        node.sync(&volume, frames);
+        last.extend(pages);
+        node.compact(&volume);
+        let now = volume.inner.state.borrow();
+        assert!(now.tail.extents_count() <= 64 * 800);
+        assert!(node.bucket.nodes().bytes() <= NODES);
+    }
+    assert!(last.len() > 300_000);
+    let segments = store
+        .keys()
+        .iter()
+        .filter(|key| key.contains("/seg/"))
+        .count();
+    assert_eq!(segments, 400);
+
+    let before = store.counts().gets;
+    let volume = node.open("big").expect("opens");
+    let gets = store.counts().gets - before;
+    assert!(gets <= 2 + TAIL_SEGMENTS_MAX, "{gets} GETs to open");
+    for (number, (&page, &stamp)) in last.iter().step_by(3_001).enumerate() {
+        let before = store.counts().gets;
+        let read = node.read(&volume, page, 1);
+        assert!(read == light_page(stamp), "page {page}");
+        let gets = store.counts().gets - before;
+        assert!(gets <= 40, "{gets} GETs for look-up {number}");
+        assert!(node.bucket.nodes().bytes() <= NODES);
+    }
+    const { assert!(NODES < NODES_BYTES_MAX) };
+}
+
+fn light_page(stamp: u64) -> Vec<u8> {
+    let mut page = vec![0; 4096];
+    page[..8].copy_from_slice(&stamp.to_le_bytes());
+    page[8] = 1;
+    page
+}
+
+fn light(page: u64, stamp: u64) -> PlainFrame {
+    PlainFrame {
+        pages: PageRange::new(page, page + 1),
+        content: FrameContent::Data(light_page(stamp).into()),
+    }
+}

@@ -1,0 +1,174 @@
+//! The prefix: conditions, keyring, names, creation.
+
+use super::*;
+
+fn refused(store: &TestStore, password: Option<&str>) -> String {
+    let outcome = Node::with(5, store, config(password));
+    outcome.expect_err("refused").to_string()
+}
+
+#[test]
+fn a_store_that_ignores_conditions_is_refused_by_what_it_lacks() {
+    let error = refused(&TestStore::careless(), None);
+    assert!(error.contains("If-None-Match"), "{error}");
+}
+
+#[test]
+fn the_probe_cleans_up_and_survives_lost_answers() {
+    use StoreErrorKind::{Retry, Unknown};
+    let store = TestStore::default();
+    store.fail("create", [Fault::Before(Retry), Fault::After(Unknown)]);
+    store.fail("replace", [Fault::After(Unknown)]);
+    Node::new(1, &store, None);
+    assert_eq!(store.keys(), ["keyring"]);
+}
+
+#[test]
+fn a_prefix_stays_as_it_was_begun() {
+    let plain = TestStore::default();
+    Node::new(1, &plain, None).create("a");
+    assert!(refused(&plain, Some("x")).contains("not encrypted"));
+    Node::new(2, &plain, None).open("a").expect("opens");
+
+    let sealed = TestStore::default();
+    Node::new(1, &sealed, Some("x")).create("a");
+    assert!(refused(&sealed, None).contains("set `encryption_password`"));
+    assert!(refused(&sealed, Some("y")).contains("wrong password"));
+    Node::new(2, &sealed, Some("x")).open("a").expect("opens");
+}
+
+#[test]
+fn a_lost_keyring_is_an_error_unless_it_held_nothing() {
+    let plain = TestStore::default();
+    Node::new(1, &plain, None).create("a");
+    plain.remove("keyring");
+    assert!(refused(&plain, Some("x")).contains("restore `keyring`"));
+    Node::new(2, &plain, None)
+        .open("a")
+        .expect("a plain keyring is made again");
+
+    let sealed = TestStore::default();
+    Node::new(1, &sealed, Some("x")).create("a");
+    sealed.remove("keyring");
+    for password in [None, Some("x")] {
+        let error = refused(&sealed, password);
+        assert!(error.contains("restore `keyring`"), "{error}");
+    }
+    sealed.remove("nbd/a/root");
+    sealed.set("nbd/a/seg/x", Bytes::new());
+    assert!(refused(&sealed, None).contains("no root"));
+}
+
+#[test]
+fn two_first_starts_agree_on_one_keyring() {
+    let store = TestStore::default();
+    let world = TestWorld::new(1);
+    let open = |_| Bucket::open(world.clone(), store.clone(), config(Some("x")));
+    let opened = futures_util::future::join_all((0..4).map(open));
+    let buckets = world.run(opened);
+    for (number, bucket) in buckets.into_iter().enumerate() {
+        let bucket = bucket.expect("opened");
+        let name = format!("volume-{number}");
+        let created = async move {
+            bucket
+                .create(&name, 1 << 30, &Node::owner(1), Id([1; 16]))
+                .await
+        };
+        world.run(created).expect("created");
+    }
+    let late = Node::new(2, &store, Some("x"));
+    for name in ["volume-0", "volume-1", "volume-2", "volume-3"] {
+        late.open(name).expect("the same keys");
+    }
+}
+
+#[test]
+fn a_damaged_or_later_keyring_is_named() {
+    let store = TestStore::default();
+    Node::new(1, &store, None);
+    let mut bytes = store.object("keyring").to_vec();
+    bytes[40] ^= 1;
+    store.set("keyring", bytes.clone().into());
+    assert!(refused(&store, None).contains("`keyring` is damaged"));
+    bytes[8] = 2;
+    store.set("keyring", bytes.into());
+    assert!(refused(&store, None).contains("format 2"));
+}
+
+#[test]
+fn names_hop_over_the_objects_of_volumes() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let names = ["a", "a-b", "a.b", "a0", "b", "z9"];
+    for name in names {
+        let volume = node.create(name);
+        for stamp in 1..5 {
+            node.sync(&volume, vec![data(stamp, &[stamp])]);
+        }
+    }
+    store.set("nbd/Not A Name/x", Bytes::new());
+    store.set("nbd/stray", Bytes::new());
+    let before = store.counts();
+    let bucket = node.bucket.clone();
+    let listed = node.world.run(async move { bucket.names().await });
+    assert_eq!(
+        listed.expect("listed"),
+        ["a", "a-b", "a.b", "a0", "b", "stray", "z9"]
+    );
+    assert!(store.counts().lists - before.lists <= names.len() + 3);
+    assert_eq!(store.counts().gets, before.gets);
+}
+
+fn create(node: &Node, nonce: Id) -> Result<Volume<TestWorld>, VolumeError> {
+    let bucket = node.bucket.clone();
+    let created = async move { bucket.create("a", 1 << 30, &Node::owner(1), nonce).await };
+    node.world.run(created)
+}
+
+#[test]
+fn creation_survives_lost_answers_and_happens_once() {
+    use StoreErrorKind::{Conflict, Retry, Unknown};
+    let faults = [
+        Fault::After(Unknown),
+        Fault::Before(Unknown),
+        Fault::Late(Unknown),
+        Fault::After(Conflict),
+        Fault::Before(Retry),
+    ];
+    for fault in faults {
+        let store = TestStore::default();
+        let node = Node::new(1, &store, None);
+        store.fail("create", [fault]);
+        let volume = create(&node, Id([1; 16])).expect("created");
+        assert_eq!(volume.root().nonce, Id([1; 16]));
+        node.sync(&volume, vec![data(1, &[1])]);
+    }
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = create(&node, Id([1; 16])).expect("created");
+    // The same intent again, as after a crash.
+    assert_eq!(
+        create(&node, Id([1; 16])).expect("ours").root(),
+        volume.root()
+    );
+    let error = create(&node, Id([2; 16])).expect_err("another");
+    assert!(matches!(error, VolumeError::Exists { .. }), "{error}");
+}
+
+#[test]
+fn a_volume_is_not_created_over_remains() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = node.create("a");
+    node.sync(&volume, vec![data(1, &[1])]);
+    store.remove("nbd/a/root");
+    let error = create(&node, Id([1; 16])).expect_err("remains").to_string();
+    assert!(
+        error.contains("nbd/a/seg/") && error.contains("nbd/a/root"),
+        "{error}"
+    );
+    // No permission to list is not an empty list.
+    store.fail("list", [Fault::Before(StoreErrorKind::Refused)]);
+    let error = create(&node, Id([1; 16])).expect_err("refused");
+    assert!(matches!(error, VolumeError::Store(_)), "{error}");
+}
