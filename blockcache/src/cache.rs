@@ -376,6 +376,7 @@ impl<W: World> Cache<W> {
                 });
             }
             change(&mut volume.state);
+            volume.fenced = false;
             volume.last = volume.last.max(volume.state.published);
             log.append_state(opened.id)
         };
@@ -476,20 +477,20 @@ impl<W: World> CacheVolume<W> {
             "a write of {len} bytes is over the limit"
         );
         let pages = PageRange::touched_by(at, len).pages();
-        self.admit(pages).await?;
+        let turn = self.admit(pages).await?;
         // No await from here to the end of the append: all pieces of a write are in one cut or none.
         let appended = {
             let mut log = self.shared().log.borrow_mut();
             log.append_write(self.id, at, &data, self.shared().world.now())
         };
-        drop(data);
+        drop((turn, data));
         self.commit(appended).await
     }
 
     /// Appends "these bytes are zero": O(1) in the length. For TRIM and WRITE_ZEROES.
     pub async fn zero(&self, at: u64, len: u64) -> Result<Seq, CacheError> {
         assert!(at.is_multiple_of(SECTOR_BYTES) && len.is_multiple_of(SECTOR_BYTES) && len > 0);
-        self.admit(3).await?;
+        let turn = self.admit(3).await?;
         let appended = {
             let now = self.shared().world.now();
             let mut log = self.shared().log.borrow_mut();
@@ -513,6 +514,7 @@ impl<W: World> CacheVolume<W> {
                 appended.expect("the range is not empty")
             }
         };
+        drop(turn);
         self.commit(appended).await
     }
 
@@ -528,14 +530,20 @@ impl<W: World> CacheVolume<W> {
         self.shared().flush_to(lsn).await
     }
 
-    /// Waits for the dirty budget, then for room in the log. When it returns, an append of so many
-    /// pages succeeds without waiting, if nothing is awaited before it.
-    async fn admit(&self, pages: u64) -> Result<(), CacheError> {
+    /// Waits for those who came before, for the dirty budget, then for room in the log. When it
+    /// returns, an append of so many pages succeeds without waiting, if nothing is awaited before
+    /// it. The turn is kept until after the append: writes take effect in the order in which they
+    /// were first polled, so that a stalled one never lands on top of its own repetition.
+    async fn admit(&self, pages: u64) -> Result<Turn<W>, CacheError> {
         let shared = self.shared();
+        let turn = Turn::take(self);
         let mut delayed = false;
         let mut throttled = false;
         loop {
             shared.check()?;
+            if self.is_fenced() {
+                return Err(CacheError::Fenced);
+            }
             let verdict = self.verdict(pages * PAGE_BYTES);
             match verdict {
                 Verdict::After(delay) if !delayed => {
@@ -545,6 +553,7 @@ impl<W: World> CacheVolume<W> {
                     shared.world.sleep(delay).await;
                     continue;
                 }
+                _ if turn.waits().await => continue,
                 Verdict::Wait => {
                     throttled = true;
                     shared.dirty_grown.notify_waiters();
@@ -572,7 +581,7 @@ impl<W: World> CacheVolume<W> {
         if shared.log.borrow().ready.len() < tasks::READY_CHUNKS_MIN {
             shared.space_wanted.notify_one();
         }
-        Ok(())
+        Ok(turn)
     }
 
     fn verdict(&self, bytes: u64) -> Verdict {
@@ -597,7 +606,12 @@ impl<W: World> CacheVolume<W> {
     async fn commit(&self, appended: crate::log::Appended) -> Result<Seq, CacheError> {
         let shared = self.shared();
         shared.commit_wanted.notify_one();
-        shared.dirty_grown.notify_waiters();
+        if let Some(volume) = shared.log.borrow().volumes.get(&self.id) {
+            volume.dirtied.notify_waiters();
+        }
+        if self.pressed() {
+            shared.dirty_grown.notify_waiters();
+        }
         shared.reached(&shared.committed, appended.lsn).await?;
         Ok(appended.seq)
     }
@@ -794,20 +808,51 @@ impl<W: World> CacheVolume<W> {
 
     /// Returns once something is unpublished.
     pub async fn wait_dirty(&self) {
+        let dirtied = {
+            let log = self.shared().log.borrow();
+            log.volumes.get(&self.id).map(|v| Rc::clone(&v.dirtied))
+        };
+        // A volume that is dropped from the log never becomes dirty.
+        let Some(dirtied) = dirtied else {
+            return std::future::pending().await;
+        };
         loop {
-            if self
-                .state()
-                .is_some_and(|state| state.last > state.published)
-            {
+            // Made before the look: a write between the two wakes it.
+            let next = dirtied.notified();
+            let state = self.state();
+            if state.is_some_and(|state| state.last > state.published) {
                 return;
             }
-            self.shared().dirty_grown.notified().await;
+            next.await;
         }
     }
 
-    /// Returns when something was written, or a writer waits. May return early.
-    pub async fn wait_change(&self) {
-        self.shared().dirty_grown.notified().await;
+    /// Returns once [`CacheVolume::pressed`].
+    pub async fn wait_pressed(&self) {
+        loop {
+            let next = self.shared().dirty_grown.notified();
+            if self.pressed() {
+                return;
+            }
+            next.await;
+        }
+    }
+
+    /// Another epoch of the volume exists: writes that wait for room, and all later ones, fail with
+    /// [`CacheError::Fenced`] until the next attach, for nothing will be published that could make
+    /// room for them.
+    pub fn fence(&self) {
+        if let Some(volume) = self.shared().log.borrow_mut().volumes.get_mut(&self.id) {
+            volume.fenced = true;
+        }
+        self.shared().dirty_freed.notify_waiters();
+        self.shared().space_freed.notify_waiters();
+        // Those who wait for their turn follow one by one, as each before them gives up.
+    }
+
+    fn is_fenced(&self) -> bool {
+        let log = self.shared().log.borrow();
+        log.volumes.get(&self.id).is_none_or(|volume| volume.fenced)
     }
 
     /// True once the dirty bytes are at half of a bound or more, or a writer waits: sync now.
@@ -822,6 +867,60 @@ impl<W: World> CacheVolume<W> {
             && (shared.writers_waiting.get() > 0
                 || budget::pressed(own, shared.config.volume_dirty_bytes_max)
                 || budget::pressed(log.dirty_bytes, shared.config.dirty_bytes_max))
+    }
+}
+
+/// A writer's place among those of its volume; given up when it is dropped.
+struct Turn<W: World> {
+    volume: CacheVolume<W>,
+    number: u64,
+}
+
+impl<W: World> Turn<W> {
+    fn take(volume: &CacheVolume<W>) -> Self {
+        let mut log = volume.shared().log.borrow_mut();
+        let number = log.volumes.get_mut(&volume.id).map_or(0, |known| {
+            let number = known.next_turn;
+            known.next_turn += 1;
+            known.turns.push_back(number);
+            number
+        });
+        drop(log);
+        Self {
+            volume: volume.clone(),
+            number,
+        }
+    }
+
+    /// False if nobody is before. Otherwise waits until somebody before has gone, and returns true.
+    async fn waits(&self) -> bool {
+        let turned = {
+            let log = self.volume.shared().log.borrow();
+            let Some(known) = log.volumes.get(&self.volume.id) else {
+                return false;
+            };
+            if known.turns.front() == Some(&self.number) {
+                return false;
+            }
+            Rc::clone(&known.turned)
+        };
+        turned.notified().await;
+        true
+    }
+}
+
+impl<W: World> Drop for Turn<W> {
+    fn drop(&mut self) {
+        let mut log = self.volume.shared().log.borrow_mut();
+        let Some(known) = log.volumes.get_mut(&self.volume.id) else {
+            return;
+        };
+        if known.turns.front() == Some(&self.number) {
+            known.turns.pop_front();
+        } else {
+            known.turns.retain(|number| *number != self.number);
+        }
+        known.turned.notify_waiters();
     }
 }
 
@@ -842,6 +941,22 @@ impl<W: World> Drop for Pins<W> {
     }
 }
 
+/// Counts itself, also if what it waits for is given up.
+struct Waiting<'a>(&'a std::cell::Cell<u32>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a std::cell::Cell<u32>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 impl<W: World> Shared<W> {
     /// Fails once the log has stopped.
     fn check(&self) -> Result<(), CacheError> {
@@ -857,9 +972,8 @@ impl<W: World> Shared<W> {
 
     /// Counts a waiting writer while it waits.
     async fn waiting(&self, freed: impl Future<Output = ()>) {
-        self.writers_waiting.set(self.writers_waiting.get() + 1);
+        let _waiting = Waiting::new(&self.writers_waiting);
         freed.await;
-        self.writers_waiting.set(self.writers_waiting.get() - 1);
     }
 
     /// Waits until a state record fits. It may use the chunk that writers leave.

@@ -30,6 +30,9 @@ pub enum CacheError {
     /// The volume is not in the log.
     #[error("volume {0} is not in the cache log")]
     UnknownVolume(crate::Id),
+    /// See [`crate::CacheVolume::fence`].
+    #[error("the volume is fenced: another epoch of it exists")]
+    Fenced,
     /// Unpublished records are gone: nothing is written until the loss is accepted.
     #[error(
         "volume `{name}`: {what}; its unpublished writes in the cache log are damaged, and it stays closed until the loss is accepted (docs/runbooks/fsync-failed.md)"

@@ -11,7 +11,9 @@
 //! (`oldest_live`) tells a start which chunks count.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
+use world::sync::Notify;
 use world::{Buf, Instant};
 
 use crate::cache::FillKey;
@@ -120,6 +122,15 @@ pub(crate) struct Volume {
     pub(crate) state_chunk: ChunkNo,
     /// Why nothing may be written: records that should be there are not (rule 8).
     pub(crate) damage: Option<String>,
+    /// Another epoch exists: writers must not wait for room that no publish will make.
+    pub(crate) fenced: bool,
+    /// To who waits for the first unpublished write.
+    pub(crate) dirtied: Rc<Notify>,
+    /// Writers that were not appended yet, in the order in which they came.
+    pub(crate) turns: VecDeque<u64>,
+    pub(crate) next_turn: u64,
+    /// To writers that wait for those before them.
+    pub(crate) turned: Rc<Notify>,
 }
 
 impl Volume {
@@ -134,6 +145,11 @@ impl Volume {
             state_lsn: 0,
             state_chunk: 0,
             damage: None,
+            fenced: false,
+            dirtied: Rc::default(),
+            turns: VecDeque::new(),
+            next_turn: 0,
+            turned: Rc::default(),
         }
     }
 }
@@ -748,6 +764,8 @@ impl Log {
         for record in volume.dirty.drain(..) {
             self.chunks[record.chunk as usize].dirty -= 1;
         }
+        // Nothing is unpublished any more: the list of dirty records starts after `published`.
+        volume.last = volume.state.published;
     }
 }
 

@@ -1,6 +1,14 @@
 //! GlideFS: block devices for microVMs that live in an object store.
+//!
+//! `nbd` speaks to clients, `device` is what stands behind a front door, `export` fills it with the
+//! cache and the `volume` in the store, `sync` carries cuts from one to the other, `shard` owns all of
+//! it on one thread; `daemon` puts a shard and the `api` together, `cli` is the command line.
 
 pub mod control;
 pub mod device;
+pub mod export;
 pub mod nbd;
+mod race;
+pub mod shard;
+pub mod sync;
 pub mod volume;

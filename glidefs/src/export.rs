@@ -1,0 +1,613 @@
+//! One open volume as a block device: ranges to cache calls, roles to errors.
+//!
+//! Promises: what is answered is in the cache log; what is read is the log's bytes over the
+//! published map's; a fenced, vanished or left export answers no write. What only the store has
+//! is waited for within a bound, and an error names its cause once in the log, not per request.
+//!
+//! ```text
+//!             fenced by another epoch ──────────────► Fenced ──► (last client leaves) gone
+//!            /            root gone ────────────────► Vanished
+//! ReadWrite ── idle, drained ─► Leaving ─► (detached, or given up) Closed
+//! ReadOnly  ── (last client leaves) gone; promoted: replaced by a ReadWrite export
+//! ```
+//!
+//! A role never goes back. An export that is opened again is a new [`Export`]: connections that
+//! were told "read-only" stay so, at their cut.
+//!
+//! Absent: what a name means, who may connect ([`registry`]); when and how data goes to the store
+//! ([`crate::sync`]).
+
+pub(crate) mod causes;
+pub mod clients;
+pub mod connection;
+pub(crate) mod decide;
+pub mod document;
+pub(crate) mod frames;
+pub(crate) mod open;
+pub(crate) mod orders;
+pub mod registry;
+pub mod shelf;
+pub mod site;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blockcache::{
+    Cache, CacheError, CacheVolume, Known, LocalVolume, Missing, PAGE_BYTES, PageRange,
+    SECTOR_BYTES,
+};
+use bytes::Bytes;
+use world::World;
+
+use crate::control::IoDocument;
+use crate::device::{Fua, IoError, Run, RunKind};
+use crate::sync::backoff::Backoff;
+use crate::volume::{RootView, Source, Volume};
+use causes::Causes;
+use clients::Clients;
+use frames::{Frames, index};
+use orders::Orders;
+
+/// How often a read asks a store that is down, before it is an error: with the waits below about
+/// half a minute, which is what guests bear.
+const READ_ATTEMPTS_MAX: u32 = 10;
+const READ_BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(8),
+};
+/// A status request looks at the map in windows of this size...
+const STATUS_WINDOW_BYTES: u64 = 1 << 30;
+/// ...and at no more than so many; the rest of the range is the client's next question.
+const STATUS_WINDOWS_MAX: usize = 64;
+/// A prefetch brings at most so much, in pieces of so much.
+const PREFETCH_BYTES_MAX: u64 = 64 << 20;
+const PREFETCH_PIECE_BYTES: u64 = 1 << 20;
+
+/// What an export may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    ReadWrite,
+    /// Somebody else owns the volume; this is its cut at connect.
+    ReadOnly,
+    /// Nobody is connected, all is published, the detach is on its way.
+    Leaving,
+    /// Another epoch exists.
+    Fenced,
+    /// The root is gone from the store.
+    Vanished,
+    /// Detached, or left to be opened again.
+    Closed,
+}
+
+/// An open volume.
+#[derive(Debug)]
+pub struct Export<W: World> {
+    world: W,
+    name: String,
+    size_bytes: Cell<u64>,
+    role: Cell<Role>,
+    /// At the end of the role `ReadWrite`: everything answered was published (rule 15).
+    ended_clean: Cell<bool>,
+    cache: Cache<W>,
+    /// None for a read-only export.
+    local: Option<CacheVolume<W>>,
+    frames: Rc<Frames<W>>,
+    io: Cell<IoDocument>,
+    pub(crate) clients: Clients,
+    pub(crate) orders: Orders,
+    pub(crate) causes: Causes,
+}
+
+/// What an export is made of.
+#[derive(Debug)]
+pub(crate) struct Parts<W: World> {
+    pub(crate) world: W,
+    pub(crate) cache: Cache<W>,
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    /// None: read-only.
+    pub(crate) local: Option<CacheVolume<W>>,
+    /// None: resumed without the store.
+    pub(crate) volume: Option<Volume<W>>,
+}
+
+impl<W: World> Export<W> {
+    pub(crate) fn new(parts: Parts<W>) -> Rc<Self> {
+        assert!(
+            parts.size_bytes.is_multiple_of(SECTOR_BYTES),
+            "size of {} bytes is not whole sectors",
+            parts.size_bytes
+        );
+        assert!(
+            parts.local.is_some() || parts.volume.is_some(),
+            "a read-only export needs a volume to read"
+        );
+        let role = match parts.local {
+            Some(_) => Role::ReadWrite,
+            None => Role::ReadOnly,
+        };
+        let frames = Frames::new(parts.world.clone(), parts.cache.clone(), parts.volume);
+        Rc::new(Self {
+            clients: Clients::none_at(parts.world.now()),
+            world: parts.world,
+            name: parts.name,
+            size_bytes: Cell::new(parts.size_bytes),
+            role: Cell::new(role),
+            ended_clean: Cell::new(true),
+            cache: parts.cache,
+            local: parts.local,
+            frames,
+            io: Cell::default(),
+            orders: Orders::default(),
+            causes: Causes::default(),
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn role(&self) -> Role {
+        self.role.get()
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.get()
+    }
+
+    /// Counts since the export was opened.
+    pub fn io(&self) -> IoDocument {
+        self.io.get()
+    }
+
+    pub(crate) fn world(&self) -> &W {
+        &self.world
+    }
+
+    pub(crate) fn frames(&self) -> &Rc<Frames<W>> {
+        &self.frames
+    }
+
+    pub(crate) fn local(&self) -> Option<&CacheVolume<W>> {
+        self.local.as_ref()
+    }
+
+    pub(crate) fn local_state(&self) -> Option<LocalVolume> {
+        self.local.as_ref().and_then(CacheVolume::state)
+    }
+
+    /// The root as last read or published; none while the store has not been reached.
+    pub(crate) fn root(&self) -> Option<RootView> {
+        self.frames.volume().map(|volume| volume.root())
+    }
+
+    /// Connections that are open keep the size they were told.
+    pub(crate) fn set_size(&self, size_bytes: u64) {
+        assert!(
+            size_bytes >= self.size_bytes.get(),
+            "an export never shrinks"
+        );
+        self.size_bytes.set(size_bytes);
+    }
+
+    pub(crate) fn count(&self, add: impl FnOnce(&mut IoDocument)) {
+        let mut io = self.io.get();
+        add(&mut io);
+        self.io.set(io);
+    }
+
+    /// Ends the right to write. What waits for room in the cache is woken with an error.
+    pub(crate) fn end(&self, role: Role) {
+        assert!(
+            !matches!(role, Role::ReadWrite | Role::ReadOnly),
+            "{role:?} is no end"
+        );
+        if self.role.get() == Role::ReadWrite {
+            let clean = self.local_state().is_none_or(|l| l.last <= l.published);
+            self.ended_clean.set(clean);
+        }
+        self.role.set(role);
+        if let (Role::Fenced | Role::Vanished, Some(local)) = (role, &self.local) {
+            local.fence();
+        }
+        self.orders.wake.notify_one();
+        self.orders.news.notify_waiters();
+    }
+
+    /// The last client is gone for good and all is published: from here on nobody writes, so the
+    /// detach on its way says the whole truth. False if that is not so.
+    pub(crate) fn begin_leaving(&self) -> bool {
+        let clean = self.local_state().is_some_and(|l| l.last <= l.published);
+        if self.role.get() != Role::ReadWrite || self.clients.count() > 0 || !clean {
+            return false;
+        }
+        self.end(Role::Leaving);
+        true
+    }
+
+    /// Waits until everything answered before this call is in the store. An error once an attempt
+    /// fails; the attempts go on.
+    pub(crate) async fn drain(&self) -> Result<(), String> {
+        let Some(target) = self.local_state().map(|local| local.last) else {
+            return Ok(());
+        };
+        let failures = self.orders.failures();
+        self.orders.drain(target);
+        loop {
+            let news = self.orders.news.notified();
+            if self
+                .local_state()
+                .is_none_or(|local| local.published >= target)
+            {
+                return Ok(());
+            }
+            if let Some(why) = self.halted() {
+                return Err(why);
+            }
+            if self.orders.failures() > failures {
+                return Err(self.orders.last_failure());
+            }
+            news.await;
+        }
+    }
+
+    /// Why nothing will be published any more, if so.
+    pub(crate) fn halted(&self) -> Option<String> {
+        match self.role.get() {
+            Role::ReadWrite | Role::ReadOnly | Role::Leaving => self.orders.halted(),
+            Role::Fenced => Some(format!("`{}` is fenced: another epoch exists", self.name)),
+            Role::Vanished => Some(format!("the root of `{}` vanished", self.name)),
+            Role::Closed => Some(format!("`{}` is closed", self.name)),
+        }
+    }
+
+    // The operations of a block device; see `BlockDevice` for what each means.
+
+    pub(crate) async fn read(&self, at: u64, len: u64) -> Result<Bytes, IoError> {
+        self.check_range(at, len);
+        self.may_read()?;
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let pages = PageRange::touched_by(at, len);
+        let mut out = vec![0; index(pages.bytes())];
+        let missing = match &self.local {
+            Some(local) => {
+                let read = local.read(pages, &mut out).await;
+                read.map_err(|error| self.cache_failed(&error))?
+            }
+            None => vec![Missing {
+                pages,
+                patches: Vec::new(),
+            }],
+        };
+        let miss_pages: u64 = missing.iter().map(|m| m.pages.pages()).sum();
+        if miss_pages > 0 {
+            self.read_store(&missing, pages, &mut out).await?;
+        }
+        self.count(|io| {
+            io.reads += 1;
+            io.read_bytes += len;
+            io.miss_pages += miss_pages;
+            io.hit_pages += pages.pages() - miss_pages;
+        });
+        let skip = index(at - pages.start.byte());
+        Ok(Bytes::from(out).slice(skip..skip + index(len)))
+    }
+
+    pub(crate) async fn write(&self, at: u64, data: Bytes, fua: Fua) -> Result<(), IoError> {
+        let len = u64::try_from(data.len()).expect("usize fits u64");
+        self.check_range(at, len);
+        let local = self.may_write()?;
+        if len == 0 {
+            return Ok(());
+        }
+        let written = local.write(at, data).await;
+        written.map_err(|error| self.cache_failed(&error))?;
+        self.seal(fua).await?;
+        self.count(|io| {
+            io.writes += 1;
+            io.written_bytes += len;
+        });
+        Ok(())
+    }
+
+    pub(crate) async fn zero(&self, at: u64, len: u64, fua: Fua) -> Result<(), IoError> {
+        self.check_range(at, len);
+        let local = self.may_write()?;
+        if len == 0 {
+            return Ok(());
+        }
+        let zeroed = local.zero(at, len).await;
+        zeroed.map_err(|error| self.cache_failed(&error))?;
+        self.seal(fua).await?;
+        self.count(|io| io.zeroes += 1);
+        Ok(())
+    }
+
+    pub(crate) async fn flush(&self) -> Result<(), IoError> {
+        match self.role.get() {
+            Role::ReadWrite => {
+                let flushed = self.cache.flush().await;
+                flushed.map_err(|error| self.cache_failed(&error))?;
+            }
+            Role::ReadOnly => {}
+            // Rule 15: a client that flushes behind a finished hand-over must not be failed, and
+            // one whose writes were lost with the epoch must not be reassured.
+            Role::Leaving | Role::Fenced | Role::Vanished | Role::Closed => {
+                if !self.ended_clean.get() {
+                    self.count(|io| io.errors += 1);
+                    return Err(self.ended());
+                }
+            }
+        }
+        self.count(|io| io.flushes += 1);
+        Ok(())
+    }
+
+    pub(crate) async fn prefetch(&self, at: u64, len: u64) -> Result<(), IoError> {
+        self.check_range(at, len);
+        self.may_read()?;
+        let pages = PageRange::touched_by(at, len.min(PREFETCH_BYTES_MAX));
+        let piece = PREFETCH_PIECE_BYTES / PAGE_BYTES;
+        let mut scratch = vec![0; index(PREFETCH_PIECE_BYTES)];
+        for start in (pages.start.0..pages.end.0).step_by(index(piece)) {
+            let part = PageRange::new(start, (start + piece).min(pages.end.0));
+            let absent: Vec<PageRange> = self
+                .known(part)
+                .into_iter()
+                .filter_map(|(run, known)| (known == Known::Absent).then_some(run))
+                .collect();
+            let out = &mut scratch[..index(part.bytes())];
+            if self.frames.read(&absent, part, out).await.is_err() {
+                // Best effort: the read that needs it will say what is wrong.
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn status(
+        &self,
+        at: u64,
+        len: u64,
+        runs_max: usize,
+    ) -> Result<Vec<Run>, IoError> {
+        self.check_range(at, len);
+        self.may_read()?;
+        let mut runs = Runs {
+            runs: Vec::new(),
+            at,
+            end: at + len,
+            runs_max: runs_max.max(1),
+        };
+        for _window in 0..STATUS_WINDOWS_MAX {
+            let left = runs.end - runs.at;
+            if left == 0 {
+                break;
+            }
+            let window = PageRange::touched_by(runs.at, left.min(STATUS_WINDOW_BYTES));
+            for (run, known) in self.known(window) {
+                let room = match known {
+                    Known::Data => runs.add(run, RunKind::Data),
+                    Known::Zero => runs.add(run, RunKind::Hole),
+                    Known::Absent => self.status_of_store(run, &mut runs).await,
+                };
+                if room == Room::None {
+                    return Ok(runs.runs);
+                }
+            }
+        }
+        Ok(runs.runs)
+    }
+
+    async fn status_of_store(&self, pages: PageRange, runs: &mut Runs) -> Room {
+        let found = match self.frames.volume() {
+            Some(volume) => volume.lookup(pages).await.ok(),
+            None => None,
+        };
+        // "Data" is always a true answer: it promises nothing.
+        let Some(found) = found else {
+            return runs.add(pages, RunKind::Data);
+        };
+        for (run, source) in found {
+            let kind = match source {
+                Source::Zero => RunKind::Hole,
+                Source::Frame { .. } => RunKind::Data,
+            };
+            if runs.add(run, kind) == Room::None {
+                return Room::None;
+            }
+        }
+        Room::Left
+    }
+
+    fn known(&self, pages: PageRange) -> Vec<(PageRange, Known)> {
+        match &self.local {
+            Some(local) => local.known(pages),
+            None => vec![(pages, Known::Absent)],
+        }
+    }
+
+    /// The store's bytes first, then the log's newer parts of the same pages on top, in order.
+    async fn read_store(
+        &self,
+        missing: &[Missing],
+        whole: PageRange,
+        out: &mut [u8],
+    ) -> Result<(), IoError> {
+        let wanted: Vec<PageRange> = missing.iter().map(|m| m.pages).collect();
+        let mut failures = 0;
+        while let Err(error) = self.frames.read(&wanted, whole, out).await {
+            failures += 1;
+            if !error.is_temporary() || failures >= READ_ATTEMPTS_MAX {
+                if self.causes.raise("read", error.to_string()) {
+                    tracing::error!(export = %self.name, %error, "reads fail: the store does not give the data; clients get input/output errors");
+                }
+                self.count(|io| io.errors += 1);
+                return Err(IoError::Io);
+            }
+            if self.causes.raise("slow read", error.to_string()) {
+                tracing::warn!(export = %self.name, %error, "reads wait for the store");
+            }
+            let mut chance = [0; 4];
+            self.world.fill_random(&mut chance);
+            let wait = READ_BACKOFF.wait(failures, u32::from_le_bytes(chance));
+            self.world.sleep(wait).await;
+            self.may_read()?;
+        }
+        for cause in ["read", "slow read"] {
+            if self.causes.settle(cause) {
+                tracing::info!(export = %self.name, "reads from the store work again");
+            }
+        }
+        apply_patches(missing, whole, out);
+        Ok(())
+    }
+
+    /// The end of every change: durable if asked, and still ours to answer.
+    async fn seal(&self, fua: Fua) -> Result<(), IoError> {
+        if fua == Fua::Yes {
+            let flushed = self.cache.flush().await;
+            flushed.map_err(|error| self.cache_failed(&error))?;
+        }
+        // Fenced while the write was on its way: its record is salvage, so it never happened.
+        self.may_write().map(|_local| ())
+    }
+
+    fn may_read(&self) -> Result<(), IoError> {
+        match self.role.get() {
+            Role::ReadWrite | Role::ReadOnly | Role::Leaving => Ok(()),
+            Role::Fenced | Role::Vanished | Role::Closed => {
+                self.count(|io| io.errors += 1);
+                Err(self.ended())
+            }
+        }
+    }
+
+    fn may_write(&self) -> Result<&CacheVolume<W>, IoError> {
+        match (self.role.get(), &self.local) {
+            (Role::ReadWrite, Some(local)) => Ok(local),
+            (Role::ReadOnly, _) | (Role::ReadWrite, None) => Err(IoError::ReadOnly),
+            (Role::Leaving | Role::Fenced | Role::Vanished | Role::Closed, _) => {
+                self.count(|io| io.errors += 1);
+                Err(self.ended())
+            }
+        }
+    }
+
+    fn ended(&self) -> IoError {
+        match self.role.get() {
+            Role::Vanished => IoError::Io,
+            Role::ReadWrite | Role::ReadOnly | Role::Leaving | Role::Fenced | Role::Closed => {
+                IoError::Shutdown
+            }
+        }
+    }
+
+    fn cache_failed(&self, error: &CacheError) -> IoError {
+        self.count(|io| io.errors += 1);
+        if matches!(error, CacheError::Fenced) {
+            return self.ended();
+        }
+        if self.causes.raise("cache", error.to_string()) {
+            tracing::error!(export = %self.name, %error, "the cache fails; clients get input/output errors");
+        }
+        IoError::Io
+    }
+
+    fn check_range(&self, at: u64, len: u64) {
+        assert!(
+            at.is_multiple_of(SECTOR_BYTES) && len.is_multiple_of(SECTOR_BYTES),
+            "{len} bytes at {at} are not whole sectors"
+        );
+        let end = at.checked_add(len).expect("the front door checked the end");
+        let size = self.size_bytes.get();
+        assert!(end <= size, "{len} bytes at {at} reach beyond {size}");
+    }
+}
+
+/// Runs of a status answer being put together.
+#[derive(Debug)]
+struct Runs {
+    runs: Vec<Run>,
+    /// Covered so far.
+    at: u64,
+    end: u64,
+    runs_max: usize,
+}
+
+/// Whether an answer may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Left,
+    None,
+}
+
+impl Runs {
+    /// Adds the part of `pages` that lies between what is covered and the end.
+    fn add(&mut self, pages: PageRange, kind: RunKind) -> Room {
+        let end = pages.end.byte().min(self.end);
+        let Some(len) = end.checked_sub(self.at).filter(|len| *len > 0) else {
+            return Room::Left;
+        };
+        let full = self.runs.len() == self.runs_max;
+        match self.runs.last_mut() {
+            Some(last) if last.kind == kind => last.len += len,
+            _ if full => return Room::None,
+            _ => self.runs.push(Run { len, kind }),
+        }
+        self.at = end;
+        Room::Left
+    }
+}
+
+/// Puts the log's newer parts of pages on top of what the store has of them, in order (rule 7).
+pub(crate) fn apply_patches(missing: &[Missing], whole: PageRange, out: &mut [u8]) {
+    for patch in missing.iter().flat_map(|m| &m.patches) {
+        let from = index(patch.at - whole.start.byte());
+        out[from..from + patch.bytes.len()].copy_from_slice(&patch.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs(at: u64, len: u64, runs_max: usize) -> Runs {
+        Runs {
+            runs: Vec::new(),
+            at,
+            end: at + len,
+            runs_max,
+        }
+    }
+
+    #[test]
+    fn a_status_is_trimmed_to_the_sectors_asked_for() {
+        let mut runs = runs(512, 8192, 8);
+        assert_eq!(runs.add(PageRange::new(0, 1), RunKind::Data), Room::Left);
+        assert_eq!(runs.add(PageRange::new(1, 2), RunKind::Data), Room::Left);
+        assert_eq!(runs.add(PageRange::new(2, 9), RunKind::Hole), Room::Left);
+        let expected = vec![
+            Run {
+                len: 7680,
+                kind: RunKind::Data,
+            },
+            Run {
+                len: 512,
+                kind: RunKind::Hole,
+            },
+        ];
+        assert_eq!(runs.runs, expected);
+    }
+
+    #[test]
+    fn a_status_ends_where_its_runs_are_used_up() {
+        let mut runs = runs(0, 1 << 20, 1);
+        assert_eq!(runs.add(PageRange::new(0, 1), RunKind::Hole), Room::Left);
+        assert_eq!(runs.add(PageRange::new(1, 2), RunKind::Data), Room::None);
+        assert_eq!(runs.runs.len(), 1);
+    }
+}

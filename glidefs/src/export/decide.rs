@@ -1,0 +1,150 @@
+//! What opening a volume means, given what the log and the root say. Pure.
+//!
+//! ```text
+//!  root \ log            knows it, its nonce is the root's    knows it, root moved on    does not know it
+//!  open, ours, our epoch resume                               (moved on = other epoch)   take
+//!  open, ours            take, records stay                   drop clean, take (*)       take
+//!  detached or ownerless take, records stay                   drop clean, take (*)       take
+//!  open, another's       read-only                            read-only                  read-only
+//!  absent                refuse: vanished                     refuse: vanished           create, or unknown
+//!  not to be asked       resume if the epoch is held, else unavailable
+//! ```
+//!
+//! (*) Unpublished records are salvage then (rule 11): the volume stays closed here until an
+//! operator accepts their loss, so that nothing answered is dropped in silence. A root whose last
+//! nonce is one that this log made or durably intended is the only proof that its records still
+//! count. A read-only export reads no records of the log, so it needs none of this.
+//! "Take, records stay" also covers an open root after a detach that was intended
+//! here: raising the epoch changes the root's version, so a detach that is still on its way to the
+//! store can no longer land.
+
+use blockcache::{Id, LocalVolume};
+
+use crate::volume::{RootView, VolumeState};
+
+/// What the store answered about a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Root(RootView),
+    Absent,
+    /// It could not be asked: why, for people.
+    Unreachable(String),
+}
+
+/// What to do with the LBA-keyed records of the log before anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Records {
+    /// They belong to the root's state, or there are none.
+    Keep,
+    /// They are stale, and the store has newer.
+    Drop,
+}
+
+/// How to open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// The epoch is held still; the log goes on where it was.
+    Resume {
+        records: Records,
+    },
+    /// The same, without asking the store (rule 14).
+    ResumeUnasked,
+    /// Become the owner by epoch + 1.
+    Take {
+        records: Records,
+    },
+    /// Somebody else owns it: serve its cut.
+    ReadOnly,
+    Create {
+        size_bytes: u64,
+    },
+    Refuse(Refusal),
+}
+
+/// Why it cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// No such volume, and none is created by connecting.
+    Unknown,
+    /// The log knows the volume and the store does not: never invent it (promise 7).
+    Vanished,
+    Deleted,
+    /// Pending or suspended: states of a later version.
+    NotInThisVersion,
+    Unavailable(String),
+    /// So many bytes were answered here and never published, and somebody else published since.
+    Salvage(u64),
+    /// Unpublished records of the log are unreadable: what, for people.
+    Damaged(String),
+}
+
+/// What this node knows and wants.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ours<'a> {
+    /// The owner that our roots name.
+    pub(crate) cache: Id,
+    pub(crate) local: Option<&'a LocalVolume>,
+    pub(crate) create_bytes: Option<u64>,
+}
+
+pub(crate) fn decide(seen: &Seen, ours: Ours<'_>) -> Plan {
+    match seen {
+        Seen::Unreachable(why) => match ours.local {
+            Some(local) if local.attached => match &local.damage {
+                Some(damage) => Plan::Refuse(Refusal::Damaged(damage.clone())),
+                None => Plan::ResumeUnasked,
+            },
+            _ => Plan::Refuse(Refusal::Unavailable(why.clone())),
+        },
+        Seen::Absent => match (ours.local, ours.create_bytes) {
+            (Some(_), _) => Plan::Refuse(Refusal::Vanished),
+            (None, Some(size_bytes)) => Plan::Create { size_bytes },
+            (None, None) => Plan::Refuse(Refusal::Unknown),
+        },
+        Seen::Root(root) => match root.state {
+            VolumeState::Open | VolumeState::Detached => decide_with_root(root, ours),
+            VolumeState::Deleted => Plan::Refuse(Refusal::Deleted),
+            VolumeState::Pending | VolumeState::Suspended => {
+                Plan::Refuse(Refusal::NotInThisVersion)
+            }
+        },
+    }
+}
+
+fn decide_with_root(root: &RootView, ours: Ours<'_>) -> Plan {
+    // A volume of the same name with another id is another volume.
+    let local = ours.local.filter(|local| local.id == root.volume);
+    let detached = root.state == VolumeState::Detached;
+    let owned_here = root.owner.as_ref().is_some_and(|o| o.cache == ours.cache);
+    if !(detached || owned_here || root.owner.is_none()) {
+        return Plan::ReadOnly;
+    }
+    let Some(local) = local else {
+        let records = Records::Keep;
+        return Plan::Take { records };
+    };
+    if let Some(damage) = &local.damage {
+        return Plan::Refuse(Refusal::Damaged(damage.clone()));
+    }
+    let records = match (is_ours(root, local), local.last > local.published) {
+        (false, true) => return Plan::Refuse(Refusal::Salvage(local.dirty_bytes)),
+        (false, false) => Records::Drop,
+        // The store is ahead of the disk (rule 5): what is here is older than what is there.
+        (true, _) if root.cut > local.last => Records::Drop,
+        (true, _) => Records::Keep,
+    };
+    let held = local.attached && local.epoch == root.epoch && is_ours(root, local);
+    if held && owned_here && !detached {
+        Plan::Resume { records }
+    } else {
+        Plan::Take { records }
+    }
+}
+
+/// Whether this log made or durably intended the root's last change (rule 11).
+fn is_ours(root: &RootView, local: &LocalVolume) -> bool {
+    root.nonce == local.nonce || local.intents.iter().any(|i| i.nonce == root.nonce)
+}
+
+#[cfg(test)]
+mod tests;

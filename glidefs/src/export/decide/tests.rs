@@ -1,0 +1,186 @@
+use blockcache::{Epoch, Intent, Seq};
+use world::{ETag, UnixTime};
+
+use super::*;
+use crate::volume::Owner;
+
+const HERE: Id = Id([1; 16]);
+const ELSEWHERE: Id = Id([2; 16]);
+const VOLUME: Id = Id([3; 16]);
+const KNOWN: Id = Id([4; 16]);
+const INTENDED: Id = Id([5; 16]);
+const FOREIGN: Id = Id([6; 16]);
+
+fn root(owner: Id, state: VolumeState, nonce: Id) -> RootView {
+    RootView {
+        volume: VOLUME,
+        name: "vm".to_owned(),
+        size_bytes: 1 << 30,
+        epoch: Epoch(7),
+        state,
+        owner: Some(Owner {
+            cache: owner,
+            host: "node".to_owned(),
+        }),
+        generation: 0,
+        cut: Seq(100),
+        cut_epoch: Epoch(7),
+        cut_time: UnixTime(0),
+        nonce,
+        etag: ETag("e".to_owned()),
+    }
+}
+
+fn local() -> LocalVolume {
+    LocalVolume {
+        id: VOLUME,
+        name: "vm".to_owned(),
+        size_bytes: 1 << 30,
+        epoch: Epoch(7),
+        attached: true,
+        nonce: KNOWN,
+        published: Seq(90),
+        last: Seq(120),
+        intents: vec![Intent {
+            nonce: INTENDED,
+            cut: Seq(100),
+            replaces: ETag("d".to_owned()),
+        }],
+        dirty_bytes: 4096,
+        damage: None,
+    }
+}
+
+fn open(seen: Seen, local: Option<&LocalVolume>) -> Plan {
+    let ours = Ours {
+        cache: HERE,
+        local,
+        create_bytes: Some(4096),
+    };
+    decide(&seen, ours)
+}
+
+#[test]
+fn an_epoch_that_the_log_holds_is_resumed_after_known_and_after_intended_publishes() {
+    for nonce in [KNOWN, INTENDED] {
+        let seen = Seen::Root(root(HERE, VolumeState::Open, nonce));
+        let records = Records::Keep;
+        assert_eq!(open(seen, Some(&local())), Plan::Resume { records });
+    }
+}
+
+#[test]
+fn unpublished_records_become_salvage_once_somebody_else_published() {
+    let salvage = Plan::Refuse(Refusal::Salvage(4096));
+    let seen = Seen::Root(root(ELSEWHERE, VolumeState::Detached, FOREIGN));
+    assert_eq!(open(seen, Some(&local())), salvage);
+    // An old copy of our own folder: the owner is "us", the nonce is not known here.
+    let seen = Seen::Root(root(HERE, VolumeState::Open, FOREIGN));
+    assert_eq!(open(seen, Some(&local())), salvage);
+    // Reading needs nothing of the log.
+    let seen = Seen::Root(root(ELSEWHERE, VolumeState::Open, FOREIGN));
+    assert_eq!(open(seen, Some(&local())), Plan::ReadOnly);
+}
+
+#[test]
+fn clean_records_are_dropped_once_somebody_else_published() {
+    let clean = LocalVolume {
+        published: Seq(120),
+        dirty_bytes: 0,
+        ..local()
+    };
+    let seen = Seen::Root(root(ELSEWHERE, VolumeState::Detached, FOREIGN));
+    let records = Records::Drop;
+    assert_eq!(open(seen, Some(&clean)), Plan::Take { records });
+}
+
+#[test]
+fn a_cache_that_detached_finds_its_records_warm() {
+    let left = LocalVolume {
+        attached: false,
+        published: Seq(90),
+        last: Seq(100),
+        dirty_bytes: 0,
+        ..local()
+    };
+    let seen = Seen::Root(root(HERE, VolumeState::Detached, INTENDED));
+    let records = Records::Keep;
+    assert_eq!(open(seen, Some(&left)), Plan::Take { records });
+    // The detach did not land, yet: the epoch is raised, so that it never will.
+    let seen = Seen::Root(root(HERE, VolumeState::Open, KNOWN));
+    assert_eq!(open(seen, Some(&left)), Plan::Take { records });
+}
+
+#[test]
+fn a_store_ahead_of_the_disk_makes_the_log_stale() {
+    let behind = LocalVolume {
+        last: Seq(99),
+        ..local()
+    };
+    let seen = Seen::Root(root(HERE, VolumeState::Open, INTENDED));
+    let records = Records::Drop;
+    assert_eq!(open(seen, Some(&behind)), Plan::Resume { records });
+}
+
+#[test]
+fn an_outage_resumes_held_epochs_only() {
+    let down = Seen::Unreachable("no route".to_owned());
+    assert_eq!(open(down.clone(), Some(&local())), Plan::ResumeUnasked);
+    let left = LocalVolume {
+        attached: false,
+        ..local()
+    };
+    let refusal = Plan::Refuse(Refusal::Unavailable("no route".to_owned()));
+    assert_eq!(open(down.clone(), Some(&left)), refusal);
+    // Above all: nothing is created while the store cannot say that nothing is there.
+    assert_eq!(open(down, None), refusal);
+}
+
+#[test]
+fn an_absent_root_is_created_only_if_nobody_knew_it() {
+    assert_eq!(open(Seen::Absent, None), Plan::Create { size_bytes: 4096 });
+    let vanished = Plan::Refuse(Refusal::Vanished);
+    assert_eq!(open(Seen::Absent, Some(&local())), vanished);
+    let ours = Ours {
+        cache: HERE,
+        local: None,
+        create_bytes: None,
+    };
+    assert_eq!(decide(&Seen::Absent, ours), Plan::Refuse(Refusal::Unknown));
+}
+
+#[test]
+fn another_nodes_volume_is_read_only_for_a_fresh_node() {
+    let seen = Seen::Root(root(ELSEWHERE, VolumeState::Open, FOREIGN));
+    let records = Records::Keep;
+    assert_eq!(open(seen, None), Plan::ReadOnly);
+    let seen = Seen::Root(root(ELSEWHERE, VolumeState::Detached, FOREIGN));
+    assert_eq!(open(seen, None), Plan::Take { records });
+    let seen = Seen::Root(root(HERE, VolumeState::Open, FOREIGN));
+    assert_eq!(open(seen, None), Plan::Take { records });
+}
+
+#[test]
+fn states_of_later_versions_are_refused() {
+    for (state, refusal) in [
+        (VolumeState::Deleted, Refusal::Deleted),
+        (VolumeState::Pending, Refusal::NotInThisVersion),
+        (VolumeState::Suspended, Refusal::NotInThisVersion),
+    ] {
+        let seen = Seen::Root(root(HERE, state, KNOWN));
+        assert_eq!(open(seen, Some(&local())), Plan::Refuse(refusal));
+    }
+}
+
+#[test]
+fn a_damaged_log_opens_nothing_for_writing() {
+    let damaged = LocalVolume {
+        damage: Some("hole at 95".to_owned()),
+        ..local()
+    };
+    let refusal = Plan::Refuse(Refusal::Damaged("hole at 95".to_owned()));
+    let seen = Seen::Root(root(HERE, VolumeState::Open, KNOWN));
+    assert_eq!(open(seen, Some(&damaged)), refusal);
+    let down = Seen::Unreachable("no route".to_owned());
+    assert_eq!(open(down, Some(&damaged)), refusal);
+}

@@ -1,0 +1,66 @@
+//! Exports as the operator sees them. Pure but for the look at the state.
+
+use blockcache::LocalVolume;
+use world::World;
+
+use super::{Export, Role};
+use crate::control::{ExportDocument, IoDocument};
+use crate::volume::{Owner, RootView};
+
+/// What an open export shows.
+pub(crate) fn of_export<W: World>(export: &Export<W>) -> ExportDocument {
+    let (local, root) = (export.local_state(), export.root());
+    let age = export.local().map(|volume| volume.dirty_age());
+    let mut document = of_parts(export.name(), local.as_ref(), root.as_ref());
+    role_name(export.role()).clone_into(&mut document.role);
+    document.size_bytes = export.size_bytes();
+    document.clients = export.clients.count();
+    document.dirty_age_ms = age.map_or(0, |a| u64::try_from(a.as_millis()).unwrap_or(u64::MAX));
+    document.io = export.io();
+    document
+}
+
+/// What is known of a volume that is not open here.
+pub(crate) fn of_parts(
+    name: &str,
+    local: Option<&LocalVolume>,
+    root: Option<&RootView>,
+) -> ExportDocument {
+    let epoch = root.map(|r| r.epoch).max(local.map(|l| l.epoch));
+    let published = root.map(|r| r.cut).max(local.map(|l| l.published));
+    let last = local.map(|l| l.last).max(published);
+    ExportDocument {
+        name: name.to_owned(),
+        size_bytes: root
+            .map(|r| r.size_bytes)
+            .or(local.map(|l| l.size_bytes))
+            .unwrap_or(0),
+        role: "closed".to_owned(),
+        epoch: epoch.unwrap_or_default().0,
+        owner: root.map_or_else(String::new, |r| owner_text(r.owner.as_ref())),
+        clients: 0,
+        dirty_bytes: local.map_or(0, |l| l.dirty_bytes),
+        dirty_age_ms: 0,
+        published_seq: published.unwrap_or_default().0,
+        published_at: root.map_or_else(String::new, |r| r.cut_time.to_string()),
+        last_seq: last.unwrap_or_default().0,
+        io: IoDocument::default(),
+    }
+}
+
+pub(crate) fn owner_text(owner: Option<&Owner>) -> String {
+    match owner {
+        Some(owner) => format!("{} (cache {})", owner.host, owner.cache),
+        None => "nobody".to_owned(),
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::ReadWrite | Role::Leaving => "read-write",
+        Role::ReadOnly => "read-only",
+        Role::Fenced => "fenced",
+        Role::Vanished => "vanished",
+        Role::Closed => "closed",
+    }
+}

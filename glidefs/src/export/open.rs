@@ -1,0 +1,337 @@
+//! Opening a volume: asks the store, decides ([`super::decide`]), performs.
+//!
+//! The order of effects is the argument: stale records are dropped before anything can be attached
+//! over them; the intent to take a volume is durable before the compare-and-swap; the new
+//! epoch is durable in the log before the first write can be answered. A crash between any two
+//! leaves a root that names this cache as owner, and the next open takes it again.
+
+use std::rc::Rc;
+
+use blockcache::{CacheError, CacheVolume, Epoch, Id, LocalVolume, Opened};
+use world::World;
+
+use super::decide::{Ours, Plan, Records, Refusal, Seen, decide};
+use super::document::owner_text;
+use super::shelf::Asked;
+use super::site::Site;
+use super::{Export, Parts};
+use crate::device::ConnectError;
+use crate::sync;
+use crate::volume::{RootView, Volume, VolumeError};
+
+/// How often an open that lost a race looks again.
+const OPEN_ATTEMPTS_MAX: u32 = 4;
+
+/// What the opener wants beyond what is there.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wish {
+    pub(crate) create_bytes: Option<u64>,
+    /// Take the volume from another owner, if the root still has this epoch.
+    pub(crate) force: Option<Epoch>,
+}
+
+/// How an attempt ended.
+enum Attempted<W: World> {
+    Opened(Rc<Export<W>>),
+    /// Somebody else changed the root meanwhile: look again.
+    Raced,
+}
+
+impl<W: World> Site<W> {
+    /// Opens a volume, read-write if it may be, and starts its sync task.
+    pub(crate) async fn open(
+        self: &Rc<Self>,
+        name: &str,
+        wish: Wish,
+    ) -> Result<Rc<Export<W>>, ConnectError> {
+        for _attempt in 0..OPEN_ATTEMPTS_MAX {
+            let asked = self.shelf.ask(name).await;
+            if let Attempted::Opened(export) = self.perform(name, wish, asked).await? {
+                if export.local().is_some() {
+                    sync::start(self, &export);
+                }
+                return Ok(export);
+            }
+        }
+        let text = format!("`{name}`: others change its root all the time; try again");
+        Err(ConnectError::Unavailable(text))
+    }
+
+    /// What the log knows under a name: the volume of the root, if there are several.
+    pub(crate) fn local_volume(&self, name: &str, root: Option<&RootView>) -> Option<LocalVolume> {
+        let mut found: Vec<LocalVolume> = self.cache.volumes();
+        found.retain(|local| local.name == name);
+        let id = root.map(|root| root.volume);
+        found.sort_by_key(|local| (Some(local.id) != id, !local.attached));
+        found.into_iter().next()
+    }
+
+    /// What opening would mean now.
+    pub(crate) fn plan(&self, name: &str, wish: Wish, seen: &Seen) -> Plan {
+        let root = match seen {
+            Seen::Root(root) => Some(root),
+            Seen::Absent | Seen::Unreachable(_) => None,
+        };
+        let local = self.local_volume(name, root);
+        let ours = Ours {
+            cache: self.owner.cache,
+            local: local.as_ref(),
+            create_bytes: wish.create_bytes,
+        };
+        let plan = decide(seen, ours);
+        let (Plan::ReadOnly, Some(force), Some(root)) = (&plan, wish.force, root) else {
+            return plan;
+        };
+        if root.epoch != force {
+            return plan;
+        }
+        // By force: as if its owner had let go of it.
+        let unowned = RootView {
+            owner: None,
+            ..root.clone()
+        };
+        decide(&Seen::Root(unowned), ours)
+    }
+
+    async fn perform(
+        &self,
+        name: &str,
+        wish: Wish,
+        asked: Asked<W>,
+    ) -> Result<Attempted<W>, ConnectError> {
+        let (seen, volume) = (asked.seen, asked.volume);
+        let plan = self.plan(name, wish, &seen);
+        let root = match &seen {
+            Seen::Root(root) => Some(root),
+            Seen::Absent | Seen::Unreachable(_) => None,
+        };
+        let local = self.local_volume(name, root);
+        match (plan, volume, local) {
+            (Plan::Refuse(refusal), _, _) => Err(refused(name, refusal)),
+            (Plan::Create { size_bytes }, _, _) => self.create(name, size_bytes).await,
+            (Plan::ResumeUnasked, _, Some(local)) => self.resume_unasked(local).await,
+            (Plan::Resume { records }, Some(volume), Some(local)) => {
+                self.resume(volume, &local, records).await
+            }
+            (Plan::Take { records }, Some(volume), local) => {
+                let local = local.filter(|local| local.id == volume.root().volume);
+                if let (Some(local), Records::Drop) = (&local, records) {
+                    self.forget(local).await?;
+                }
+                self.take(volume, wish.force, local.is_some()).await
+            }
+            (Plan::ReadOnly, Some(volume), _) => {
+                Ok(Attempted::Opened(self.read_only(volume).await?))
+            }
+            (plan, volume, local) => {
+                unreachable!("{plan:?} with volume {volume:?} and local {local:?}")
+            }
+        }
+    }
+
+    async fn create(&self, name: &str, size_bytes: u64) -> Result<Attempted<W>, ConnectError> {
+        let failed = |error: VolumeError| unavailable(name, &error);
+        let bucket = self.shelf.bucket().await.map_err(failed)?;
+        let nonce = Id(self.world.random_id());
+        match Box::pin(bucket.create(name, size_bytes, &self.owner, nonce)).await {
+            Ok(volume) => {
+                tracing::info!(export = name, size_bytes, "created");
+                self.attach(volume.root(), Some(volume)).await
+            }
+            Err(error) => {
+                // Another creator may have won, and our own lost answer may have been a success:
+                // the root says which.
+                match bucket.root(name).await {
+                    Ok(Some(_)) => Ok(Attempted::Raced),
+                    Ok(None) | Err(_) => Err(failed(error)),
+                }
+            }
+        }
+    }
+
+    /// Goes on with the epoch that log and root agree on. Intents whose requests may still be on
+    /// their way stay known: one that lands later is then ours, and not a stranger's.
+    async fn resume(
+        &self,
+        volume: Volume<W>,
+        local: &LocalVolume,
+        records: Records,
+    ) -> Result<Attempted<W>, ConnectError> {
+        let root = volume.root();
+        if volume.resume(&self.owner, local.epoch).is_err() {
+            return Ok(Attempted::Raced);
+        }
+        if records == Records::Drop {
+            self.forget(local).await?;
+            return self.attach(root, Some(volume)).await;
+        }
+        let Some(held) = self.cache.volume(local.id) else {
+            return Ok(Attempted::Raced);
+        };
+        adopt(&held, local, &root);
+        let opened = opened(&root);
+        Ok(Attempted::Opened(self.export(
+            opened,
+            Some(held),
+            Some(volume),
+        )))
+    }
+
+    async fn take(
+        &self,
+        volume: Volume<W>,
+        force: Option<Epoch>,
+        known: bool,
+    ) -> Result<Attempted<W>, ConnectError> {
+        let before = volume.root();
+        let nonce = Id(self.world.random_id());
+        if known {
+            // Should we die between the two: the next start knows that the new epoch is its own.
+            let intent = Opened {
+                nonce,
+                ..opened(&before)
+            };
+            let intended = self.cache.intend_open(&intent).await;
+            intended.map_err(|error| cache_failed(&before.name, &error))?;
+        }
+        let force = force.filter(|_| owned_elsewhere(&before.owner, self.owner.cache));
+        match Box::pin(volume.take(&self.owner, nonce, force)).await {
+            Ok(root) => {
+                tracing::info!(export = %root.name, epoch = %root.epoch, from = %owner_text(before.owner.as_ref()), cut = %root.cut, cut_time = %root.cut_time, "taken");
+                self.attach(root, Some(volume)).await
+            }
+            Err(
+                VolumeError::Fenced { .. }
+                | VolumeError::Owned { .. }
+                | VolumeError::Vanished { .. },
+            ) => Ok(Attempted::Raced),
+            Err(error) => Err(unavailable(&before.name, &error)),
+        }
+    }
+
+    async fn resume_unasked(&self, local: LocalVolume) -> Result<Attempted<W>, ConnectError> {
+        let Some(held) = self.cache.volume(local.id) else {
+            return Ok(Attempted::Raced);
+        };
+        tracing::warn!(export = %local.name, epoch = %local.epoch, "resumed from the log: the store cannot be asked");
+        let opened = Opened {
+            id: local.id,
+            name: local.name,
+            size_bytes: local.size_bytes,
+            epoch: local.epoch,
+            nonce: local.nonce,
+            published: local.published,
+        };
+        Ok(Attempted::Opened(self.export(opened, Some(held), None)))
+    }
+
+    async fn attach(
+        &self,
+        root: RootView,
+        volume: Option<Volume<W>>,
+    ) -> Result<Attempted<W>, ConnectError> {
+        let opened = opened(&root);
+        let attached = Box::pin(self.cache.attach(opened.clone())).await;
+        let local = attached.map_err(|error| cache_failed(&root.name, &error))?;
+        Ok(Attempted::Opened(self.export(opened, Some(local), volume)))
+    }
+
+    fn export(
+        &self,
+        opened: Opened,
+        local: Option<CacheVolume<W>>,
+        volume: Option<Volume<W>>,
+    ) -> Rc<Export<W>> {
+        Export::new(Parts {
+            world: self.world.clone(),
+            cache: self.cache.clone(),
+            name: opened.name,
+            size_bytes: opened.size_bytes,
+            local,
+            volume,
+        })
+    }
+
+    async fn read_only(&self, volume: Volume<W>) -> Result<Rc<Export<W>>, ConnectError> {
+        let root = volume.root();
+        if let Some(local) = self.cache.volume(root.volume)
+            && local.state().is_some_and(|state| state.attached)
+        {
+            // The epoch is over: no start during an outage may go on with it.
+            let noted = local.detached().await;
+            noted.map_err(|error| cache_failed(&root.name, &error))?;
+            tracing::error!(export = %root.name, dirty_bytes = local.state().map_or(0, |s| s.dirty_bytes), "another node took the volume; unpublished writes of this node are kept in its log");
+        }
+        tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
+        Ok(self.export(opened(&root), None, Some(volume)))
+    }
+
+    /// Rule 11: what somebody else's publish made stale is never read again.
+    async fn forget(&self, local: &LocalVolume) -> Result<(), ConnectError> {
+        let forgotten = self.cache.forget(local.id).await;
+        forgotten.map_err(|error| cache_failed(&local.name, &error))?;
+        tracing::info!(export = %local.name, "cached pages dropped: the store has newer");
+        Ok(())
+    }
+}
+
+/// Notes in the log what the root says of a publish or growth whose answer the log did not see.
+/// Only if there is one: noting it forgets the intents that can still land.
+pub(crate) fn adopt<W: World>(held: &CacheVolume<W>, local: &LocalVolume, root: &RootView) {
+    if root.nonce != local.nonce {
+        held.published(root.cut, root.nonce);
+    }
+    if root.size_bytes != local.size_bytes {
+        held.resized(root.size_bytes);
+    }
+}
+
+fn opened(root: &RootView) -> Opened {
+    Opened {
+        id: root.volume,
+        name: root.name.clone(),
+        size_bytes: root.size_bytes,
+        epoch: root.epoch,
+        nonce: root.nonce,
+        published: root.cut,
+    }
+}
+
+fn owned_elsewhere(owner: &Option<crate::volume::Owner>, here: Id) -> bool {
+    owner.as_ref().is_some_and(|owner| owner.cache != here)
+}
+
+fn unavailable(name: &str, error: &VolumeError) -> ConnectError {
+    tracing::warn!(export = name, %error, "the volume cannot be opened");
+    ConnectError::Unavailable(format!("`{name}` cannot be opened: {error}"))
+}
+
+fn cache_failed(name: &str, error: &CacheError) -> ConnectError {
+    tracing::error!(export = name, %error, "the cache does not take the volume");
+    ConnectError::Unavailable(format!("`{name}` cannot be opened: {error}"))
+}
+
+/// The sentence for the person at the client.
+pub(crate) fn refused(name: &str, refusal: Refusal) -> ConnectError {
+    match refusal {
+        Refusal::Unknown => ConnectError::Unknown(format!(
+            "no export `{name}`; create it with `PUT /api/exports/{name}`, or set `auto_create_size_gb`"
+        )),
+        Refusal::Vanished => ConnectError::Unavailable(format!(
+            "`{name}` is known to this node's cache, but its root is not in the store; restore the object, or drop the local copy with `DELETE /api/exports/{name}`"
+        )),
+        Refusal::Deleted => ConnectError::Unknown(format!("export `{name}` was deleted")),
+        Refusal::NotInThisVersion => ConnectError::Refused(format!(
+            "`{name}` is pending or suspended; this version cannot open it"
+        )),
+        Refusal::Salvage(bytes) => ConnectError::Refused(format!(
+            "`{name}` was published by another node while this one still held {bytes} bytes of unpublished writes; they are kept in this node's cache, and the volume stays closed here until you accept their loss with `DELETE /api/exports/{name}` (the volume in the store stays as it is)"
+        )),
+        Refusal::Damaged(what) => ConnectError::Refused(format!(
+            "`{name}` has unpublished writes in this node's cache that cannot be read ({what}); it stays closed here until you accept their loss with `DELETE /api/exports/{name}`"
+        )),
+        Refusal::Unavailable(why) => ConnectError::Unavailable(format!(
+            "`{name}` cannot be opened: the store cannot be asked ({why})"
+        )),
+    }
+}

@@ -1,0 +1,100 @@
+//! What others ask of the one task that publishes an export, and how they learn the outcome.
+
+use std::cell::{Cell, RefCell};
+
+use blockcache::Seq;
+use world::sync::Notify;
+
+/// Orders for an export's sync task. Levels, not messages: asking twice is asking once.
+#[derive(Debug, Default)]
+pub(crate) struct Orders {
+    /// Publish at least up to here, without delay.
+    drain_to: Cell<Seq>,
+    /// Publish this size.
+    grow_to: Cell<Option<u64>>,
+    /// Detach as soon as nobody is connected and nothing is dirty, not after the grace time.
+    leave: Cell<bool>,
+    /// Somebody waits to open the volume again: give a detach up that does not get through.
+    stay: Cell<bool>,
+    /// Attempts to publish that failed since the export was opened.
+    failures: Cell<u64>,
+    last_failure: RefCell<String>,
+    /// Why the task ended while the export goes on (the log stopped).
+    halted: RefCell<Option<String>>,
+    /// To the task: look at the orders.
+    pub(crate) wake: Notify,
+    /// To those who wait: something was published, failed, or ended.
+    pub(crate) news: Notify,
+}
+
+impl Orders {
+    pub(crate) fn drain(&self, target: Seq) {
+        self.drain_to.set(self.drain_to.get().max(target));
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn drain_to(&self) -> Seq {
+        self.drain_to.get()
+    }
+
+    pub(crate) fn grow(&self, size_bytes: u64) {
+        self.grow_to.set(self.grow_to.get().max(Some(size_bytes)));
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn grow_to(&self) -> Option<u64> {
+        self.grow_to.get()
+    }
+
+    /// The size is published; a larger order that came since stays.
+    pub(crate) fn grown(&self, size_bytes: u64) {
+        if self
+            .grow_to
+            .get()
+            .is_some_and(|wanted| wanted <= size_bytes)
+        {
+            self.grow_to.set(None);
+        }
+    }
+
+    pub(crate) fn leave(&self) {
+        self.leave.set(true);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leave.get()
+    }
+
+    pub(crate) fn stay(&self) {
+        self.stay.set(true);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_staying(&self) -> bool {
+        self.stay.get()
+    }
+
+    pub(crate) fn failed(&self, text: String) {
+        self.failures.set(self.failures.get() + 1);
+        self.last_failure.replace(text);
+        self.news.notify_waiters();
+    }
+
+    pub(crate) fn halt(&self, text: String) {
+        self.halted.replace(Some(text));
+        self.news.notify_waiters();
+    }
+
+    pub(crate) fn halted(&self) -> Option<String> {
+        self.halted.borrow().clone()
+    }
+
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.get()
+    }
+
+    pub(crate) fn last_failure(&self) -> String {
+        self.last_failure.borrow().clone()
+    }
+}

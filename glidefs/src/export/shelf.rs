@@ -1,0 +1,96 @@
+//! The bucket, opened when the store first answers: a restart during an outage must not wait for
+//! it (rule 14).
+
+use std::cell::RefCell;
+
+use world::sync::Semaphore;
+use world::{StoreErrorKind, World};
+
+use super::decide::Seen;
+use crate::volume::{Bucket, BucketConfig, Volume, VolumeError};
+
+/// The way to the store.
+#[derive(Debug)]
+pub struct Shelf<W: World> {
+    world: W,
+    store: W::Store,
+    config: BucketConfig,
+    bucket: RefCell<Option<Bucket<W>>>,
+    /// One opens, the others wait for its outcome.
+    opening: Semaphore,
+}
+
+/// What the store knows of a name: for a root, the volume opened at its cut.
+#[derive(Debug)]
+pub(crate) struct Asked<W: World> {
+    pub(crate) seen: Seen,
+    pub(crate) volume: Option<Volume<W>>,
+}
+
+impl<W: World> Shelf<W> {
+    pub fn new(world: W, store: W::Store, config: BucketConfig) -> Self {
+        Self {
+            world,
+            store,
+            config,
+            bucket: RefCell::default(),
+            opening: Semaphore::new(1),
+        }
+    }
+
+    /// The bucket; its keyring is read and its store is probed on the first call that succeeds.
+    pub async fn bucket(&self) -> Result<Bucket<W>, VolumeError> {
+        if let Some(bucket) = self.bucket.borrow().clone() {
+            return Ok(bucket);
+        }
+        let _turn = self.opening.acquire().await.expect("never closed");
+        if let Some(bucket) = self.bucket.borrow().clone() {
+            return Ok(bucket);
+        }
+        let (world, store) = (self.world.clone(), self.store.clone());
+        let bucket = Box::pin(Bucket::open(world, store, self.config.clone())).await?;
+        *self.bucket.borrow_mut() = Some(bucket.clone());
+        Ok(bucket)
+    }
+
+    /// Reads a name's root and opens its volume for reading. Only "no such key" is absence
+    /// (rule 16); any other failure means that nothing is known.
+    pub(crate) async fn ask(&self, name: &str) -> Asked<W> {
+        match self.ask_store(name).await {
+            Ok(asked) => asked,
+            Err(error) => Asked {
+                seen: Seen::Unreachable(error.to_string()),
+                volume: None,
+            },
+        }
+    }
+
+    async fn ask_store(&self, name: &str) -> Result<Asked<W>, VolumeError> {
+        let bucket = self.bucket().await?;
+        let volume = match Box::pin(bucket.open_volume(name)).await {
+            Ok(volume) => volume,
+            Err(error) if may_be_absent(&error) => {
+                // Asked again by itself: what is missing may be some other object than the root.
+                return match bucket.root(name).await? {
+                    None => Ok(Asked {
+                        seen: Seen::Absent,
+                        volume: None,
+                    }),
+                    Some(_) => Err(error),
+                };
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Asked {
+            seen: Seen::Root(volume.root()),
+            volume: Some(volume),
+        })
+    }
+}
+
+fn may_be_absent(error: &VolumeError) -> bool {
+    if let VolumeError::Store(error) = error {
+        return error.kind == StoreErrorKind::NotFound;
+    }
+    matches!(error, VolumeError::Vanished { .. })
+}

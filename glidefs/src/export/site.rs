@@ -1,0 +1,39 @@
+//! What all exports of a shard stand on: cache, store, identity, settings.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use blockcache::Cache;
+use world::World;
+use world::sync::Semaphore;
+
+use super::clients::Sharing;
+use super::shelf::Shelf;
+use crate::sync::SyncConfig;
+use crate::volume::Owner;
+
+/// Shared by the registry and the sync tasks.
+#[derive(Debug)]
+pub struct Site<W: World> {
+    pub(crate) world: W,
+    pub(crate) cache: Cache<W>,
+    pub(crate) shelf: Shelf<W>,
+    /// What our roots name as owner (rule 18).
+    pub(crate) owner: Owner,
+    pub(crate) config: ExportConfig,
+    /// Segments of all exports in memory and on their way to the store.
+    pub(crate) uploads: Semaphore,
+    /// The server is going down: nothing new is opened, nothing detaches.
+    pub(crate) closing: Cell<bool>,
+}
+
+/// How exports behave.
+#[derive(Clone, Debug)]
+pub struct ExportConfig {
+    /// Set: connecting to a name that nobody has creates a volume of this size.
+    pub create_bytes: Option<u64>,
+    pub sharing: Sharing,
+    /// From the end of the last connection to drain and detach (rule 15).
+    pub grace: Duration,
+    pub sync: SyncConfig,
+}

@@ -1,0 +1,163 @@
+//! One shard: a cache, its exports with their sync tasks, and the answers to the operator.
+//!
+//! Promises: what the log holds unpublished is synced from the start on, client or none; a start
+//! while the store is down serves what the log holds (rule 14); `shutdown` with
+//! [`Drain::Everything`] returns when all that was answered is in the store. Absent: signals,
+//! sockets, HTTP.
+
+mod answer;
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use blockcache::{Cache, CacheConfig, CacheError};
+use world::sync::{Receiver, Semaphore};
+use world::{StoreErrorKind, World};
+
+use crate::control::{ExportDocument, Request, ServerDocument};
+use crate::export::clients::Sharing;
+use crate::export::document::of_export;
+use crate::export::open::Wish;
+use crate::export::registry::Registry;
+use crate::export::shelf::Shelf;
+use crate::export::site::{ExportConfig, Site};
+use crate::sync::SyncConfig;
+use crate::volume::{BucketConfig, Owner, VolumeError};
+use answer::Answers;
+
+/// Everything a shard is told.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    pub cache: CacheConfig,
+    pub bucket: BucketConfig,
+    /// The host's name, for people.
+    pub host: String,
+    pub exports: ExportConfig,
+}
+
+impl ShardConfig {
+    /// What a config file leaves open.
+    pub fn new(cache: CacheConfig, bucket: BucketConfig, host: impl Into<String>) -> Self {
+        Self {
+            cache,
+            bucket,
+            host: host.into(),
+            exports: ExportConfig {
+                create_bytes: None,
+                sharing: Sharing::OneClient,
+                grace: std::time::Duration::from_secs(30),
+                sync: SyncConfig::default(),
+            },
+        }
+    }
+}
+
+/// Why a shard does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The store answered, and a person must act.
+    #[error(transparent)]
+    Store(VolumeError),
+}
+
+/// What `shutdown` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    Everything,
+    /// What was answered is in the log, and the next start goes on from there.
+    Nothing,
+}
+
+/// One shard, running.
+#[derive(Debug)]
+pub struct Shard<W: World> {
+    registry: Rc<Registry<W>>,
+}
+
+impl<W: World> Shard<W> {
+    /// Opens the cache, reaches for the store, and brings back every volume that the log holds.
+    pub async fn open(world: W, store: W::Store, config: ShardConfig) -> Result<Self, ShardError> {
+        let cache = Box::pin(Cache::open(world.clone(), config.cache)).await?;
+        let shelf = Shelf::new(world.clone(), store, config.bucket);
+        let held = cache.volumes().into_iter().filter(|local| local.attached);
+        let held: Vec<String> = held.map(|local| local.name).collect();
+        if let Err(error) = Box::pin(shelf.bucket()).await {
+            // Guests that run on what the log holds must not wait for the store. Without any, a
+            // mistake in the config is better said at once.
+            if held.is_empty() && !is_outage(&error) {
+                return Err(ShardError::Store(error));
+            }
+            tracing::error!(%error, "the store cannot be used now; serving what the cache holds, and trying again");
+        }
+        let site = Rc::new(Site {
+            owner: Owner {
+                cache: cache.id(),
+                host: config.host,
+            },
+            uploads: Semaphore::new(config.exports.sync.uploads_total_max.max(1)),
+            closing: Cell::new(false),
+            world,
+            cache,
+            shelf,
+            config: config.exports,
+        });
+        let registry = Rc::new(Registry::new(site));
+        for name in held {
+            bring_back(&registry, name);
+        }
+        Ok(Self { registry })
+    }
+
+    /// What front doors connect to.
+    pub fn exports(&self) -> Rc<Registry<W>> {
+        Rc::clone(&self.registry)
+    }
+
+    /// Answers the operator until the sending ends are gone. Slow answers do not hold up others.
+    pub async fn serve_control(&self, mut requests: Receiver<Request>) {
+        let answers = Answers::new(Rc::clone(&self.registry));
+        while let Some(request) = requests.recv().await {
+            answers.answer(request).await;
+        }
+    }
+
+    /// Every open export.
+    pub fn documents(&self) -> Vec<ExportDocument> {
+        let exports = self.registry.exports();
+        exports.iter().map(|export| of_export(export)).collect()
+    }
+
+    /// Numbers of the whole server.
+    pub fn server(&self) -> ServerDocument {
+        answer::server(&self.registry)
+    }
+
+    /// Refuses new connections, then drains. Open connections go on being served meanwhile.
+    pub async fn shutdown(&self, drain: Drain) {
+        self.registry.site().closing.set(true);
+        if drain == Drain::Everything {
+            answer::drain_all(&self.registry).await;
+        }
+    }
+}
+
+/// Opens a volume that this log holds, without a client: its unpublished writes go to the store,
+/// and if nobody comes back, it is detached. Tried once; a client who connects tries again.
+fn bring_back<W: World>(registry: &Rc<Registry<W>>, name: String) {
+    let (registry, world) = (Rc::clone(registry), registry.site().world.clone());
+    world.spawn(async move {
+        let _door = registry.door(&name).await;
+        if let Err(error) = Box::pin(registry.opened(&name, Wish::default())).await {
+            tracing::error!(export = %name, %error, "a volume that the cache holds could not be brought back");
+        }
+    });
+}
+
+fn is_outage(error: &VolumeError) -> bool {
+    let VolumeError::Store(error) = error else {
+        return false;
+    };
+    matches!(error.kind, StoreErrorKind::Retry | StoreErrorKind::Unknown)
+}

@@ -1,0 +1,383 @@
+//! Answers to the operator's requests, each in a task of its own.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use world::World;
+use world::sync::Semaphore;
+
+use blockcache::{Epoch, LocalVolume};
+
+use crate::control::{
+    ControlError, ControlErrorKind, ExportDocument, PromoteDocument, PutDocument, Reply, Request,
+    ServerDocument,
+};
+use crate::device::ConnectError;
+use crate::export::decide::{Plan, Refusal, Seen};
+use crate::export::document::{of_export, of_parts, owner_text};
+use crate::export::open::Wish;
+use crate::export::registry::{Registry, check_name};
+use crate::export::{Export, Role};
+
+/// Requests being answered at a time; more wait in the queue.
+const ANSWERS_MAX: usize = 32;
+const GIB: f64 = 1_073_741_824.0;
+/// Volumes are whole pages.
+const PAGE: u64 = blockcache::PAGE_BYTES;
+/// The largest volume that can be asked for: 2^53 bytes, up to which a float counts exactly.
+const VOLUME_BYTES_MAX: f64 = 9_007_199_254_740_992.0;
+
+type Answer<T> = Result<T, ControlError>;
+
+#[derive(Debug)]
+pub(super) struct Answers<W: World> {
+    registry: Rc<Registry<W>>,
+    slots: Arc<Semaphore>,
+}
+
+impl<W: World> Answers<W> {
+    pub(super) fn new(registry: Rc<Registry<W>>) -> Self {
+        Self {
+            registry,
+            slots: Arc::new(Semaphore::new(ANSWERS_MAX)),
+        }
+    }
+
+    /// Returns once the answer is on its way; waits while too many others are.
+    pub(super) async fn answer(&self, request: Request) {
+        let slots = Arc::clone(&self.slots);
+        let slot = slots.acquire_owned().await.expect("never closed");
+        let registry = Rc::clone(&self.registry);
+        self.registry.site().world.spawn(async move {
+            Box::pin(perform(&registry, request)).await;
+            drop(slot);
+        });
+    }
+}
+
+async fn perform<W: World>(registry: &Registry<W>, request: Request) {
+    match request {
+        Request::List(reply) => send(reply, Ok(list(registry))),
+        Request::Get(name, reply) => send(reply, get(registry, &name).await),
+        Request::Put(name, wanted, reply) => send(reply, put(registry, &name, &wanted).await),
+        Request::Delete(name, reply) => send(reply, delete(registry, &name).await),
+        Request::Drain(name, reply) => send(reply, drain(registry, &name).await),
+        Request::Promote(name, how, reply) => send(reply, promote(registry, &name, &how).await),
+        Request::DrainAll(reply) => send(reply, Ok(drain_all(registry).await)),
+        Request::Server(reply) => send(reply, Ok(server(registry))),
+    }
+}
+
+fn send<T>(reply: Reply<T>, answer: Answer<T>) {
+    // Who asked may have gone; that changes nothing here.
+    drop(reply.send(answer));
+}
+
+/// Open exports, and volumes that the log knows. Not the whole store: metrics call this.
+fn list<W: World>(registry: &Registry<W>) -> Vec<ExportDocument> {
+    let exports = registry.exports();
+    let mut documents: Vec<ExportDocument> = exports.iter().map(|e| of_export(e)).collect();
+    for local in registry.site().cache.volumes() {
+        if !documents.iter().any(|d| d.name == local.name) {
+            documents.push(of_parts(&local.name, Some(&local), None));
+        }
+    }
+    documents.sort_by(|a, b| a.name.cmp(&b.name));
+    documents
+}
+
+async fn get<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
+    check_name(name).map_err(refusal)?;
+    if let Some(export) = registry.get(name) {
+        return Ok(of_export(&export));
+    }
+    let seen = registry.site().shelf.ask(name).await.seen;
+    closed(registry, name, &seen)
+}
+
+/// A volume that is not open here.
+fn closed<W: World>(registry: &Registry<W>, name: &str, seen: &Seen) -> Answer<ExportDocument> {
+    let root = match seen {
+        Seen::Root(root) => Some(root),
+        Seen::Absent | Seen::Unreachable(_) => None,
+    };
+    let local = registry.site().local_volume(name, root);
+    match (seen, root, local) {
+        (_, None, None) => match seen {
+            Seen::Unreachable(why) => Err(unavailable(format!("the store cannot be asked: {why}"))),
+            Seen::Absent | Seen::Root(_) => Err(ControlError::new(
+                ControlErrorKind::NotFound,
+                format!("no export `{name}`"),
+            )),
+        },
+        (_, root, local) => Ok(of_parts(name, local.as_ref(), root)),
+    }
+}
+
+async fn put<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    wanted: &PutDocument,
+) -> Answer<ExportDocument> {
+    let size_bytes = bytes_from_gib(wanted.size_gb)?;
+    let wish = Wish {
+        create_bytes: Some(size_bytes),
+        force: None,
+    };
+    let (_door, export) = open(registry, name, wish).await?;
+    if export.role() != Role::ReadWrite {
+        return Err(conflict(
+            &export,
+            "is owned by another node; promote it here first",
+        ));
+    }
+    if size_bytes < export.size_bytes() {
+        let text = "is larger than that already, and a volume never shrinks";
+        let mut error = conflict(&export, text);
+        error.kind = ControlErrorKind::Invalid;
+        return Err(error);
+    }
+    grow(&export, size_bytes).await.map_err(unavailable)?;
+    Ok(of_export(&export))
+}
+
+/// Returns once the size is published.
+async fn grow<W: World>(export: &Export<W>, size_bytes: u64) -> Result<(), String> {
+    if size_bytes == export.size_bytes() {
+        return Ok(());
+    }
+    let failures = export.orders.failures();
+    export.orders.grow(size_bytes);
+    wait_for(export, failures, || export.size_bytes() >= size_bytes).await
+}
+
+/// Waits for the sync task; an error once an attempt failed or the task ended.
+async fn wait_for<W: World>(
+    export: &Export<W>,
+    failures: u64,
+    done: impl Fn() -> bool,
+) -> Result<(), String> {
+    loop {
+        let news = export.orders.news.notified();
+        if done() {
+            return Ok(());
+        }
+        if let Some(why) = export.halted() {
+            return Err(why);
+        }
+        if export.orders.failures() > failures {
+            return Err(export.orders.last_failure());
+        }
+        news.await;
+    }
+}
+
+async fn delete<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
+    check_name(name).map_err(refusal)?;
+    let door = registry.door(name).await;
+    let open = registry.get(name);
+    if let Some(export) = open.as_ref().filter(|e| e.clients.count() > 0) {
+        return Err(conflict(export, "has clients; disconnect them first"));
+    }
+    let seen = registry.site().shelf.ask(name).await.seen;
+    let plan = registry.site().plan(name, Wish::default(), &seen);
+    let held = registry
+        .site()
+        .local_volume(name, None)
+        .is_some_and(|l| l.attached);
+    let lost = matches!(
+        plan,
+        Plan::Refuse(Refusal::Vanished | Refusal::Salvage(_) | Refusal::Damaged(_))
+    );
+    if lost {
+        // It can never be drained: the operator says that the local copy may go.
+        registry.remove(name);
+    } else if open.is_some() || held {
+        let export = Box::pin(registry.opened(name, Wish::default())).await;
+        let export = export.map_err(refusal)?;
+        if export.role() == Role::ReadWrite {
+            leave(registry, &export).await?;
+        }
+        registry.remove(name);
+    }
+    let local = registry.site().local_volume(name, None);
+    let before = closed(registry, name, &seen)?;
+    if let Some(local) = local {
+        forget(registry, &local).await?;
+    }
+    drop(door);
+    Ok(ExportDocument {
+        dirty_bytes: 0,
+        ..before
+    })
+}
+
+/// Drains and detaches now.
+async fn leave<W: World>(registry: &Registry<W>, export: &Export<W>) -> Answer<()> {
+    if registry.site().closing.get() {
+        return Err(unavailable("the server is shutting down".to_owned()));
+    }
+    export.drain().await.map_err(unavailable)?;
+    let failures = export.orders.failures();
+    export.orders.leave();
+    let left = wait_for(export, failures, || export.role() == Role::Closed);
+    left.await.map_err(unavailable)
+}
+
+async fn forget<W: World>(registry: &Registry<W>, local: &LocalVolume) -> Answer<()> {
+    if local.last > local.published {
+        tracing::error!(export = %local.name, bytes = local.dirty_bytes, from_seq = local.published.0 + 1, to_seq = local.last.0, "unpublished writes dropped from the cache log, as the operator asked");
+    }
+    let forgotten = registry.site().cache.forget(local.id).await;
+    forgotten.map_err(|error| ControlError::new(ControlErrorKind::Failed, error.to_string()))
+}
+
+async fn drain<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
+    check_name(name).map_err(refusal)?;
+    let held = || {
+        registry
+            .site()
+            .local_volume(name, None)
+            .is_some_and(|l| l.attached)
+    };
+    if registry.get(name).is_none() && !held() {
+        // Nothing of it is here that the store does not have.
+        return get(registry, name).await;
+    }
+    let (door, export) = open(registry, name, Wish::default()).await?;
+    // Others may connect meanwhile.
+    drop(door);
+    export.drain().await.map_err(|why| ControlError {
+        kind: ControlErrorKind::Unavailable,
+        message: format!("not drained, retrying: {why}"),
+        export: Some(Box::new(of_export(&export))),
+    })?;
+    Ok(of_export(&export))
+}
+
+async fn promote<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    how: &PromoteDocument,
+) -> Answer<ExportDocument> {
+    let expected = how.expected_epoch.map(Epoch);
+    if how.force && expected.is_none() {
+        let text = "`force` needs `expected_epoch`: the epoch that you want to end";
+        return Err(ControlError::new(ControlErrorKind::Invalid, text));
+    }
+    let wish = Wish {
+        create_bytes: None,
+        force: expected.filter(|_epoch| how.force),
+    };
+    let (_door, export) = open(registry, name, wish).await?;
+    if export.role() == Role::ReadWrite {
+        return Ok(of_export(&export));
+    }
+    let root = export.root();
+    let owner = owner_text(root.as_ref().and_then(|r| r.owner.as_ref()));
+    let epoch = root.map_or(0, |r| r.epoch.0);
+    Err(conflict(
+        &export,
+        &format!(
+            "is owned by {owner} at epoch {epoch} and not detached; what that node has not published is lost to the volume if you go on with {{\"force\": true, \"expected_epoch\": {epoch}}}"
+        ),
+    ))
+}
+
+async fn open<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    wish: Wish,
+) -> Answer<(world::sync::OwnedSemaphorePermit, Rc<Export<W>>)> {
+    check_name(name).map_err(refusal)?;
+    let door = registry.door(name).await;
+    if registry.site().closing.get() {
+        return Err(refusal(ConnectError::ShuttingDown));
+    }
+    let export = Box::pin(registry.opened(name, wish)).await;
+    Ok((door, export.map_err(refusal)?))
+}
+
+/// Returns when everything that was answered before the call is in the store, however long that
+/// takes; what can never be published (fenced, stopped) is not waited for.
+pub(super) async fn drain_all<W: World>(registry: &Registry<W>) -> Vec<ExportDocument> {
+    let exports = registry.exports();
+    for export in &exports {
+        if let Some(local) = export.local_state() {
+            export.orders.drain(local.last);
+        }
+    }
+    for export in &exports {
+        // Each turn of the loop is one failed attempt, which the sync task spaces out.
+        while export.drain().await.is_err() && export.halted().is_none() {}
+    }
+    exports.iter().map(|export| of_export(export)).collect()
+}
+
+pub(super) fn server<W: World>(registry: &Registry<W>) -> ServerDocument {
+    let (exports, usage) = (registry.exports(), registry.site().cache.stats());
+    ServerDocument {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cache_id: registry.site().cache.id().to_string(),
+        cache_bytes: usage.size_bytes,
+        cache_used_bytes: usage.used_bytes,
+        dirty_bytes: usage.dirty_bytes,
+        exports: u64::try_from(exports.len()).expect("usize fits u64"),
+        clients: exports.iter().map(|e| u64::from(e.clients.count())).sum(),
+        stopped: usage.stopped,
+    }
+}
+
+/// GiB as a person writes them to whole pages.
+fn bytes_from_gib(gib: f64) -> Answer<u64> {
+    let bytes = (gib * GIB).ceil();
+    if !(1.0..=VOLUME_BYTES_MAX).contains(&bytes) {
+        let text = format!("`size_gb` must be more than 0 and at most 8388608 (8 PiB), not {gib}");
+        return Err(ControlError::new(ControlErrorKind::Invalid, text));
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a whole number between 1 and 2^53, checked above"
+    )]
+    let bytes = bytes as u64;
+    Ok(bytes.next_multiple_of(PAGE))
+}
+
+fn conflict<W: World>(export: &Export<W>, what: &str) -> ControlError {
+    ControlError {
+        kind: ControlErrorKind::Conflict,
+        message: format!("export `{}` {what}", export.name()),
+        export: Some(Box::new(of_export(export))),
+    }
+}
+
+fn unavailable(why: String) -> ControlError {
+    ControlError::new(ControlErrorKind::Unavailable, why)
+}
+
+fn refusal(error: ConnectError) -> ControlError {
+    let kind = match error {
+        ConnectError::Unknown(_) => ControlErrorKind::NotFound,
+        ConnectError::Invalid(_) => ControlErrorKind::Invalid,
+        ConnectError::Refused(_) => ControlErrorKind::Conflict,
+        ConnectError::Unavailable(_) | ConnectError::ShuttingDown => ControlErrorKind::Unavailable,
+    };
+    ControlError::new(kind, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_whole_pages_of_gib() {
+        assert_eq!(bytes_from_gib(1.0), Ok(1 << 30));
+        assert_eq!(bytes_from_gib(0.000_001), Ok(4096));
+        assert_eq!(bytes_from_gib(500.0), Ok(500 << 30));
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e30] {
+            let error = bytes_from_gib(bad).expect_err("refused");
+            assert_eq!(error.kind, ControlErrorKind::Invalid);
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! Brings what was written to the store: one task per read-write export, the only one that
+//! publishes its root.
+//!
+//! ```text
+//! (dirty for `delay`, pressed, or asked) -> cut -> plan -> read, complete -> upload -> publish
+//!            ^                                                                            |
+//!            '----- install the map and mark the cut clean, in one step <-----------------'
+//! ```
+//!
+//! Promises: a root is published only after its segments are in the store and its intent is
+//! durable in the log; a store error loses nothing and repeats only what failed; a fenced or
+//! vanished volume is never written again. Absent: any bound on how long a store may be down, for
+//! the cache's dirty bound slows the writers instead.
+
+pub(crate) mod attempt;
+pub(crate) mod backoff;
+pub mod plan;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blockcache::{CacheError, CacheVolume, LocalVolume};
+use world::{Instant, World};
+
+use crate::export::decide::{Ours, Plan, Records, Seen, decide};
+use crate::export::frames::{ReadError, is_temporary};
+use crate::export::open::adopt;
+use crate::export::site::Site;
+use crate::export::{Export, Role};
+use crate::race::{First, race};
+use crate::volume::{Volume, VolumeError};
+use attempt::Attempt;
+use backoff::Backoff;
+
+const BACKOFF: Backoff = Backoff {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(30),
+};
+
+/// When to sync, and how much at a time.
+#[derive(Clone, Debug)]
+pub struct SyncConfig {
+    /// From the first unpublished write to its sync (`sync_delay_ms`).
+    pub delay: Duration,
+    /// Blocks of 128 KiB in one segment.
+    pub blocks_per_batch: u32,
+    /// Between two writes of one root: some stores limit how often one object may change (rule 29).
+    pub publish_interval_min: Duration,
+    /// Segments of one export, and of all, on their way at a time.
+    pub uploads_max: usize,
+    pub uploads_total_max: usize,
+}
+
+impl Default for SyncConfig {
+    fn default() -> Self {
+        Self {
+            delay: Duration::from_secs(8),
+            blocks_per_batch: 25,
+            publish_interval_min: Duration::from_secs(1),
+            uploads_max: 4,
+            uploads_total_max: 16,
+        }
+    }
+}
+
+/// Why a sync did not get through.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SyncError {
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Not an error but a race: look again, at once.
+    #[error("something was written meanwhile")]
+    Overtaken,
+}
+
+/// The sync task of one export.
+#[derive(Debug)]
+pub(crate) struct Syncer<W: World> {
+    site: Rc<Site<W>>,
+    export: Rc<Export<W>>,
+    local: CacheVolume<W>,
+    /// Not before this may the root be written again.
+    turn: Cell<Instant>,
+}
+
+/// What is to be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Sync,
+    Leave,
+    End,
+}
+
+/// Whether the task goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    GoesOn,
+    Ends,
+}
+
+/// What an error means for the export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Try again later, with everything kept.
+    Again,
+    Fenced,
+    Vanished,
+    /// The log takes nothing more: there is nothing to publish from.
+    Halt,
+}
+
+/// Starts the task. It ends with the role `ReadWrite` of the export, and leaves nothing behind.
+pub(crate) fn start<W: World>(site: &Rc<Site<W>>, export: &Rc<Export<W>>) {
+    let local = export.local().expect("only read-write exports sync");
+    let syncer = Syncer {
+        site: Rc::clone(site),
+        export: Rc::clone(export),
+        local: local.clone(),
+        turn: Cell::new(site.world.now()),
+    };
+    site.world.spawn(async move { syncer.run().await });
+}
+
+impl<W: World> Syncer<W> {
+    async fn run(self) {
+        if self.export.root().is_none() && Box::pin(self.prove()).await == Task::Ends {
+            return;
+        }
+        loop {
+            match self.next_work().await {
+                Work::Sync => {}
+                // Whoever connects from now on opens the volume anew, after this task has ended.
+                Work::Leave if self.export.begin_leaving() => {}
+                Work::Leave => continue,
+                Work::End => return,
+            }
+            if Box::pin(self.sync()).await == Task::Ends {
+                return;
+            }
+        }
+    }
+
+    /// Looks at the state after every event until there is something to do.
+    async fn next_work(&self) -> Work {
+        loop {
+            if self.export.role() != Role::ReadWrite {
+                return Work::End;
+            }
+            let (now, state) = (self.site.world.now(), self.state());
+            let dirty = state.last > state.published;
+            let age = self.local.dirty_age();
+            let delay = self.site.config.sync.delay;
+            let leave_at = self.leave_at();
+            let leaving = leave_at.is_some_and(|at| at <= now);
+            let ordered = self.export.orders.drain_to() > state.published || self.must_grow();
+            if ordered || dirty && (leaving || age >= delay || self.local.pressed()) {
+                return Work::Sync;
+            }
+            if leaving && !dirty {
+                return Work::Leave;
+            }
+            let sync_at = dirty.then(|| now + delay.saturating_sub(age));
+            self.wait(dirty, [leave_at, sync_at].into_iter().flatten().min())
+                .await;
+        }
+    }
+
+    /// When the export is to be given up, if nobody connects before; none while somebody is here.
+    fn leave_at(&self) -> Option<Instant> {
+        if self.site.closing.get() {
+            return None;
+        }
+        let since = self.export.clients.none_since()?;
+        if self.export.orders.is_leaving() {
+            return Some(since);
+        }
+        Some(since + self.site.config.grace)
+    }
+
+    fn must_grow(&self) -> bool {
+        let size = self.export.size_bytes();
+        self.export.orders.grow_to().is_some_and(|to| to > size)
+    }
+
+    async fn wait(&self, dirty: bool, until: Option<Instant>) {
+        let timer = async {
+            match until {
+                Some(at) => self.site.world.sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let news = async {
+            if dirty {
+                self.local.wait_pressed().await;
+            } else {
+                self.local.wait_dirty().await;
+            }
+        };
+        race(self.export.orders.wake.notified(), race(timer, news)).await;
+    }
+
+    /// One cut, or one change of the root without one, until it is published or never will be.
+    async fn sync(&self) -> Task {
+        let mut attempt = None;
+        let mut failures = 0;
+        loop {
+            match self.step(&mut attempt).await {
+                Ok(()) => {
+                    self.recovered();
+                    return self.after_publish();
+                }
+                Err(SyncError::Overtaken) => {}
+                Err(error) => {
+                    failures += 1;
+                    if self.failed(&error).await == Task::Ends {
+                        return Task::Ends;
+                    }
+                    if self.back_off(failures).await == Task::Ends {
+                        return Task::Ends;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a failed step leaves in `attempt` is taken up by the next.
+    async fn step(&self, attempt: &mut Option<Attempt<W>>) -> Result<(), SyncError> {
+        if attempt.is_none() {
+            *attempt = self.begin().await?;
+        }
+        let Some(attempt) = attempt else {
+            return Ok(());
+        };
+        self.upload(attempt).await?;
+        self.publish(attempt).await
+    }
+
+    fn after_publish(&self) -> Task {
+        if self.export.role() != Role::Leaving {
+            self.export.orders.news.notify_waiters();
+            self.tend_map();
+            return Task::GoesOn;
+        }
+        tracing::info!(export = %self.export.name(), "drained and detached: any node may open the volume now");
+        self.export.end(Role::Closed);
+        Task::Ends
+    }
+
+    /// Folds and merges the map beside the next syncs, which carry the result.
+    fn tend_map(&self) {
+        let Some(volume) = self.export.frames().volume() else {
+            return;
+        };
+        let export = Rc::clone(&self.export);
+        self.site.world.spawn(async move {
+            match Box::pin(volume.compact_map()).await {
+                Ok(()) => {
+                    export.causes.settle("map");
+                }
+                Err(error) if export.causes.raise("map", error.to_string()) => {
+                    tracing::warn!(export = %export.name(), %error, "the map in the store is not compacted; tried again after the next sync");
+                }
+                Err(_told) => {}
+            }
+        });
+    }
+
+    fn recovered(&self) {
+        if self.export.causes.settle("sync") {
+            tracing::info!(export = %self.export.name(), "sync to the store works again");
+        }
+    }
+
+    /// Says it once per outage, to the log and to those who wait for a drain.
+    async fn failed(&self, error: &SyncError) -> Task {
+        self.export.count(|io| io.sync_errors += 1);
+        let name = self.export.name();
+        let text = error.to_string();
+        let news = self.export.causes.raise("sync", text.clone());
+        match verdict(error) {
+            Verdict::Again => {
+                if news && is_passing(error) {
+                    tracing::warn!(export = %name, %error, "the store does not take the sync; writes stay in the cache and are retried");
+                } else if news {
+                    tracing::error!(export = %name, %error, "the sync fails; writes stay in the cache and are retried");
+                }
+                self.export.orders.failed(text);
+                return Task::GoesOn;
+            }
+            Verdict::Fenced => {
+                tracing::error!(export = %name, %error, dirty_bytes = self.state().dirty_bytes, "fenced: this node stops serving the volume; unpublished writes are kept in its log");
+                self.export.end(Role::Fenced);
+                self.give_up_epoch().await;
+            }
+            Verdict::Vanished => {
+                tracing::error!(export = %name, %error, "the volume is gone from the store; it is not created again");
+                self.export.end(Role::Vanished);
+            }
+            Verdict::Halt => {
+                tracing::error!(export = %name, %error, "the cache log has stopped; nothing more is published");
+                self.export.orders.halt(text.clone());
+            }
+        }
+        self.export.orders.failed(text);
+        Task::Ends
+    }
+
+    /// So that no restart during an outage resumes an epoch that is known to be over.
+    async fn give_up_epoch(&self) {
+        if let Err(error) = self.local.detached().await {
+            tracing::error!(export = %self.export.name(), %error, "the end of the epoch could not be noted in the log");
+        }
+    }
+
+    fn state(&self) -> LocalVolume {
+        let state = self.local.state();
+        state.expect("a volume is dropped from the log only after its export has ended")
+    }
+
+    /// Waits before the next attempt. A detach that does not get through is given up as soon as
+    /// somebody wants to open the volume: opening raises the epoch, so it cannot land later.
+    async fn back_off(&self, failures: u32) -> Task {
+        let world = &self.site.world;
+        let mut chance = [0; 4];
+        world.fill_random(&mut chance);
+        let deadline = world.now() + BACKOFF.wait(failures, u32::from_le_bytes(chance));
+        loop {
+            if self.export.role() == Role::Leaving && self.export.orders.is_staying() {
+                self.export.end(Role::Closed);
+                return Task::Ends;
+            }
+            let wake = self.export.orders.wake.notified();
+            if let First::Left(()) = race(world.sleep_until(deadline), wake).await {
+                return Task::GoesOn;
+            }
+        }
+    }
+
+    /// After a start without the store: asks it until it answers, and believes the log only if the
+    /// root agrees (rule 14).
+    async fn prove(&self) -> Task {
+        let mut failures = 0;
+        loop {
+            let asked = self.site.shelf.ask(self.export.name()).await;
+            match asked.seen {
+                Seen::Unreachable(why) => {
+                    failures += 1;
+                    if self.export.causes.raise("sync", why.clone()) {
+                        tracing::warn!(export = %self.export.name(), error = %why, "the store cannot be asked; the volume is served from the cache");
+                    }
+                    self.export.orders.failed(why);
+                    if self.back_off(failures).await == Task::Ends {
+                        return Task::Ends;
+                    }
+                }
+                Seen::Absent => {
+                    tracing::error!(export = %self.export.name(), "the volume is gone from the store; it is not created again");
+                    self.export.end(Role::Vanished);
+                    return Task::Ends;
+                }
+                Seen::Root(_) => {
+                    let volume = asked.volume.expect("a root comes with its volume");
+                    if self.agree(volume) {
+                        self.recovered();
+                        return Task::GoesOn;
+                    }
+                    self.export.end(Role::Fenced);
+                    self.give_up_epoch().await;
+                    return Task::Ends;
+                }
+            }
+        }
+    }
+
+    /// True if the root is what this log made of it: then the store is read from now on.
+    fn agree(&self, volume: Volume<W>) -> bool {
+        let (root, state) = (volume.root(), self.state());
+        let ours = Ours {
+            cache: self.site.owner.cache,
+            local: Some(&state),
+            create_bytes: None,
+        };
+        let plan = decide(&Seen::Root(root.clone()), ours);
+        let records = Records::Keep;
+        if plan != (Plan::Resume { records })
+            || volume.resume(&self.site.owner, state.epoch).is_err()
+        {
+            tracing::error!(export = %self.export.name(), epoch = %state.epoch, root_epoch = %root.epoch, dirty_bytes = state.dirty_bytes, "fenced: somebody else changed the volume since; unpublished writes are kept in the log");
+            return false;
+        }
+        // In one step: what counts as clean must be readable from the map.
+        self.export.frames().set_volume(volume);
+        adopt(&self.local, &state, &root);
+        self.export
+            .set_size(root.size_bytes.max(self.export.size_bytes()));
+        true
+    }
+}
+
+fn verdict(error: &SyncError) -> Verdict {
+    let volume = match error {
+        SyncError::Cache(CacheError::Stopped(_)) => return Verdict::Halt,
+        SyncError::Cache(_) | SyncError::Overtaken | SyncError::Read(ReadError::NotYet) => {
+            return Verdict::Again;
+        }
+        SyncError::Volume(error) | SyncError::Read(ReadError::Volume(error)) => error,
+    };
+    match volume {
+        VolumeError::Fenced { .. } | VolumeError::Owned { .. } => Verdict::Fenced,
+        VolumeError::Vanished { .. } => Verdict::Vanished,
+        _ => Verdict::Again,
+    }
+}
+
+/// It passes by itself; otherwise a person should look.
+fn is_passing(error: &SyncError) -> bool {
+    match error {
+        SyncError::Volume(error) => is_temporary(error),
+        SyncError::Read(error) => error.is_temporary(),
+        SyncError::Overtaken => true,
+        SyncError::Cache(_) => false,
+    }
+}

@@ -1,0 +1,846 @@
+//! A shard in the simulated world: the real cache, volume, sync and registry; simulated disks,
+//! store, clocks and crashes.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use blockcache::CacheConfig;
+use bytes::Bytes;
+use glidefs::control::{
+    Control, ControlErrorKind, ExportDocument, PromoteDocument, PutDocument, Request,
+};
+use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
+use glidefs::export::connection::Connection;
+use glidefs::shard::{Drain, Shard, ShardConfig};
+use glidefs::volume::{BucketConfig, Compression};
+use world::sim::{Crash, HostId, Odds, Sim, SimConfig, SimWorld, StoreFaults};
+use world::{Peer, World};
+
+const VOLUME_BYTES: u64 = 64 << 20;
+const PAGE: u64 = 4096;
+const VM: Peer = Peer::Process { pid: 7, uid: 0 };
+
+type Device = Rc<Connection<SimWorld>>;
+
+/// One running server, held by the driver.
+struct Node {
+    sim: Sim,
+    world: SimWorld,
+    shard: Rc<Shard<SimWorld>>,
+    control: Control,
+}
+
+fn config(password: Option<&str>) -> ShardConfig {
+    let bucket = BucketConfig {
+        compression: Compression::Lz4,
+        password: password.map(str::to_owned),
+    };
+    let mut config = ShardConfig::new(CacheConfig::new("/cache", 256 << 20), bucket, "node");
+    config.exports.create_bytes = Some(VOLUME_BYTES);
+    config
+}
+
+async fn start_with(sim: &Sim, host: HostId, config: ShardConfig) -> Node {
+    let world = sim.process(host);
+    let store = world.store();
+    let shard = Shard::open(world.clone(), store, config).await;
+    let shard = Rc::new(shard.expect("the shard opens"));
+    let (control, requests) = Control::new();
+    let serving = Rc::clone(&shard);
+    world.spawn(async move { serving.serve_control(requests).await });
+    Node {
+        sim: sim.clone(),
+        world,
+        shard,
+        control,
+    }
+}
+
+async fn start(sim: &Sim, host: &str) -> Node {
+    start_with(sim, sim.host(host), config(None)).await
+}
+
+impl Node {
+    async fn connect(&self, name: &str) -> Result<Device, ConnectError> {
+        self.connect_as(name, &VM).await
+    }
+
+    async fn connect_as(&self, name: &str, peer: &Peer) -> Result<Device, ConnectError> {
+        self.shard.exports().connect(name, peer).await
+    }
+
+    async fn drain(&self, name: &str) -> ExportDocument {
+        let name = name.to_owned();
+        let drained = self.control.ask(|reply| Request::Drain(name, reply)).await;
+        drained.expect("drained")
+    }
+
+    async fn get(&self, name: &str) -> ExportDocument {
+        let name = name.to_owned();
+        let got = self.control.ask(|reply| Request::Get(name, reply)).await;
+        got.expect("got")
+    }
+
+    async fn force(&self, name: &str) -> ExportDocument {
+        let how = PromoteDocument {
+            force: true,
+            expected_epoch: Some(self.get(name).await.epoch),
+        };
+        let name = name.to_owned();
+        let promoted = self
+            .control
+            .ask(|reply| Request::Promote(name, how, reply))
+            .await;
+        promoted.expect("promoted")
+    }
+
+    fn kill(self) {
+        self.sim.kill(self.world.pid());
+    }
+}
+
+fn page(stamp: u8) -> Bytes {
+    Bytes::from(vec![stamp; 4096])
+}
+
+async fn write(device: &Device, page_no: u64, stamp: u8) {
+    let written = device.write(page_no * PAGE, page(stamp), Fua::No).await;
+    written.expect("written");
+}
+
+async fn stamp(device: &Device, page_no: u64) -> u8 {
+    let bytes = device.read(page_no * PAGE, PAGE).await.expect("read");
+    assert!(
+        bytes.iter().all(|b| *b == bytes[0]),
+        "page {page_no} is torn"
+    );
+    bytes[0]
+}
+
+fn at(page_no: u64) -> usize {
+    usize::try_from(page_no).expect("small")
+}
+
+fn simulate<T: 'static, F: Future<Output = T> + 'static>(
+    seed: u64,
+    scenario: impl FnOnce(Sim) -> F,
+) -> T {
+    let run = Sim::simulate(seed, SimConfig::default(), scenario);
+    run.unwrap_or_else(|stuck| panic!("{stuck}")).0
+}
+
+#[test]
+fn what_is_written_reads_back_at_any_offset_and_wakes_elsewhere_after_a_drain() {
+    simulate(1, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        assert_eq!(device.access(), Access::ReadWrite);
+        assert_eq!(device.size_bytes(), VOLUME_BYTES);
+        for n in 0..100 {
+            write(&device, n, u8::try_from(n).expect("small") + 1).await;
+        }
+        // Sectors across page lines, on data and on nothing.
+        let sectors = Bytes::from(vec![0xee; 8192]);
+        for at in [512, 1_000 * PAGE + 3_584] {
+            let written = device.write(at, sectors.clone(), Fua::Yes).await;
+            written.expect("written");
+        }
+        device
+            .zero(50 * PAGE + 512, 4 * PAGE, Fua::No)
+            .await
+            .expect("zeroed");
+        let before = device.read(0, 2_000 * PAGE).await.expect("read");
+        assert_eq!(before[511], 1);
+        assert_eq!(before[512], 0xee);
+        let drained = a.drain("vm").await;
+        assert_eq!(
+            (drained.dirty_bytes, drained.role.as_str()),
+            (0, "read-write")
+        );
+
+        let b = start(&sim, "b").await;
+        let reader = b.connect("vm").await.expect("opened");
+        assert_eq!(reader.access(), Access::ReadOnly);
+        assert_eq!(reader.read(0, 2_000 * PAGE).await.expect("read"), before);
+        assert_eq!(
+            reader.write(0, page(9), Fua::No).await,
+            Err(IoError::ReadOnly)
+        );
+        assert_eq!(reader.flush().await, Ok(()));
+        assert_eq!(b.force("vm").await.role, "read-write");
+        assert_eq!(
+            reader.write(0, page(9), Fua::No).await,
+            Err(IoError::ReadOnly)
+        );
+        let writer = b.connect("vm").await.expect("promoted");
+        assert_eq!(writer.access(), Access::ReadWrite);
+        assert_eq!(writer.read(0, 2_000 * PAGE).await.expect("read"), before);
+    });
+}
+
+#[test]
+fn an_idle_export_detaches_and_opens_read_write_anywhere() {
+    simulate(2, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 3, 33).await;
+        drop(device);
+        sim.sleep(Duration::from_secs(60)).await;
+        assert_eq!(a.get("vm").await.role, "closed");
+        let b = start(&sim, "b").await;
+        let device = b.connect("vm").await.expect("opened");
+        assert_eq!(device.access(), Access::ReadWrite);
+        assert_eq!(stamp(&device, 3).await, 33);
+        write(&device, 3, 34).await;
+        drop(device);
+        sim.sleep(Duration::from_secs(60)).await;
+        // Back where it was warm: what B published since must be seen.
+        let device = a.connect("vm").await.expect("opened");
+        assert_eq!(device.access(), Access::ReadWrite);
+        assert_eq!(stamp(&device, 3).await, 34);
+    });
+}
+
+#[test]
+fn a_client_that_returns_within_the_grace_time_finds_the_export_open() {
+    simulate(3, |sim| async move {
+        let a = start(&sim, "a").await;
+        drop(a.connect("vm").await.expect("created"));
+        let epoch = a.get("vm").await.epoch;
+        sim.sleep(Duration::from_secs(20)).await;
+        let device = a.connect("vm").await.expect("open still");
+        sim.sleep(Duration::from_secs(600)).await;
+        write(&device, 1, 1).await;
+        assert_eq!(a.get("vm").await.epoch, epoch);
+    });
+}
+
+#[test]
+fn a_killed_process_resumes_its_epoch_and_lost_nothing_that_was_answered() {
+    for seed in 0..20 {
+        simulate(seed, |sim| async move {
+            let mut node = start(&sim, "a").await;
+            let mut model = [0_u8; 64];
+            for round in 1..6_u8 {
+                let device = node.connect("vm").await.expect("opened");
+                for n in 0..64 {
+                    assert_eq!(stamp(&device, n).await, model[at(n)], "page {n}");
+                }
+                for _ in 0..sim.chance(|c| c.between(1, 100)) {
+                    let n = sim.chance(|c| c.below(64));
+                    write(&device, n, round).await;
+                    model[at(n)] = round;
+                }
+                sim.sleep(Duration::from_millis(sim.chance(|c| c.below(12_000))))
+                    .await;
+                assert_eq!(node.get("vm").await.epoch, 1);
+                node.kill();
+                node = start(&sim, "a").await;
+            }
+        });
+    }
+}
+
+#[test]
+fn a_restart_during_an_outage_serves_and_takes_writes() {
+    simulate(5, |sim| async move {
+        let node = start(&sim, "a").await;
+        let device = node.connect("vm").await.expect("created");
+        write(&device, 1, 11).await;
+        sim.set_store_outage(None, true);
+        node.kill();
+        let node = start(&sim, "a").await;
+        let device = node.connect("vm").await.expect("resumed unasked");
+        assert_eq!(device.access(), Access::ReadWrite);
+        assert_eq!(stamp(&device, 1).await, 11);
+        write(&device, 2, 22).await;
+        assert_eq!(device.flush().await, Ok(()));
+        // A name that nobody knows is not created while the store is silent.
+        let unknown = node.connect("other").await.expect_err("not created");
+        assert!(
+            matches!(unknown, ConnectError::Unavailable(_)),
+            "{unknown:?}"
+        );
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(60)).await;
+        assert_eq!(node.drain("vm").await.dirty_bytes, 0);
+        assert_eq!(stamp(&device, 5).await, 0);
+    });
+}
+
+#[test]
+fn a_node_that_lost_its_volume_to_another_is_fenced_and_says_what_it_holds() {
+    simulate(6, |sim| async move {
+        let (a, b) = (start(&sim, "a").await, start(&sim, "b").await);
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 11).await;
+        a.drain("vm").await;
+        sim.set_store_outage(Some(sim.host("a")), true);
+        write(&device, 1, 12).await;
+        assert_eq!(b.force("vm").await.epoch, 2);
+        let writer = b.connect("vm").await.expect("promoted");
+        assert_eq!(stamp(&writer, 1).await, 11);
+        write(&writer, 1, 13).await;
+        b.drain("vm").await;
+        sim.set_store_outage(Some(sim.host("a")), false);
+        sim.sleep(Duration::from_secs(90)).await;
+        let document = a.get("vm").await;
+        assert_eq!(document.role, "fenced");
+        assert!(document.dirty_bytes > 0);
+        assert_eq!(
+            device.write(0, page(1), Fua::No).await,
+            Err(IoError::Shutdown)
+        );
+        assert_eq!(device.read(0, PAGE).await, Err(IoError::Shutdown));
+        assert_eq!(device.flush().await, Err(IoError::Shutdown));
+        let refused = a.connect("vm").await.expect_err("clients first");
+        assert!(matches!(refused, ConnectError::Refused(_)), "{refused:?}");
+        drop(device);
+        // Not even a restart without the store brings the lost epoch back.
+        sim.set_store_outage(Some(sim.host("a")), true);
+        a.kill();
+        let a = start(&sim, "a").await;
+        let refused = a.connect("vm").await.expect_err("the epoch is over");
+        assert!(
+            matches!(refused, ConnectError::Unavailable(_)),
+            "{refused:?}"
+        );
+        sim.set_store_outage(Some(sim.host("a")), false);
+        let reader = a.connect("vm").await.expect("read-only");
+        assert_eq!(reader.access(), Access::ReadOnly);
+        assert_eq!(stamp(&reader, 1).await, 13);
+        drop(reader);
+        drop(writer);
+        sim.sleep(Duration::from_secs(90)).await;
+        // Detached now, but what A holds unpublished is not dropped in silence.
+        let refused = a.connect("vm").await.expect_err("salvage");
+        assert!(refused.to_string().contains("unpublished"), "{refused}");
+        let deleted = a
+            .control
+            .ask(|reply| Request::Delete("vm".to_owned(), reply));
+        deleted.await.expect("the loss is accepted");
+        let device = a.connect("vm").await.expect("taken");
+        assert_eq!(device.access(), Access::ReadWrite);
+        assert_eq!(stamp(&device, 1).await, 13);
+    });
+}
+
+#[test]
+fn a_lost_cache_wakes_at_the_published_cut() {
+    simulate(7, |sim| async move {
+        let host = sim.host("a");
+        let node = start_with(&sim, host, config(Some("secret"))).await;
+        let device = node.connect("vm").await.expect("created");
+        for n in 0..200 {
+            write(&device, n, 1).await;
+        }
+        sim.sleep(Duration::from_secs(20)).await;
+        sim.crash(host, Crash::Power);
+        sim.wipe_disk(host);
+        let node = start_with(&sim, host, config(Some("secret"))).await;
+        let reader = node.connect("vm").await.expect("read-only");
+        assert_eq!(reader.access(), Access::ReadOnly);
+        assert_eq!(stamp(&reader, 199).await, 1);
+        node.force("vm").await;
+        let device = node.connect("vm").await.expect("promoted");
+        write(&device, 7, 2).await;
+        assert_eq!(stamp(&device, 7).await, 2);
+        assert_eq!(stamp(&device, 8).await, 1);
+    });
+}
+
+#[test]
+fn promote_without_force_is_refused_with_the_numbers() {
+    simulate(8, |sim| async move {
+        let (a, b) = (start(&sim, "a").await, start(&sim, "b").await);
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        for how in [
+            PromoteDocument::default(),
+            PromoteDocument {
+                force: true,
+                expected_epoch: Some(9),
+            },
+        ] {
+            let asked = b
+                .control
+                .ask(|reply| Request::Promote("vm".to_owned(), how, reply));
+            let refused = asked.await.expect_err("refused");
+            assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
+            assert_eq!(refused.export.expect("the numbers").epoch, 1);
+        }
+        write(&device, 2, 2).await;
+        assert_eq!(a.drain("vm").await.role, "read-write");
+    });
+}
+
+#[test]
+fn one_client_at_a_time_whatever_its_number_of_connections() {
+    simulate(9, |sim| async move {
+        let a = start(&sim, "a").await;
+        let (one, two) = (a.connect("vm").await, a.connect("vm").await);
+        let other = Peer::Process { pid: 8, uid: 0 };
+        let refused = a.connect_as("vm", &other).await.expect_err("refused");
+        assert!(refused.to_string().contains("process 7"), "{refused}");
+        drop((one, two));
+        a.connect_as("vm", &other).await.expect("the first is gone");
+    });
+}
+
+#[test]
+fn a_vanished_root_is_an_error_and_never_a_new_volume() {
+    simulate(10, |sim| async move {
+        let node = start(&sim, "a").await;
+        let device = node.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        node.drain("vm").await;
+        assert!(sim.delete_object("nbd/vm/root"));
+        write(&device, 1, 2).await;
+        sim.sleep(Duration::from_secs(60)).await;
+        assert_eq!(device.write(0, page(1), Fua::No).await, Err(IoError::Io));
+        drop(device);
+        let refused = node.connect("vm").await.expect_err("vanished");
+        assert!(
+            matches!(refused, ConnectError::Unavailable(_)),
+            "{refused:?}"
+        );
+        node.kill();
+        let node = start(&sim, "a").await;
+        let refused = node.connect("vm").await.expect_err("vanished");
+        assert!(
+            matches!(refused, ConnectError::Unavailable(_)),
+            "{refused:?}"
+        );
+        // A fresh node finds the segments of a volume that lost its root, and does not cover them.
+        let b = start(&sim, "b").await;
+        let refused = b.connect("vm").await.expect_err("something is there");
+        assert!(
+            matches!(refused, ConnectError::Unavailable(_)),
+            "{refused:?}"
+        );
+    });
+}
+
+#[test]
+fn names_are_checked_and_explained() {
+    simulate(11, |sim| async move {
+        let a = start(&sim, "a").await;
+        for name in ["", "Vm", "vm@monday", "-vm", "a/b"] {
+            let refused = a.connect(name).await.expect_err(name);
+            assert!(
+                matches!(refused, ConnectError::Invalid(_)),
+                "{name}: {refused:?}"
+            );
+        }
+        let mut quiet = config(None);
+        quiet.exports.create_bytes = None;
+        let b = start_with(&sim, sim.host("b"), quiet).await;
+        let refused = b.connect("vm").await.expect_err("not created");
+        assert!(matches!(refused, ConnectError::Unknown(_)), "{refused:?}");
+        let looked = b.shard.exports().look("vm").await.expect_err("absent");
+        assert!(matches!(looked, ConnectError::Unknown(_)), "{looked:?}");
+        let looked = a
+            .shard
+            .exports()
+            .look("vm")
+            .await
+            .expect("would be created");
+        assert_eq!(
+            (looked.size_bytes, looked.access),
+            (VOLUME_BYTES, Access::ReadWrite)
+        );
+        a.connect("vm").await.expect("created");
+        assert_eq!(b.shard.exports().names().await, vec!["vm".to_owned()]);
+        let looked = b.shard.exports().look("vm").await.expect("there");
+        assert_eq!(looked.access, Access::ReadOnly);
+    });
+}
+
+#[test]
+fn an_export_grows_and_its_old_connections_keep_their_size() {
+    simulate(12, |sim| async move {
+        let a = start(&sim, "a").await;
+        let put = |size_gb| {
+            let wanted = PutDocument { size_gb };
+            a.control
+                .ask(|reply| Request::Put("vm".to_owned(), wanted, reply))
+        };
+        assert_eq!(put(0.5).await.expect("created").size_bytes, 1 << 29);
+        let old = a.connect("vm").await.expect("open");
+        write(&old, 5, 5).await;
+        assert_eq!(put(1.0).await.expect("grown").size_bytes, 1 << 30);
+        assert_eq!(old.size_bytes(), 1 << 29);
+        let refused = put(0.25).await.expect_err("never shrinks");
+        assert_eq!(refused.kind, ControlErrorKind::Invalid);
+        let new = a.connect("vm").await.expect("open");
+        assert_eq!(new.size_bytes(), 1 << 30);
+        write(&new, (1 << 30) / PAGE - 1, 9).await;
+        a.drain("vm").await;
+        let b = start(&sim, "b").await;
+        let reader = b.connect("vm").await.expect("open");
+        assert_eq!(reader.size_bytes(), 1 << 30);
+        assert_eq!(stamp(&reader, 5).await, 5);
+        assert_eq!(stamp(&reader, (1 << 30) / PAGE - 1).await, 9);
+    });
+}
+
+#[test]
+fn status_tells_data_from_holes_here_and_on_another_node() {
+    simulate(13, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 2, 1).await;
+        write(&device, 3, 1).await;
+        write(&device, 10, 1).await;
+        device.zero(3 * PAGE, PAGE, Fua::No).await.expect("trimmed");
+        let run = |pages: u64, kind| Run {
+            len: pages * PAGE,
+            kind,
+        };
+        let expected = vec![
+            run(2, RunKind::Hole),
+            run(1, RunKind::Data),
+            run(7, RunKind::Hole),
+            run(1, RunKind::Data),
+            run(5, RunKind::Hole),
+        ];
+        assert_eq!(device.status(0, 16 * PAGE, 64).await, Ok(expected.clone()));
+        a.drain("vm").await;
+        assert_eq!(device.status(0, 16 * PAGE, 64).await, Ok(expected.clone()));
+        let b = start(&sim, "b").await;
+        let reader = b.connect("vm").await.expect("open");
+        assert_eq!(reader.status(0, 16 * PAGE, 64).await, Ok(expected.clone()));
+        assert_eq!(
+            reader.status(0, VOLUME_BYTES, 2).await,
+            Ok(expected[..2].to_vec())
+        );
+    });
+}
+
+#[test]
+fn delete_gives_the_volume_up_and_keeps_it_in_the_store() {
+    simulate(14, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        let delete = || {
+            a.control
+                .ask(|reply| Request::Delete("vm".to_owned(), reply))
+        };
+        let refused = delete().await.expect_err("in use");
+        assert_eq!(refused.kind, ControlErrorKind::Conflict);
+        drop(device);
+        assert_eq!(delete().await.expect("left").role, "closed");
+        let b = start(&sim, "b").await;
+        let device = b.connect("vm").await.expect("open");
+        assert_eq!(device.access(), Access::ReadWrite);
+        assert_eq!(stamp(&device, 1).await, 1);
+    });
+}
+
+#[test]
+fn shutdown_drains_through_an_outage_and_refuses_new_clients() {
+    simulate(15, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        sim.set_store_outage(None, true);
+        let shard = Rc::clone(&a.shard);
+        let ending = Rc::new(std::cell::Cell::new(false));
+        let ended = Rc::clone(&ending);
+        sim.spawn(async move {
+            shard.shutdown(Drain::Everything).await;
+            ended.set(true);
+        });
+        sim.sleep(Duration::from_secs(60)).await;
+        assert!(!ending.get(), "drained into a store that is out");
+        assert!(matches!(
+            a.connect("vm").await,
+            Err(ConnectError::ShuttingDown)
+        ));
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(120)).await;
+        assert!(ending.get());
+        let b = start(&sim, "b").await;
+        let reader = b.connect("vm").await.expect("open");
+        assert_eq!(stamp(&reader, 1).await, 1);
+    });
+}
+
+/// Writes, kills and a bad store, judged by a model of the disk; at the end another node reads
+/// everything.
+#[test]
+fn a_bad_store_and_kills_lose_nothing() {
+    for seed in 100..130 {
+        simulate(seed, |sim| async move {
+            sim.set_store_faults(StoreFaults {
+                lost_request: Odds::one_in(20),
+                throttled: Odds::one_in(20),
+                lost_answer: Odds::one_in(15),
+                late: Odds::one_in(40),
+            });
+            let mut node = start_patiently(&sim).await;
+            let mut model = [0_u8; 256];
+            for round in 1..8_u8 {
+                let device = connect_patiently(&sim, &node).await;
+                for n in 0..256 {
+                    assert_eq!(stamp(&device, n).await, model[at(n)], "page {n}");
+                }
+                for _ in 0..sim.chance(|c| c.between(1, 60)) {
+                    let n = sim.chance(|c| c.below(256));
+                    write(&device, n, round).await;
+                    model[at(n)] = round;
+                    sim.sleep(Duration::from_millis(sim.chance(|c| c.below(400))))
+                        .await;
+                }
+                drop(device);
+                // Sometimes long enough to detach.
+                sim.sleep(Duration::from_millis(sim.chance(|c| c.below(60_000))))
+                    .await;
+                if sim.chance(|c| c.one_in(2)) {
+                    node.kill();
+                    node = start_patiently(&sim).await;
+                }
+            }
+            sim.set_store_faults(StoreFaults::default());
+            sim.sleep(Duration::from_secs(200)).await;
+            let b = start(&sim, "b").await;
+            let reader = b.connect("vm").await.expect("open");
+            assert_eq!(reader.access(), Access::ReadWrite, "detached by now");
+            for n in 0..256 {
+                assert_eq!(stamp(&reader, n).await, model[at(n)], "page {n}");
+            }
+        });
+    }
+}
+
+async fn start_patiently(sim: &Sim) -> Node {
+    start(sim, "a").await
+}
+
+async fn connect_patiently(sim: &Sim, node: &Node) -> Device {
+    for _ in 0..50 {
+        match node.connect("vm").await {
+            Ok(device) => return device,
+            Err(ConnectError::Unavailable(_)) => sim.sleep(Duration::from_secs(2)).await,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    panic!("the store never answered");
+}
+
+/// The number that a page was written with; 0 for never.
+async fn number(device: &Device, page_no: u64) -> u32 {
+    let bytes = device.read(page_no * PAGE, PAGE).await.expect("read");
+    let words: Vec<u32> = bytes
+        .chunks_exact(4)
+        .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")))
+        .collect();
+    assert!(
+        words.iter().all(|w| *w == words[0]),
+        "page {page_no} is torn"
+    );
+    words[0]
+}
+
+fn numbered(number: u32) -> Bytes {
+    Bytes::from(number.to_le_bytes().repeat(1024))
+}
+
+/// Promise 3: whatever is lost, the store holds the state after some prefix of the writes.
+#[test]
+fn a_lost_node_leaves_an_exact_cut() {
+    for seed in 200..240 {
+        simulate(seed, |sim| async move {
+            sim.set_store_faults(StoreFaults {
+                lost_request: Odds::one_in(30),
+                throttled: Odds::one_in(30),
+                lost_answer: Odds::one_in(20),
+                late: Odds::one_in(50),
+            });
+            let node = start(&sim, "a").await;
+            let device = connect_patiently(&sim, &node).await;
+            let mut history = Vec::new();
+            for number in 1..=sim.chance(|c| c.between(1, 400)) {
+                let page_no = sim.chance(|c| c.below(48));
+                let number = u32::try_from(number).expect("small");
+                let written = device
+                    .write(page_no * PAGE, numbered(number), Fua::No)
+                    .await;
+                written.expect("written");
+                history.push((page_no, number));
+                sim.sleep(Duration::from_millis(sim.chance(|c| c.below(200))))
+                    .await;
+            }
+            let published = node.get("vm").await.published_seq;
+            node.kill();
+            sim.wipe_disk(sim.host("a"));
+            sim.set_store_faults(StoreFaults::default());
+            // Whatever was on its way when the node died may land until now.
+            sim.sleep(Duration::from_secs(40)).await;
+            let b = start(&sim, "b").await;
+            b.force("vm").await;
+            let device = b.connect("vm").await.expect("promoted");
+            let mut found = Vec::new();
+            for page_no in 0..48 {
+                found.push(number(&device, page_no).await);
+            }
+            let prefix = (0..=history.len()).rev().find(|end| {
+                let mut state = vec![0; 48];
+                for (page_no, number) in &history[..*end] {
+                    state[at(*page_no)] = *number;
+                }
+                state == found
+            });
+            let prefix = prefix.unwrap_or_else(|| panic!("{found:?} was never the state"));
+            assert!(u64::try_from(prefix).expect("small") >= published);
+        });
+    }
+}
+
+/// Promise 1 under power cuts: what was flushed is there, and what is there is a prefix.
+#[test]
+fn power_cuts_lose_nothing_that_was_flushed() {
+    for seed in 300..340 {
+        simulate(seed, |sim| async move {
+            let host = sim.host("a");
+            let mut history: Vec<(u64, u32)> = Vec::new();
+            let (mut flushed, mut next) = (0, 1);
+            for _round in 0..4 {
+                let node = start(&sim, "a").await;
+                let device = connect_patiently(&sim, &node).await;
+                let mut found = Vec::new();
+                for page_no in 0..32 {
+                    found.push(number(&device, page_no).await);
+                }
+                let prefix = (flushed..=history.len()).rev().find(|end| {
+                    let mut state = vec![0; 32];
+                    for (page_no, number) in &history[..*end] {
+                        state[at(*page_no)] = *number;
+                    }
+                    state == found
+                });
+                let prefix = prefix.unwrap_or_else(|| panic!("flushed {flushed}: {found:?}"));
+                history.truncate(prefix);
+                flushed = prefix;
+                for _ in 0..sim.chance(|c| c.between(1, 80)) {
+                    let page_no = sim.chance(|c| c.below(32));
+                    let fua = if sim.chance(|c| c.one_in(10)) {
+                        Fua::Yes
+                    } else {
+                        Fua::No
+                    };
+                    let written = device.write(page_no * PAGE, numbered(next), fua).await;
+                    written.expect("written");
+                    history.push((page_no, next));
+                    next += 1;
+                    if sim.chance(|c| c.one_in(12)) {
+                        device.flush().await.expect("flushed");
+                        flushed = history.len();
+                    }
+                    sim.sleep(Duration::from_millis(sim.chance(|c| c.below(500))))
+                        .await;
+                }
+                sim.crash(host, Crash::Power);
+            }
+        });
+    }
+}
+
+/// Two clients of a full cache: writers wait, in order, and go on when the store is back.
+#[test]
+fn a_full_cache_slows_writers_and_keeps_their_order() {
+    simulate(400, |sim| async move {
+        let mut small = config(None);
+        small.cache = CacheConfig::new("/cache", 48 << 20);
+        small.cache.volume_dirty_bytes_max = 2 << 20;
+        let node = start_with(&sim, sim.host("a"), small).await;
+        let device = node.connect("vm").await.expect("created");
+        sim.set_store_outage(None, true);
+        let done = Rc::new(std::cell::Cell::new(0_u32));
+        // Each page is written twice; the first must not come last.
+        for number in 1..=2_000_u32 {
+            let (device, done) = (Rc::clone(&device), Rc::clone(&done));
+            let page_no = u64::from((number - 1) % 1_000);
+            let write = async move {
+                let written = device
+                    .write(page_no * PAGE, numbered(number), Fua::No)
+                    .await;
+                written.expect("slow, never failed");
+                done.set(done.get() + 1);
+            };
+            let mut write = Box::pin(write);
+            // First polled here, in order.
+            let first = std::future::poll_fn(|cx| std::task::Poll::Ready(write.as_mut().poll(cx)));
+            if first.await.is_pending() {
+                sim.spawn(write);
+            }
+        }
+        sim.sleep(Duration::from_secs(600)).await;
+        assert!(done.get() > 300, "{} written", done.get());
+        assert!(
+            done.get() < 700,
+            "{} written while the store is out",
+            done.get()
+        );
+        // Reads and flushes go on beside writers that wait.
+        assert_eq!(number(&device, 0).await, 1);
+        device.flush().await.expect("flushed");
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(600)).await;
+        assert_eq!(done.get(), 2_000);
+        for page_no in 0..1_000 {
+            assert_eq!(u64::from(number(&device, page_no).await), page_no + 1_001);
+        }
+    });
+}
+
+#[test]
+fn writers_of_a_full_cache_are_let_go_when_they_are_fenced() {
+    simulate(401, |sim| async move {
+        let mut small = config(None);
+        small.cache = CacheConfig::new("/cache", 48 << 20);
+        small.cache.volume_dirty_bytes_max = 1 << 20;
+        let node = start_with(&sim, sim.host("a"), small).await;
+        let b = start(&sim, "b").await;
+        let device = node.connect("vm").await.expect("created");
+        sim.set_store_outage(Some(sim.host("a")), true);
+        let ended = Rc::new(std::cell::Cell::new(0_u32));
+        for page_no in 0..1_000 {
+            let (device, ended) = (Rc::clone(&device), Rc::clone(&ended));
+            sim.spawn(async move {
+                let written = device.write(page_no * PAGE, page(1), Fua::No).await;
+                assert!(
+                    matches!(written, Ok(()) | Err(IoError::Shutdown)),
+                    "{written:?}"
+                );
+                ended.set(ended.get() + 1);
+            });
+        }
+        sim.sleep(Duration::from_secs(60)).await;
+        assert!(ended.get() < 1_000);
+        b.force("vm").await;
+        sim.set_store_outage(Some(sim.host("a")), false);
+        sim.sleep(Duration::from_secs(120)).await;
+        assert_eq!(ended.get(), 1_000);
+    });
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    let run = |seed| {
+        let scenario = |sim: Sim| async move {
+            let node = start(&sim, "a").await;
+            let device = node.connect("vm").await.expect("created");
+            for n in 0..50 {
+                write(&device, n, 1).await;
+            }
+            drop(device);
+            sim.sleep(Duration::from_secs(90)).await;
+        };
+        let run = Sim::simulate(seed, SimConfig::default(), scenario);
+        run.unwrap_or_else(|stuck| panic!("{stuck}")).1
+    };
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1), run(2));
+}
