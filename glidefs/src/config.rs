@@ -12,8 +12,6 @@ mod secret;
 mod source;
 mod store_url;
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,8 +32,8 @@ pub const FILE_NAME: &str = "glidefs.toml";
 pub const EMBEDDED_DIR: &str = "glidefs-data";
 
 const GIB: f64 = 1_073_741_824.0;
-/// A size beyond this is a slip of the hand: 16 PiB.
-const SIZE_GB_MAX: f64 = 16_777_216.0;
+/// The largest volume: 8 PiB, which is 2^53 bytes.
+const SIZE_GB_MAX: f64 = 8_388_608.0;
 /// The smallest size that is meant in earnest: 1 MiB.
 const SIZE_GB_MIN: f64 = 1.0 / 1024.0;
 /// Sizes are rounded up to whole MiB, so that every size is a multiple of every block size.
@@ -56,6 +54,7 @@ const GRACE_S_MAX: u64 = 86_400;
 const AUTO_CREATE_GB_EMBEDDED: f64 = 10.0;
 const NBD_ADDRESS_DEFAULT: &str = "127.0.0.1:10809";
 const API_ADDRESS_DEFAULT: &str = "127.0.0.1:8080";
+const REGION_DEFAULT: &str = "us-east-1";
 /// Of zstd: the level at which it keeps up with a network.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -84,13 +83,20 @@ pub struct StorageSettings {
     pub url: StoreUrl,
     pub password: Option<Secret>,
     pub compression: Compression,
-    pub options: StoreOptions,
+    pub access: StoreAccess,
 }
 
-/// What the client of the object store is told (`aws_endpoint`, `aws_region`, `google_…`,
-/// `azure_…`): option names as `object_store` knows them, from the file and the environment.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct StoreOptions(BTreeMap<String, String>);
+/// How to reach an S3 store, from the file or the environment. What is not set here (and all of
+/// GCS and Azure) the store's client finds out by its cloud's own rules: roles, metadata services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreAccess {
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub access_key_id: Option<String>,
+    pub secret_access_key: Option<Secret>,
+    pub session_token: Option<Secret>,
+    pub allow_http: bool,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NbdSettings {
@@ -155,7 +161,7 @@ impl Config {
                 url: StoreUrl::of_folder(&data.join("store")),
                 password: None,
                 compression: Compression::Lz4,
-                options: StoreOptions::default(),
+                access: StoreAccess::default(),
             },
             nbd: NbdSettings {
                 unix_socket: Some(socket),
@@ -210,32 +216,13 @@ impl Config {
     }
 }
 
-impl StoreOptions {
-    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-    }
-
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
-    }
-}
-
-impl fmt::Debug for StoreOptions {
-    /// Names alone: among the values are keys.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
 /// Bytes of so many GiB, rounded up to whole MiB. Out-of-range values are held at the nearest end.
 pub fn bytes_from_gib(gib: f64) -> u64 {
     let bytes = gib.clamp(SIZE_GB_MIN, SIZE_GB_MAX) * GIB;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "clamped to between 1 MiB and 16 PiB, which is below 2^54"
+        reason = "clamped to between 1 MiB and 8 PiB, which is 2^53"
     )]
     let bytes = bytes.ceil() as u64;
     bytes.next_multiple_of(SIZE_STEP_BYTES)
@@ -317,12 +304,12 @@ fn read_storage(source: &mut Source<'_>, environment: &Environment) -> Option<St
         .string("storage.compression")
         .and_then(|name| read_compression(source, &name))
         .unwrap_or(Compression::Lz4);
-    let options = read_store_options(source, url.as_ref(), environment);
+    let access = read_access(source, environment);
     Some(StorageSettings {
         url: url?,
         password,
         compression,
-        options,
+        access,
     })
 }
 
@@ -342,82 +329,59 @@ fn read_compression(source: &mut Source<'_>, name: &str) -> Option<Compression> 
     }
 }
 
-/// The file wins over the environment.
-fn read_store_options(
-    source: &mut Source<'_>,
-    url: Option<&StoreUrl>,
-    environment: &Environment,
-) -> StoreOptions {
-    let endpoint = source.string("aws.endpoint");
-    let region = source.string("aws.default_region");
-    let key_id = source.secret("aws.access_key_id");
-    let secret = source.secret("aws.secret_access_key");
-    let allow_http = source.boolean("aws.allow_http");
-    for (have, lack, key) in [
-        (&key_id, &secret, "aws.access_key_id"),
-        (&secret, &key_id, "aws.secret_access_key"),
-    ] {
-        let pair_in_environment = environment.get("AWS_ACCESS_KEY_ID").is_some()
-            && environment.get("AWS_SECRET_ACCESS_KEY").is_some();
-        if have.is_some() && lack.is_none() && !pair_in_environment {
+/// The file wins over the environment, key by key; but a pair of keys is taken from one of them.
+fn read_access(source: &mut Source<'_>, environment: &Environment) -> StoreAccess {
+    let variable = |names: &[&str]| environment.first(names).map(str::to_owned);
+    let endpoint = source
+        .string("aws.endpoint")
+        .or_else(|| variable(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]));
+    let region = source
+        .string("aws.default_region")
+        .or_else(|| variable(&["AWS_REGION", "AWS_DEFAULT_REGION"]))
+        .unwrap_or_else(|| REGION_DEFAULT.to_owned());
+    let allow_http = source.boolean("aws.allow_http").unwrap_or_else(|| {
+        variable(&["AWS_ALLOW_HTTP"]).is_some_and(|text| text == "true" || text == "1")
+    });
+    if let Some(endpoint) = &endpoint {
+        check_endpoint(source, endpoint, allow_http);
+    }
+    let file_id = source.string("aws.access_key_id");
+    let file_secret = source.secret("aws.secret_access_key");
+    let (access_key_id, secret_access_key, session_token) = match (file_id, file_secret) {
+        // A session token of the environment belongs to other keys.
+        (Some(id), Some(secret)) => (Some(id), Some(secret), None),
+        (None, None) => (
+            variable(&["AWS_ACCESS_KEY_ID"]),
+            variable(&["AWS_SECRET_ACCESS_KEY"]).map(Secret::new),
+            variable(&["AWS_SESSION_TOKEN"]).map(Secret::new),
+        ),
+        (id, _) => {
+            let key = if id.is_some() {
+                "aws.access_key_id"
+            } else {
+                "aws.secret_access_key"
+            };
             source.problem(
                 key,
                 "stands without its other half",
                 "give both `aws.access_key_id` and `aws.secret_access_key`, or neither",
             );
+            (None, None, None)
         }
-    }
-    let Some(url) = url else {
-        return StoreOptions::default();
     };
-    let mut options: BTreeMap<String, String> = environment
-        .options(url.kind().variable_prefix())
-        .map(|(name, value)| (name, value.to_owned()))
-        .collect();
-    if url.kind() != StoreKind::S3 {
-        return StoreOptions(options);
+    StoreAccess {
+        endpoint,
+        region: Some(region),
+        access_key_id,
+        secret_access_key,
+        session_token,
+        allow_http,
     }
-    let from_variables = environment
-        .first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
-        .map(str::to_owned);
-    for name in [
-        "aws_endpoint_url_s3",
-        "aws_endpoint_url",
-        "aws_endpoint",
-        "aws_default_region",
-    ] {
-        options.remove(name);
-    }
-    let region = region
-        .or_else(|| {
-            environment
-                .first(&["AWS_REGION", "AWS_DEFAULT_REGION"])
-                .map(str::to_owned)
-        })
-        .unwrap_or_else(|| "us-east-1".into());
-    options.insert("aws_region".into(), region);
-    if let (Some(key_id), Some(secret)) = (&key_id, &secret) {
-        options.insert("aws_access_key_id".into(), key_id.reveal().to_owned());
-        options.insert("aws_secret_access_key".into(), secret.reveal().to_owned());
-        // A session token of the environment belongs to other keys.
-        options.remove("aws_session_token");
-    }
-    if let Some(allow) = allow_http {
-        options.insert("aws_allow_http".into(), allow.to_string());
-    }
-    if let Some(endpoint) = endpoint.or(from_variables) {
-        check_endpoint(source, &endpoint, &options);
-        options.insert("aws_endpoint".into(), endpoint);
-    }
-    StoreOptions(options)
 }
 
-fn check_endpoint(source: &mut Source<'_>, endpoint: &str, options: &BTreeMap<String, String>) {
-    let allowed = options
-        .get("aws_allow_http")
-        .is_some_and(|text| text == "true" || text == "1");
+fn check_endpoint(source: &mut Source<'_>, endpoint: &str, allow_http: bool) {
     if endpoint.starts_with("http://") {
-        if !allowed {
+        if !allow_http {
             source.problem(
                 "aws.endpoint",
                 "is plain http, which anybody on the way can read and change",

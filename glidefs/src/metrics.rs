@@ -321,6 +321,15 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        let manual = include_str!("../../docs/http-api.md");
+        for sample in text.lines().filter(|line| !line.starts_with('#')) {
+            let name = sample
+                .split([' ', '{'])
+                .next()
+                .expect("split gives one part");
+            let short = name.strip_prefix("glidefs_export").unwrap_or(name);
+            assert!(manual.contains(short), "{name} is in no manual");
+        }
         for help in text.lines().filter(|line| line.starts_with("# HELP")) {
             assert!(help.split(' ').count() > 3, "no help text: {help}");
         }

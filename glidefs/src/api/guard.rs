@@ -12,9 +12,10 @@ use super::Api;
 use super::error::ApiError;
 
 /// Requests that change something and are in progress (a drain can last long). One more is
-/// answered `busy`.
-pub(super) const CHANGES_MAX: usize = 32;
-/// Requests that only look. Apart from the others, so that status works while drains hang.
+/// answered `busy`. Fewer than the shard answers at a time, so that drains that hang leave it room
+/// for those who only look.
+pub(super) const CHANGES_MAX: usize = 16;
+/// Requests that only look.
 pub(super) const LOOKS_MAX: usize = 32;
 
 /// Room for requests in progress.

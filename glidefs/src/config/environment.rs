@@ -20,18 +20,6 @@ impl Environment {
     pub fn first(&self, names: &[&str]) -> Option<&str> {
         names.iter().find_map(|name| self.get(name))
     }
-
-    /// The variables whose name starts with `prefix`, names in lower case: the form in which store
-    /// clients name their options.
-    pub(super) fn options<'a>(
-        &'a self,
-        prefix: &'a str,
-    ) -> impl Iterator<Item = (String, &'a str)> {
-        self.0
-            .iter()
-            .filter(move |(name, value)| name.starts_with(prefix) && !value.is_empty())
-            .map(|(name, value)| (name.to_ascii_lowercase(), value.as_str()))
-    }
 }
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {

@@ -127,17 +127,6 @@ impl StoreUrl {
 }
 
 impl StoreKind {
-    /// How the environment variables of this kind's usual tools begin.
-    pub(super) fn variable_prefix(self) -> &'static str {
-        match self {
-            Self::S3 => "AWS_",
-            Self::Gcs => "GOOGLE_",
-            Self::Azure => "AZURE_",
-            // No variable begins so.
-            Self::File | Self::Memory => "\0",
-        }
-    }
-
     fn scheme(self) -> &'static str {
         match self {
             Self::S3 => "s3",
