@@ -1,5 +1,6 @@
-//! `glidefs check`: would this configuration serve? Looks, and leaves no trace but the store's
-//! capability probe, which removes what it writes.
+//! `glidefs check`: would this configuration serve? Looks at the machine without changing it, and
+//! opens the object store as a start would: with its capability probe, and with a new keyring where
+//! a password is used for the first time.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
