@@ -212,7 +212,7 @@ fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Fai
     match command {
         Command::Run(argument) => {
             let config = setup::load(argument.config.as_deref(), environment)?;
-            crate::daemon::run(config)
+            crate::daemon::run(config, environment)
         }
         Command::Init { path } => setup::init(&path),
         Command::Check { config, json } => {

@@ -109,7 +109,7 @@ impl Answer {
     fn text(&self) -> String {
         let mut text = if self.safe {
             format!(
-                "Safe to stop: the store holds everything ({} exports).",
+                "Safe to stop: the store holds everything (exports: {}).",
                 self.exports
             )
         } else {
