@@ -4,9 +4,14 @@
 //! cache and the `volume` in the store, `sync` carries cuts from one to the other, `shard` owns all of
 //! it on one thread; `daemon` puts a shard and the `api` together, `cli` is the command line.
 
+pub mod api;
+pub mod cli;
+pub mod config;
 pub mod control;
+mod daemon;
 pub mod device;
 pub mod export;
+pub mod metrics;
 pub mod nbd;
 mod race;
 pub mod shard;
