@@ -70,6 +70,33 @@ pub struct Answer {
     pub data: Vec<u8>,
 }
 
+struct Request {
+    command: u16,
+    at: u64,
+    len: u32,
+}
+
+impl Request {
+    fn bare(command: u16) -> Self {
+        Self {
+            command,
+            at: 0,
+            len: 0,
+        }
+    }
+
+    fn header(&self, cookie: u64) -> Vec<u8> {
+        let mut header = Vec::new();
+        header.extend_from_slice(&MAGIC_REQUEST.to_be_bytes());
+        header.extend_from_slice(&0_u16.to_be_bytes());
+        header.extend_from_slice(&self.command.to_be_bytes());
+        header.extend_from_slice(&cookie.to_be_bytes());
+        header.extend_from_slice(&self.at.to_be_bytes());
+        header.extend_from_slice(&self.len.to_be_bytes());
+        header
+    }
+}
+
 impl Client {
     /// Connects and opens the export, or says with the server's own text why not.
     pub fn connect(address: &Address, export: &str) -> Result<Self> {
@@ -150,37 +177,47 @@ impl Client {
     }
 
     pub fn submit_read(&mut self, at: u64, len: u32) -> Result<u64> {
-        self.submit(COMMAND_READ, at, len, &[], usize::try_from(len)?)
+        let request = Request {
+            command: COMMAND_READ,
+            at,
+            len,
+        };
+        self.submit(&request, &[])
     }
 
     pub fn submit_write(&mut self, at: u64, data: &[u8]) -> Result<u64> {
-        self.submit(COMMAND_WRITE, at, u32::try_from(data.len())?, data, 0)
+        let request = Request {
+            command: COMMAND_WRITE,
+            at,
+            len: u32::try_from(data.len())?,
+        };
+        self.submit(&request, data)
     }
 
     pub fn submit_flush(&mut self) -> Result<u64> {
-        self.submit(COMMAND_FLUSH, 0, 0, &[], 0)
+        self.submit(&Request::bare(COMMAND_FLUSH), &[])
     }
 
     pub fn submit_trim(&mut self, at: u64, len: u32) -> Result<u64> {
-        self.submit(COMMAND_TRIM, at, len, &[], 0)
+        let request = Request {
+            command: COMMAND_TRIM,
+            at,
+            len,
+        };
+        self.submit(&request, &[])
     }
 
-    fn submit(&mut self, command: u16, at: u64, len: u32, data: &[u8], back: usize) -> Result<u64> {
+    fn submit(&mut self, request: &Request, data: &[u8]) -> Result<u64> {
         let cookie = self.cookie_next;
         self.cookie_next += 1;
-        self.put_request(command, cookie, at, len);
-        self.pending.extend_from_slice(data);
+        let back = match request.command {
+            COMMAND_READ => usize::try_from(request.len)?,
+            _ => 0,
+        };
         self.in_flight.insert(cookie, back);
+        self.pending.extend_from_slice(&request.header(cookie));
+        self.pending.extend_from_slice(data);
         Ok(cookie)
-    }
-
-    fn put_request(&mut self, command: u16, cookie: u64, at: u64, len: u32) {
-        self.pending.extend_from_slice(&MAGIC_REQUEST.to_be_bytes());
-        self.pending.extend_from_slice(&0_u16.to_be_bytes());
-        self.pending.extend_from_slice(&command.to_be_bytes());
-        self.pending.extend_from_slice(&cookie.to_be_bytes());
-        self.pending.extend_from_slice(&at.to_be_bytes());
-        self.pending.extend_from_slice(&len.to_be_bytes());
     }
 
     /// Sends what was submitted.
@@ -252,7 +289,8 @@ impl Client {
 
     /// Says goodbye, so that the server need not wait for us to come back.
     pub fn disconnect(mut self) -> Result<()> {
-        self.put_request(COMMAND_DISCONNECT, 0, 0, 0);
+        let goodbye = Request::bare(COMMAND_DISCONNECT);
+        self.pending.extend_from_slice(&goodbye.header(0));
         self.send().context("saying goodbye")
     }
 

@@ -1,9 +1,13 @@
 //! What the tests that span crates stand on.
 //!
 //! `s3` is a real S3 endpoint, `server` the real binary as a process, `blocking_client` a small NBD
-//! client; `pages` and `history` judge what is read back. The tests themselves are in `tests/`.
+//! client, `http` what asks the API; `pages` and `history` judge what is read back, `kill` puts
+//! them together. The tests themselves are in `tests/`.
 
 pub mod blocking_client;
 pub mod history;
+pub mod http;
+pub mod kill;
 pub mod pages;
 pub mod s3;
+pub mod server;
