@@ -11,3 +11,5 @@ pub mod kill;
 pub mod pages;
 pub mod s3;
 pub mod server;
+pub mod site;
+pub mod tool;

@@ -46,7 +46,7 @@ pub const ACCESS_KEY: &str = "test-access-key";
 pub const SECRET_KEY: &str = "test-secret-key";
 pub const REGION: &str = "us-east-1";
 /// Requests to this path steer the server: `GET` tells the counts, `POST ?outage=1&delay_ms=20` sets faults.
-const CONTROL_PATH: &str = "/-/control";
+const CONTROL_PATH: &str = "/test-control/faults";
 
 /// What the server shall do wrong. All numbers may change while it runs; 0 is "never".
 #[derive(Debug, Default)]
