@@ -23,8 +23,11 @@ pub(crate) struct Target {
 #[derive(Debug)]
 enum Process {
     Control(Background),
-    // The server goes first, then its store.
-    Glidefs(Box<Server>, S3Server),
+    Glidefs {
+        server: Box<Server>,
+        /// Serves as long as it lives; dropped after the server.
+        _store: S3Server,
+    },
 }
 
 impl Target {
@@ -94,14 +97,17 @@ impl Target {
         Ok(Self {
             name: GLIDEFS,
             uri: server.unix_uri(EXPORT),
-            process: Process::Glidefs(Box::new(server), s3),
+            process: Process::Glidefs {
+                server: Box::new(server),
+                _store: s3,
+            },
         })
     }
 
     pub(crate) fn pid(&self) -> u32 {
         match &self.process {
             Process::Control(process) => process.pid(),
-            Process::Glidefs(server, _) => server.pid(),
+            Process::Glidefs { server, .. } => server.pid(),
         }
     }
 
@@ -109,14 +115,14 @@ impl Target {
     pub(crate) fn settle(&mut self) -> Result<()> {
         match &self.process {
             Process::Control(_) => Ok(()),
-            Process::Glidefs(server, _) => server.drain(EXPORT).map(drop),
+            Process::Glidefs { server, .. } => server.drain(EXPORT).map(drop),
         }
     }
 
     pub(crate) fn log(&self) -> String {
         match &self.process {
             Process::Control(_) => String::new(),
-            Process::Glidefs(server, _) => server.log_tail(),
+            Process::Glidefs { server, .. } => server.log_tail(),
         }
     }
 }

@@ -51,7 +51,7 @@ fn nbdcopy_brings_back_what_it_took() -> Result<()> {
     if !tool::are_here(&["nbdcopy"]) {
         return Ok(());
     }
-    let site = Site::new()?;
+    let site = Site::with(|settings| settings.auto_create_size_gb = Some(0.125))?;
     let image = site.image("image", 96 * MIB)?;
     for (name, uri) in [
         ("copy-unix", site.server.unix_uri("copy-unix")),
