@@ -60,8 +60,14 @@ def check_large(handle):
     handle.pwrite(body, 64 * MIB + 512)
     handle.flush()
     assert handle.pread(REQUEST_MAX, 64 * MIB + 512) == body
-    whole = handle.pread(REQUEST_MAX, 64 * MIB + 512, nbd.CMD_FLAG_DF) if handle.can_df() else body
-    assert whole == body
+    chunks = []
+    handle.pread_structured(
+        8 * MIB,
+        64 * MIB + 512,
+        lambda data, offset, status, error: chunks.append(bytes(data)),
+        nbd.CMD_FLAG_DF,
+    )
+    assert chunks == [body[: 8 * MIB]], "don't-fragment came in %d pieces" % len(chunks)
 
 
 def check_partial_pages(handle):
