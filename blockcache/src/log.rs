@@ -481,21 +481,11 @@ impl Log {
             if let Some(fit) = self.fit(fixed, each, pages) {
                 return fit;
             }
-            if self.batch.is_some() {
-                self.close_batch();
-            } else if self
-                .building
-                .as_ref()
-                .is_some_and(|building| building.pages > 0)
-                && self.chunk_fits(fixed + each, pages.min(1))
-            {
-                self.stage();
-            } else {
+            self.close_batch();
+            if !self.chunk_fits(fixed + each, pages.min(1)) {
                 self.roll();
             }
-            if self.open.is_some() {
-                self.begin_batch(fixed + each, pages.min(1));
-            }
+            self.begin_batch(pages.min(1));
         }
     }
 
@@ -514,7 +504,12 @@ impl Log {
         let by_chunk = u64::from(self.chunk_pages.saturating_sub(open.next_page + footer));
         let by_stage = u64::from(STAGE_PAGES - building.pages);
         let fit = pages.min(by_header).min(by_chunk).min(by_stage);
-        (fit > 0).then_some(fit)
+        match fit {
+            // The footer of a shorter record may be a page less.
+            0 if pages > 1 => self.fit(fixed, each, 1),
+            0 => None,
+            fit => Some(fit),
+        }
     }
 
     /// Whether the open chunk takes a new batch with such a record.
@@ -527,10 +522,8 @@ impl Log {
         })
     }
 
-    fn begin_batch(&mut self, descriptor: usize, pages: u64) {
-        if !self.chunk_fits(descriptor, pages) {
-            return;
-        }
+    /// Begins a batch in the open chunk, which has room for it and for a record of so many pages.
+    fn begin_batch(&mut self, pages: u64) {
         if self
             .building
             .as_ref()

@@ -14,7 +14,7 @@ use crate::cache::{Reader, is_fill, recovered};
 use crate::chunk::{Batch, ChunkHeader, FooterBuilder};
 use crate::index::Overlay;
 use crate::log::{ChunkNo, Dirty, FillAt, Log, Volume, Written};
-use crate::record::{Record, Stamp, VolumeState};
+use crate::record::{Record, Stamp};
 use crate::{CacheError, Id, PageRange, Seq};
 
 /// One chunk as its header tells.
@@ -80,7 +80,16 @@ pub(crate) struct Outcome {
     pub(crate) unused: Vec<(ChunkNo, u64)>,
 }
 
-/// Replays the chunks of a plan into an empty log.
+/// A chunk that counts.
+struct Accepted {
+    no: ChunkNo,
+    header: ChunkHeader,
+    /// Of a chunk without a footer, what the scan found; the others are read again.
+    scanned: Option<Vec<Batch>>,
+}
+
+/// Replays the chunks of a plan into an empty log: first what is known of the volumes, whose newest
+/// record may stand behind the writes that it is about, then the writes.
 pub(crate) async fn replay<W: World>(
     log: &mut Log,
     plan: &Plan,
@@ -89,6 +98,7 @@ pub(crate) async fn replay<W: World>(
 ) -> Result<Outcome, CacheError> {
     let mut outcome = Outcome::default();
     let mut tail = Tail::default();
+    let mut accepted: Vec<Accepted> = Vec::new();
     for (no, header) in &plan.writes {
         outcome.accepted_lsn = outcome.accepted_lsn.max(header.accepted_lsn);
         tail.durable = tail.durable.max(header.accepted_lsn);
@@ -116,21 +126,60 @@ pub(crate) async fn replay<W: World>(
                 .writes
                 .iter()
                 .find(|(_, header)| header.ordinal == ordinal);
-            let (_, header) = kept.expect("it came from the plan");
-            install(log, empty, header, &[], now);
+            let (_, header) = *kept.expect("it came from the plan");
+            accepted.push(Accepted {
+                no: empty,
+                header,
+                scanned: Some(Vec::new()),
+            });
             outcome.unsealed.push((empty, FooterBuilder::default()));
         }
         outcome.accepted_lsn = outcome.accepted_lsn.max(tail.expected.unwrap_or(1) - 1);
-        install(log, *no, header, &batches, now);
+        learn_states(log, *no, &batches);
+        let scanned = footer.is_some().then_some(batches);
+        accepted.push(Accepted {
+            no: *no,
+            header: *header,
+            scanned,
+        });
         outcome.unsealed.extend(footer.map(|footer| (*no, footer)));
     }
-    for (no, header) in &plan.fills {
-        if let Some(batches) = reader.footer(*no, header.life).await? {
-            install(log, *no, header, &batches, now);
+    accepted.extend(plan.fills.iter().map(|(no, header)| Accepted {
+        no: *no,
+        header: *header,
+        scanned: None,
+    }));
+    for chunk in accepted {
+        let batches = match chunk.scanned {
+            Some(batches) => Some(batches),
+            None => reader.footer(chunk.no, chunk.header.life).await?,
+        };
+        if let Some(batches) = batches {
+            install(log, chunk.no, &chunk.header, &batches, now);
         }
     }
     finish(log, plan, tail.is_damaged());
     Ok(outcome)
+}
+
+/// The newest state record of each volume counts.
+fn learn_states(log: &mut Log, no: ChunkNo, batches: &[Batch]) {
+    for batch in batches {
+        for (_, record) in batch.placed() {
+            let Record::State(state) = record else {
+                continue;
+            };
+            let volume = log
+                .volumes
+                .entry(state.id)
+                .or_insert_with(|| Volume::new(state.clone()));
+            volume.state = state.clone();
+            volume.last = state.published;
+            (volume.state_lsn, volume.state_chunk) = (batch.lsn, no);
+            volume.last_lsn = batch.lsn;
+            log.last_state_lsn = batch.lsn;
+        }
+    }
 }
 
 /// Follows the batch numbers through the chunks.
@@ -196,7 +245,7 @@ impl Place {
     fn replay(self, log: &mut Log, page: u32, record: &Record) {
         let at = log.position(self.no, page);
         let (stamp, what) = match record {
-            Record::State(state) => return self.replay_state(log, state),
+            Record::State(_) => return,
             Record::Fill { key, crcs } => {
                 log.chunk_mut(self.no).set_crcs(page, crcs);
                 let pages = u32::try_from(crcs.len()).expect("bounded by the parser");
@@ -229,7 +278,7 @@ impl Place {
     }
 
     fn replay_write(self, log: &mut Log, stamp: Stamp, what: Written) {
-        // A volume's first record is a state; one without was dropped from the log's knowledge.
+        // Without a state record the volume was dropped from the log's knowledge.
         let Some(volume) = log.volumes.get_mut(&stamp.volume) else {
             return;
         };
@@ -237,7 +286,7 @@ impl Place {
             return;
         }
         volume.apply(what, stamp.seq);
-        volume.last_lsn = self.lsn;
+        volume.last_lsn = volume.last_lsn.max(self.lsn);
         volume.last = volume.last.max(stamp.seq);
         let published = volume.state.published;
         if stamp.seq <= published {
@@ -268,26 +317,6 @@ impl Place {
         volume.dirty_bytes += u64::from(log_bytes);
         log.dirty_bytes += u64::from(log_bytes);
         log.chunk_mut(chunk).dirty += 1;
-    }
-
-    fn replay_state(self, log: &mut Log, state: &VolumeState) {
-        let id = state.id;
-        let forgets = log
-            .volumes
-            .get(&id)
-            .is_some_and(|v| v.state.valid_lsn < state.valid_lsn);
-        if forgets {
-            log.forget(id);
-        }
-        let volume = log
-            .volumes
-            .entry(id)
-            .or_insert_with(|| Volume::new(state.clone()));
-        volume.state = state.clone();
-        volume.last = volume.last.max(state.published);
-        (volume.state_lsn, volume.state_chunk, volume.last_lsn) = (self.lsn, self.no, self.lsn);
-        log.sweep_published(id, usize::MAX);
-        log.last_state_lsn = self.lsn;
     }
 }
 

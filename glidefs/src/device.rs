@@ -16,6 +16,10 @@ pub trait BlockDevice: 'static {
     fn read(&self, at: u64, len: u64) -> impl Future<Output = Result<Bytes, IoError>>;
 
     /// Returns once the write outlives the process; with [`Fua::Yes`], a power cut.
+    ///
+    /// Writes and zeros of the same bytes take effect in the order in which their futures were first
+    /// polled, on whatever connection: a client that lost its connection sends a stalled write again
+    /// through a new one, and the old one must not come last.
     fn write(&self, at: u64, data: Bytes, fua: Fua) -> impl Future<Output = Result<(), IoError>>;
 
     /// The range reads as zeros from now on, in O(1).

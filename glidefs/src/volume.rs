@@ -67,7 +67,7 @@ use extent::{Extent, ObjectName};
 use reader::{Reader, Volumes};
 use root::Stored;
 use runs::{Edit, Run, Shape};
-use sealed::{Frame, Kind, ObjectRef};
+use sealed::{Frame, Hash, Kind, ObjectRef, Target};
 use tail::Tail;
 use writer::Maker;
 
@@ -264,21 +264,29 @@ impl<W: World> Volume<W> {
         let reader = self.reader(&self.inner.state.borrow());
         let volume = reader.volumes.id(frame.volume);
         let volume = volume.expect("a frame is fetched through the volume that looked it up");
-        let object = ObjectName {
-            volume,
-            epoch: frame.epoch,
-            id: frame.segment,
+        let stored = frame.bytes.end.saturating_sub(frame.bytes.start);
+        let place = (u32::try_from(frame.bytes.start), u32::try_from(stored));
+        let (Ok(offset), Ok(stored)) = place else {
+            panic!("a frame is fetched as it was looked up, and lies below 4 GiB");
         };
-        let place = frame.bytes.clone();
-        let spec = Frame {
-            number: frame.number,
-            pages: frame.pages,
-            codec: frame.codec,
-            plain: segment::plain_len(frame.pages),
+        let target = Target {
+            kind: Kind::Segment,
+            object: ObjectName {
+                volume,
+                epoch: frame.epoch,
+                id: frame.segment,
+            },
+            offset,
+            stored,
+            frame: Frame {
+                number: frame.number,
+                pages: frame.pages,
+                codec: frame.codec,
+                plain: segment::plain_len(frame.pages),
+            },
+            hash: Hash::Half(frame.hash),
         };
-        let plain = reader
-            .frame(Kind::Segment, object, place, spec, &frame.hash)
-            .await?;
+        let plain = reader.frame(target).await?;
         Ok(Bytes::from(plain))
     }
 
@@ -339,9 +347,11 @@ fn source<W: World>(reader: &Reader<W>, extent: &Extent) -> Result<Source, Volum
         return Ok(Source::Zero);
     };
     let segment = spot.segment;
-    // Says what is wrong if the volume is not listed.
-    reader.volumes.address(Kind::Segment, segment)?;
     let volume = reader.volumes.number(segment.volume);
+    let Some(volume) = volume else {
+        let what = "it names a volume that the root does not list";
+        return Err(reader.damaged(Kind::Segment, segment, what));
+    };
     let start = u64::from(spot.offset);
     let frame = FrameRef {
         segment: segment.id,
@@ -349,7 +359,7 @@ fn source<W: World>(reader: &Reader<W>, extent: &Extent) -> Result<Source, Volum
         pages: spot.frame_range(extent.pages.start),
         epoch: segment.epoch,
         bytes: start..start + u64::from(spot.stored),
-        volume: volume.expect("it has an address"),
+        volume,
         codec: spot.codec,
         hash: spot.hash,
     };

@@ -36,16 +36,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub use chance::{Chance, Odds, Spread};
+pub use clock::Sleep;
 pub use disk::{DiskImage, SimFile};
 pub use faults::{DiskFaults, SECTOR_BYTES};
-pub use hosts::{Crash, HostId, Pid};
+pub use hosts::{Call, Crash, HostId, Pid};
 pub use net::{BACKLOG_MAX, STREAM_BYTES_MAX, SimListener, SimStream};
 pub use process::SimWorld;
 pub use store::{Corruption, SimStore, StoreFaults, StoreStats};
 
 use crate::Instant;
 use crate::exec::Executor;
-use clock::{Clock, Event, EventKey, Sleep};
+use clock::{Clock, Event, EventKey};
 use hosts::Host;
 use process::Process;
 use trace::Trace;
@@ -256,11 +257,11 @@ impl Sim {
     }
 
     /// Waits in virtual time, for the driver.
-    pub fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
+    pub fn sleep(&self, duration: Duration) -> Sleep {
         self.sleep_until(self.now() + duration)
     }
 
-    pub fn sleep_until(&self, until: Instant) -> impl Future<Output = ()> + 'static {
+    pub fn sleep_until(&self, until: Instant) -> Sleep {
         Sleep::new(self.clone(), until)
     }
 

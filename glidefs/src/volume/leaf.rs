@@ -9,7 +9,7 @@ use super::codec::CODEC_MAX;
 use super::extent::{Extent, ObjectName, VOLUME_PAGES_MAX};
 use super::keys::TAG_BYTES;
 use super::row::{self, ROW_BYTES};
-use super::sealed::{Frame, OBJECT_BYTES_MAX};
+use super::sealed::{Frame, Hash, Kind, OBJECT_BYTES_MAX, Target};
 
 /// Entries of one leaf at most.
 pub(crate) const LEAF_ENTRIES_MAX: usize = 2048;
@@ -192,18 +192,20 @@ pub(crate) struct LeafRow {
 }
 
 impl LeafRow {
-    pub(crate) fn frame(&self) -> Frame {
-        Frame {
-            number: self.number,
-            pages: self.pages,
-            codec: self.codec,
-            plain: self.plain,
+    pub(crate) fn target(&self) -> Target {
+        Target {
+            kind: Kind::MapPart,
+            object: self.object,
+            offset: self.offset,
+            stored: self.stored,
+            frame: Frame {
+                number: self.number,
+                pages: self.pages,
+                codec: self.codec,
+                plain: self.plain,
+            },
+            hash: Hash::Half(self.hash),
         }
-    }
-
-    pub(crate) fn stored_range(&self) -> std::ops::Range<u64> {
-        let start = u64::from(self.offset);
-        start..start + u64::from(self.stored)
     }
 
     fn check(&self) -> Result<(), &'static str> {
@@ -215,7 +217,8 @@ impl LeafRow {
         if plain > LEAF_BYTES_MAX || stored == 0 || stored > plain + TAG_BYTES {
             return Err("a directory names a leaf of impossible length");
         }
-        if self.stored_range().end > OBJECT_BYTES_MAX as u64 || self.codec > CODEC_MAX {
+        let end = u64::from(self.offset) + u64::from(self.stored);
+        if end > OBJECT_BYTES_MAX as u64 || self.codec > CODEC_MAX {
             return Err("a directory names a leaf at an impossible place");
         }
         Ok(())

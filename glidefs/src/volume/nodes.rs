@@ -125,10 +125,8 @@ pub(crate) async fn read_leaf<W: World>(
     reader: &Reader<W>,
     row: &LeafRow,
 ) -> Result<Leaf, VolumeError> {
-    let (kind, place) = (Kind::MapPart, row.stored_range());
-    let bytes = reader
-        .frame(kind, row.object, place, row.frame(), &row.hash)
-        .await?;
+    let kind = Kind::MapPart;
+    let bytes = reader.frame(row.target()).await?;
     let leaf = Leaf::parse(row.pages, &bytes);
     let leaf = leaf.map_err(|what| reader.damaged(kind, row.object, what))?;
     if u32::try_from(leaf.len()) == Ok(row.entries) {

@@ -30,10 +30,13 @@ use super::{
     Edit, Hold, Now, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState,
 };
 
-/// Segments in the tail from which [`Volume::compact_map`] folds it, well before a publish must.
-const TAIL_FOLD_SEGMENTS: usize = 32;
-/// Extents of the tail in memory from which it is folded, and at which a publish must.
-const TAIL_FOLD_EXTENTS: usize = 48 << 10;
+/// From where [`Volume::compact_map`] works, well before a publish must.
+const PATIENCE: Patience = Patience {
+    tail_segments: 32,
+    tail_extents: 48 << 10,
+    level_runs: LEVEL_RUNS_MAX,
+};
+/// Extents of the tail in memory at which a publish must fold.
 const TAIL_EXTENTS_MAX: usize = 128 << 10;
 /// Own older intents that may be found landed during one publish.
 const ADOPTIONS_MAX: usize = 16;
@@ -49,6 +52,16 @@ pub struct Published {
     runs: Vec<Rc<Run>>,
     /// Segments of the tail that this handle did not have when they were published.
     fresh: Vec<(ObjectRef, Rc<[Extent]>)>,
+}
+
+/// What is left as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Segments and extents of the tail from which it is folded.
+    pub(crate) tail_segments: usize,
+    pub(crate) tail_extents: usize,
+    /// Runs of one level, beyond which they are merged.
+    pub(crate) level_runs: usize,
 }
 
 /// How an attempt to replace the root ended.
@@ -121,18 +134,19 @@ impl<W: World> Volume<W> {
                 // An earlier call landed, and was installed when its turn came.
                 return self.prepare(base, change, None).await;
             }
-            self.make_room().await?;
-            let plan = self.plan(&base, change).await?;
+            Box::pin(self.make_room()).await?;
+            let plan = Box::pin(self.plan(&base, change)).await?;
             let runs = plan.runs;
             let expected = plan.root.content.map;
-            match self.swap(&base, plan.root).await? {
+            match Box::pin(self.swap(&base, plan.root)).await? {
                 Swapped::Landed(now) => {
                     return self.prepare(*now, change, Some((expected, runs))).await;
                 }
                 Swapped::Lost(now) => {
                     self.check_lost(&base, &now, change)?;
                     // Its map may be installed before anybody calls it clean; not after.
-                    let older = self.prepare(*now, change, Some((expected, runs))).await?;
+                    let older = self.prepare(*now, change, Some((expected, runs)));
+                    let older = Box::pin(older).await?;
                     self.install(older);
                 }
             }
@@ -186,10 +200,14 @@ impl<W: World> Volume<W> {
     /// many. To be called after each publish, in a task of its own: publishes go on beside it, and
     /// a later one carries the result. Does nothing if there is nothing to do, or one call runs.
     pub async fn compact_map(&self) -> Result<(), VolumeError> {
+        self.compact_beyond(PATIENCE).await
+    }
+
+    pub(crate) async fn compact_beyond(&self, patience: Patience) -> Result<(), VolumeError> {
         let Ok(_turn) = self.inner.compacting.try_acquire() else {
             return Ok(());
         };
-        if let Some(work) = self.fold_work() {
+        if let Some(work) = self.fold_work(patience) {
             let FoldWork {
                 segments,
                 extents,
@@ -202,7 +220,7 @@ impl<W: World> Volume<W> {
         let plan = {
             let state = self.inner.state.borrow();
             let room = state.edits.len() < EDITS_MAX && state.hold == Hold::Held;
-            room.then(|| plan_merge(&state.shape().runs, LEVEL_RUNS_MAX))
+            room.then(|| plan_merge(&state.shape().runs, patience.level_runs))
                 .flatten()
         };
         match plan {
@@ -416,12 +434,12 @@ impl<W: World> Volume<W> {
         }
     }
 
-    fn fold_work(&self) -> Option<FoldWork> {
+    fn fold_work(&self, patience: Patience) -> Option<FoldWork> {
         let state = self.inner.state.borrow();
         let Now { tail, edits, .. } = &*state;
         let waiting = edits.iter().any(|edit| matches!(edit, Edit::Fold { .. }));
-        let long = tail.segments().count() >= TAIL_FOLD_SEGMENTS
-            || tail.extents_count() >= TAIL_FOLD_EXTENTS;
+        let long = tail.segments().count() >= patience.tail_segments
+            || tail.extents_count() >= patience.tail_extents;
         let held = state.hold == Hold::Held;
         (held && long && !waiting && edits.len() < EDITS_MAX).then(|| FoldWork {
             segments: tail.segments().map(|reference| Id(reference.id)).collect(),

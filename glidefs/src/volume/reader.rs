@@ -12,7 +12,7 @@ use super::keyring::PrefixKeys;
 use super::keys::Secret;
 use super::name::object_key;
 use super::root::Root;
-use super::sealed::{self, Frame, Kind, ObjectRef};
+use super::sealed::{self, Kind, ObjectRef, Target};
 use super::{VolumeError, retry};
 
 /// The volumes that a map names, with their keys: from the root.
@@ -102,19 +102,13 @@ pub(crate) struct Reader<W: World> {
 }
 
 impl<W: World> Reader<W> {
-    /// A frame's plain bytes. `stored` is its place in the object.
-    pub(crate) async fn frame(
-        &self,
-        kind: Kind,
-        object: ObjectName,
-        stored: std::ops::Range<u64>,
-        frame: Frame,
-        hash: &[u8],
-    ) -> Result<Vec<u8>, VolumeError> {
-        let Address { key, data_key } = self.volumes.address(kind, object)?;
-        let len = stored.end - stored.start;
+    /// A frame's plain bytes.
+    pub(crate) async fn frame(&self, target: Target) -> Result<Vec<u8>, VolumeError> {
+        let Address { key, data_key } = self.volumes.address(target.kind, target.object)?;
+        let start = u64::from(target.offset);
+        let stored = Part::Range(start..start + u64::from(target.stored));
         let (world, store) = (self.bucket.world(), self.bucket.store());
-        let got = match retry::get(world, store, &key, Part::Range(stored)).await {
+        let got = match retry::get(world, store, &key, stored).await {
             Ok(got) => got.bytes,
             Err(error) if error.kind == StoreErrorKind::NotFound => {
                 let what = "it is missing, though a map of the volume names it";
@@ -122,18 +116,13 @@ impl<W: World> Reader<W> {
             }
             Err(error) => return Err(error.into()),
         };
-        if got.len() as u64 != len {
-            return Err(VolumeError::damaged(
-                &key,
-                "it ends before a frame that it should hold",
-            ));
+        if u32::try_from(got.len()) != Ok(target.stored) {
+            let what = "it ends before a frame that it should hold";
+            return Err(VolumeError::damaged(&key, what));
         }
-        let hash = hash.to_vec();
-        let opened = world
-            .compute(move || sealed::open(kind, object, data_key.as_ref(), &frame, &hash, &got));
-        opened
-            .await
-            .map_err(|what| VolumeError::damaged(&key, what))
+        let opening = move || sealed::open(&target, data_key.as_ref(), &got);
+        let opened = world.compute(opening).await;
+        opened.map_err(|what| VolumeError::damaged(&key, what))
     }
 
     /// The plain bytes of an object's index.
@@ -142,16 +131,7 @@ impl<W: World> Reader<W> {
         kind: Kind,
         reference: &ObjectRef,
     ) -> Result<Vec<u8>, VolumeError> {
-        let start = u64::from(reference.offset);
-        let stored = start..start + u64::from(reference.stored);
-        self.frame(
-            kind,
-            reference.name(),
-            stored,
-            reference.frame(),
-            &reference.hash,
-        )
-        .await
+        self.frame(reference.target(kind)).await
     }
 
     /// An error about an object's content.

@@ -91,12 +91,48 @@ impl ObjectRef {
         Ok(())
     }
 
-    pub(crate) fn frame(&self) -> Frame {
-        Frame {
-            number: INDEX_FRAME,
-            pages: PageRange::new(0, 0),
-            codec: self.codec,
-            plain: self.plain,
+    /// The index frame.
+    pub(crate) fn target(&self, kind: Kind) -> Target {
+        Target {
+            kind,
+            object: self.name(),
+            offset: self.offset,
+            stored: self.stored,
+            frame: Frame {
+                number: INDEX_FRAME,
+                pages: PageRange::new(0, 0),
+                codec: self.codec,
+                plain: self.plain,
+            },
+            hash: Hash::Whole(self.hash),
+        }
+    }
+}
+
+/// A frame and all that its bytes are checked by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) kind: Kind,
+    pub(crate) object: ObjectName,
+    pub(crate) offset: u32,
+    pub(crate) stored: u32,
+    pub(crate) frame: Frame,
+    pub(crate) hash: Hash,
+}
+
+/// BLAKE3 of stored bytes, as far as a reference holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hash {
+    Half([u8; 16]),
+    Whole([u8; 32]),
+}
+
+impl Hash {
+    fn fits(&self, bytes: &[u8]) -> bool {
+        let hash = blake3::hash(bytes);
+        match self {
+            Self::Half(half) => hash.as_bytes().starts_with(half),
+            Self::Whole(whole) => hash.as_bytes() == whole,
         }
     }
 }
@@ -240,25 +276,24 @@ impl Sealer {
     }
 }
 
-/// Checks, opens and decodes a frame. `hash` is what the reference says, 16 or 32 bytes of it.
+/// Checks, opens and decodes a frame.
 pub(crate) fn open(
-    kind: Kind,
-    name: ObjectName,
+    target: &Target,
     key: Option<&Secret>,
-    frame: &Frame,
-    hash: &[u8],
     stored: &[u8],
 ) -> Result<Vec<u8>, &'static str> {
-    if blake3::hash(stored).as_bytes()[..hash.len()] != *hash {
+    if !target.hash.fits(stored) {
         return Err("its bytes are not those that were referred to (hash)");
     }
+    let frame = &target.frame;
     let plain_len = usize::try_from(frame.plain).map_err(|_wide| "its length is impossible")?;
     let Some(key) = key else {
         return codec::decompress(frame.codec, stored, plain_len);
     };
     let mut opened = stored.to_vec();
-    let packed = object_key(key, name.id)
-        .open(frame.number, &about(kind, name, frame), &mut opened)
+    let about = about(target.kind, target.object, frame);
+    let packed = object_key(key, target.object.id)
+        .open(frame.number, &about, &mut opened)
         .ok_or("it was not sealed as what it is referred to (key or position)")?;
     codec::decompress(frame.codec, packed, plain_len)
 }

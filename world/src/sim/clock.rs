@@ -81,7 +81,8 @@ impl fmt::Debug for Clock {
 }
 
 /// Waits for a moment. Dropped earlier, it leaves no event behind.
-pub(super) struct Sleep {
+#[derive(Debug)]
+pub struct Sleep {
     sim: Sim,
     until: Instant,
     set: Option<EventKey>,

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::disk::Disk;
@@ -53,6 +55,27 @@ const CLOCK_AHEAD_NS_MAX: u64 = 1_000_000_000_000;
 const HOSTS_MAX: usize = 250;
 const FIRST_PID: u32 = 100;
 
+/// Waits for the end of a process's first task: what it returned, or none if it was killed first.
+#[derive(Debug)]
+pub struct Call<T> {
+    pid: Pid,
+    result: oneshot::Receiver<T>,
+}
+
+impl<T> Call<T> {
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+}
+
+impl<T> Future for Call<T> {
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        Pin::new(&mut self.result).poll(cx).map(Result::ok)
+    }
+}
+
 impl Sim {
     /// The host of this name; made where there is none.
     pub fn host(&self, name: &str) -> HostId {
@@ -99,23 +122,20 @@ impl Sim {
 
     /// Starts a process on the host and waits for what `main` returns. None if it was killed first.
     /// The process lives on, with what it spawned.
-    pub fn call<T, F>(
-        &self,
-        host: HostId,
-        main: impl FnOnce(SimWorld) -> F,
-    ) -> impl Future<Output = Option<T>> + 'static
+    pub fn call<T, F>(&self, host: HostId, main: impl FnOnce(SimWorld) -> F) -> Call<T>
     where
         T: 'static,
         F: Future<Output = T> + 'static,
     {
-        let (sender, receiver) = oneshot::channel();
+        let (sender, result) = oneshot::channel();
         let world = self.process(host);
+        let pid = world.pid();
         let task = main(world.clone());
         world.process.spawn(async move {
             // Nobody waits any more: fine.
             drop(sender.send(task.await));
         });
-        async move { receiver.await.ok() }
+        Call { pid, result }
     }
 
     /// A process with no task yet. The driver may await this world's futures itself; once the

@@ -6,6 +6,8 @@
 //! power cut loses a part of what was under way, and the other side hears of it only later. Between
 //! partitioned hosts nothing arrives until the partition heals; TCP brings it all then.
 
+mod wire;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -17,9 +19,11 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::{Chance, HostId, Pid, Sim, SimWorld, Spread};
+use wire::{Connection, End, Piece, Side};
+
+use super::{HostId, Pid, Sim, SimWorld, Spread};
 use crate::net::{Listener, Stream};
-use crate::{Address, Instant, Peer};
+use crate::{Address, Peer};
 
 /// Bytes of one direction of a stream that may be under way or unread.
 pub const STREAM_BYTES_MAX: usize = 256 << 10;
@@ -30,8 +34,6 @@ const UID: u32 = 1_000;
 const FIRST_FREE_PORT: u16 = 32_768;
 /// One piece in so many is short.
 const SHORT_ONE_IN: u64 = 4;
-/// When the peers of a host without power give up.
-const SILENCE: Spread = Spread::micros(1_000, 5_000_000);
 /// When a connection attempt over a partition gives up.
 const CONNECT: Spread = Spread::micros(1_000_000, 10_000_000);
 
@@ -58,78 +60,6 @@ struct Waiting {
     streams: VecDeque<SimStream>,
     wakers: Vec<Waker>,
     closed: bool,
-}
-
-struct Connection {
-    number: u64,
-    sides: [Side; 2],
-    /// `ways[n]` is written by side `n` and read by the other.
-    ways: [Way; 2],
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Side {
-    host: HostId,
-    pid: Pid,
-    open: bool,
-}
-
-/// One direction.
-#[derive(Default)]
-struct Way {
-    flying: VecDeque<Piece>,
-    flying_bytes: usize,
-    arrived: VecDeque<u8>,
-    /// Nothing will be read behind what has arrived.
-    ended: Option<End>,
-    /// The other side is gone: what is written goes nowhere.
-    broken: bool,
-    /// Deliveries that a partition holds back.
-    held: usize,
-    last_delivery: Instant,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
-}
-
-enum Piece {
-    Bytes(Vec<u8>),
-    End(End),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Closed,
-    Reset,
-}
-
-impl Way {
-    fn room(&self) -> usize {
-        STREAM_BYTES_MAX.saturating_sub(self.flying_bytes + self.arrived.len())
-    }
-
-    /// Of what is under way, only a first part arrives. The pieces stay, empty: each has a delivery
-    /// of its own.
-    fn lose_tail(&mut self, chance: &mut Chance) {
-        let kept = chance.index(self.flying.len() + 1);
-        for piece in self.flying.iter_mut().skip(kept) {
-            if let Piece::Bytes(bytes) = piece {
-                self.flying_bytes -= bytes.len();
-                bytes.clear();
-            }
-        }
-    }
-
-    fn wake_reader(&mut self) {
-        if let Some(waker) = self.reader.take() {
-            waker.wake();
-        }
-    }
-
-    fn wake_writer(&mut self) {
-        if let Some(waker) = self.writer.take() {
-            waker.wake();
-        }
-    }
 }
 
 /// A simulated connection.
@@ -300,7 +230,11 @@ impl SimStream {
         }
         let spare = into.capacity() - into.len();
         let count = self.world.sim.piece(way.arrived.len().min(spare));
-        into.extend(way.arrived.drain(..count));
+        let (front, back) = way.arrived.as_slices();
+        let in_front = count.min(front.len());
+        into.extend_from_slice(&front[..in_front]);
+        into.extend_from_slice(&back[..count - in_front]);
+        way.arrived.drain(..count);
         way.wake_writer();
         Poll::Ready(Ok(count))
     }
@@ -499,85 +433,6 @@ impl Sim {
         })
     }
 
-    /// Sends a piece on its way, behind all that was sent before.
-    fn fly(
-        &self,
-        connection: &Rc<RefCell<Connection>>,
-        side: usize,
-        piece: Piece,
-        delay: Duration,
-    ) {
-        let at = {
-            let mut connection = connection.borrow_mut();
-            let way = &mut connection.ways[side];
-            way.flying.push_back(piece);
-            way.last_delivery = way.last_delivery.max(self.now() + delay);
-            way.last_delivery
-        };
-        let connection = Rc::clone(connection);
-        self.later(at.since(self.now()), move |sim| {
-            sim.deliver(&connection, side);
-        });
-    }
-
-    fn deliver(&self, connection: &Rc<RefCell<Connection>>, side: usize) {
-        let mut held = connection.borrow_mut();
-        let connection = &mut *held;
-        let [one, other] = &connection.sides;
-        if self
-            .shared
-            .net
-            .borrow()
-            .is_partitioned(one.host, other.host)
-        {
-            connection.ways[side].held += 1;
-            return;
-        }
-        let reader_open = connection.sides[1 - side].open;
-        let way = &mut connection.ways[side];
-        match way.flying.pop_front() {
-            None => unreachable!("each piece has one delivery"),
-            Some(Piece::Bytes(bytes)) => {
-                way.flying_bytes -= bytes.len();
-                if reader_open {
-                    way.arrived.extend(bytes);
-                }
-            }
-            Some(Piece::End(end)) => {
-                if end == End::Reset {
-                    way.arrived.clear();
-                }
-                way.ended = Some(end);
-                let back = &mut connection.ways[1 - side];
-                back.broken = true;
-                back.wake_writer();
-            }
-        }
-        connection.ways[side].wake_reader();
-    }
-
-    /// One side closes both directions; the other hears of it behind what was sent.
-    fn close(&self, connection: &Rc<RefCell<Connection>>, side: usize) {
-        let end = {
-            let mut connection = connection.borrow_mut();
-            if !std::mem::replace(&mut connection.sides[side].open, false) {
-                return;
-            }
-            connection.ways[side].wake_writer();
-            let incoming = &mut connection.ways[1 - side];
-            incoming.wake_reader();
-            let unread = !incoming.arrived.is_empty();
-            incoming.arrived.clear();
-            if unread { End::Reset } else { End::Closed }
-        };
-        let delay = self.delay(|delays| delays.net);
-        self.fly(connection, side, Piece::End(end), delay);
-        let number = connection.borrow().number;
-        if connection.borrow().sides.iter().all(|side| !side.open) {
-            self.shared.net.borrow_mut().connections.remove(&number);
-        }
-    }
-
     /// Closes what the process had open and its tasks did not close by being dropped.
     pub(super) fn net_process_died(&self, pid: Pid) {
         let (connections, listeners) = {
@@ -595,20 +450,6 @@ impl Sim {
         }
         for (connection, side) in connections {
             self.close(&connection, side);
-        }
-    }
-
-    /// Silences all connections of a host that loses its power.
-    pub(super) fn net_power_cut(&self, host: HostId) {
-        let connections = {
-            let net = self.shared.net.borrow();
-            net.connections_of(|side| side.host == host && side.open)
-        };
-        for (connection, side) in connections {
-            connection.borrow_mut().sides[side].open = false;
-            connection.borrow_mut().ways[side].lose_tail(&mut self.shared.chance.borrow_mut());
-            let silence = self.chance(|chance| chance.delay(SILENCE));
-            self.fly(&connection, side, Piece::End(End::Reset), silence);
         }
     }
 }

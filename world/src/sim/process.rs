@@ -1,16 +1,17 @@
 //! A process of a simulated host: its tasks, and the world as it sees it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::clock::Sleep;
 use super::{HostId, Pid, Sim, SimFile, SimListener, SimStore, SimStream};
-use crate::exec::{self, Executor};
+use crate::exec::Executor;
 use crate::{Address, DiskError, Instant, OpenMode, UnixTime, World};
 
 /// The tasks of a process, and whether it lives.
@@ -21,9 +22,21 @@ pub(super) struct Process {
     pub(super) label: String,
     executor: Executor,
     state: Cell<State>,
+    yielded: Yielded,
     /// What its monotonic clock shows more than the simulation's.
     clock_ahead: Duration,
 }
+
+/// Tasks that let all others that are ready go first. As the next task is chosen by chance, that is
+/// certain only when no other is left.
+#[derive(Default)]
+struct Yielded {
+    wakers: RefCell<Vec<Waker>>,
+    steps: Cell<u32>,
+}
+
+/// Where tasks never cease to be ready, a task that yielded goes on after so many steps of them.
+const YIELDED_STEPS_MAX: u32 = 1_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -43,6 +56,7 @@ impl Process {
             label,
             executor: Executor::new(|| ()),
             state: Cell::new(State::Running),
+            yielded: Yielded::default(),
             clock_ahead,
         }
     }
@@ -71,13 +85,40 @@ impl Process {
 
     pub(super) fn ready_count(&self) -> usize {
         match self.state.get() {
-            State::Running => self.executor.ready_count(),
+            State::Running => {
+                self.wake_yielded();
+                self.executor.ready_count()
+            }
             State::Paused | State::Dead => 0,
         }
     }
 
     pub(super) fn run_ready(&self, skip: usize) {
+        self.yielded.steps.set(self.yielded.steps.get() + 1);
         self.executor.run_ready(skip);
+    }
+
+    fn wake_yielded(&self) {
+        let patient = self.yielded.steps.get() < YIELDED_STEPS_MAX;
+        if patient && self.executor.ready_count() > 0 {
+            return;
+        }
+        self.yielded.steps.set(0);
+        let wakers = std::mem::take(&mut *self.yielded.wakers.borrow_mut());
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    async fn yield_now(&self) {
+        let mut yielded = false;
+        poll_fn(|cx| {
+            if yielded {
+                return Poll::Ready(());
+            }
+            yielded = true;
+            self.yielded.wakers.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// A dead process starts nothing: its destructors may try.
@@ -164,7 +205,7 @@ impl World for SimWorld {
     }
 
     fn yield_now(&self) -> impl Future<Output = ()> {
-        exec::yield_now()
+        self.process.yield_now()
     }
 
     async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {

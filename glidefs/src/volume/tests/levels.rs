@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::super::nodes::NODES_BYTES_MAX;
+use super::super::publish::Patience;
 use super::super::root::TAIL_SEGMENTS_MAX;
 use super::super::runs::{LEVEL_RUNS_MAX, RUNS_MAX};
 use super::*;
@@ -13,10 +14,18 @@ const PAGES: u64 = 100_000;
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    Write { start: u64, pages: u64 },
-    Zero { start: u64, pages: u64 },
+    Write {
+        start: u64,
+        pages: u64,
+    },
+    Zero {
+        start: u64,
+        pages: u64,
+    },
     Publish,
     Compact,
+    /// Folds and merges whatever there is, so that few writes reach all levels.
+    CompactAll,
     Reopen,
 }
 
@@ -29,7 +38,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         4 => write.prop_map(|(start, pages)| Op::Write { start, pages }),
         1 => zero.prop_map(|(start, pages)| Op::Zero { start, pages: pages.min(PAGES - start) }),
         8 => Just(Op::Publish),
-        2 => Just(Op::Compact),
+        1 => Just(Op::Compact),
+        4 => Just(Op::CompactAll),
         1 => Just(Op::Reopen),
     ]
 }
@@ -99,6 +109,16 @@ impl Checked {
             Op::Zero { start, pages } => self.add(PageRange::new(start, start + pages), true),
             Op::Publish => self.publish(),
             Op::Compact => self.node.compact(&self.volume),
+            Op::CompactAll => {
+                let volume = self.volume.clone();
+                let patience = Patience {
+                    tail_segments: 1,
+                    tail_extents: 1,
+                    level_runs: 1,
+                };
+                let done = async move { volume.compact_beyond(patience).await };
+                self.node.world.run(done).expect("compacted");
+            }
             Op::Reopen => {
                 let epoch = self.volume.root().epoch;
                 self.volume = self.node.open("a").expect("opens");
@@ -407,7 +427,7 @@ fn a_large_volume_written_at_random_stays_small_in_memory_and_opens_quickly() {
         assert!(gets <= 40, "{gets} GETs for look-up {number}");
         assert!(node.bucket.nodes().bytes() <= NODES);
     }
-    assert!(NODES < NODES_BYTES_MAX);
+    const { assert!(NODES < NODES_BYTES_MAX) };
 }
 
 fn light_page(stamp: u64) -> Vec<u8> {

@@ -1,0 +1,226 @@
+//! The HTTP API: JSON in, JSON out, errors too. Documented in `docs/http-api.md`.
+//!
+//! It runs on the edge runtime and holds no state of exports: each request becomes a message to
+//! the shard ([`crate::control`]). Bodies, connections and requests in flight are bounded. A body
+//! is read as JSON whatever its content type says, because `curl -d` says "form"; so that no web
+//! page can use that, requests that carry an `Origin` (browsers send one, tools do not) may change
+//! nothing. Deliberately absent: TLS (bind to loopback, or put a proxy in front).
+
+mod error;
+mod guard;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use world::sync::watch;
+
+pub use error::{ApiError, ErrorBody, ErrorDocument};
+pub use server::{API_CONNECTIONS_MAX, BindError, bind, serve};
+
+use crate::config::Secret;
+use crate::control::{
+    Control, ControlError, ExportDocument, IoDocument, PromoteDocument, PutDocument, Request,
+    ServerDocument,
+};
+use crate::metrics;
+
+/// A body larger than this is refused: the largest legal one has under 100 bytes.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// `/healthz` answers "not healthy" if the shard has not answered for so long.
+const HEALTH_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Exactly what the OpenMetrics text says of itself.
+const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the handlers share.
+#[derive(Clone, Debug)]
+pub struct Api {
+    control: Control,
+    token: Option<Secret>,
+    /// True from the first signal on.
+    stopping: watch::Receiver<bool>,
+    slots: guard::Slots,
+}
+
+/// The answer of `/healthz`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct HealthDocument {
+    /// `ok`, or why not.
+    pub status: String,
+    pub version: String,
+}
+
+/// The answer of `/api/exports/{name}/metrics`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct MetricsDocument {
+    pub name: String,
+    pub clients: u32,
+    pub dirty_bytes: u64,
+    pub dirty_age_ms: u64,
+    pub last_seq: u64,
+    pub published_seq: u64,
+    #[serde(flatten)]
+    pub io: IoDocument,
+}
+
+impl Api {
+    pub fn new(control: Control, token: Option<Secret>, stopping: watch::Receiver<bool>) -> Self {
+        Self {
+            control,
+            token,
+            stopping,
+            slots: guard::Slots::new(),
+        }
+    }
+
+    /// All routes, with their guards.
+    pub fn router(self) -> Router {
+        let guarded = Router::new()
+            .route("/api/exports", get(list))
+            .route(
+                "/api/exports/{name}",
+                get(get_one).put(put).delete(delete_one),
+            )
+            .route("/api/exports/{name}/drain", post(drain))
+            .route("/api/exports/{name}/promote", post(promote))
+            .route("/api/exports/{name}/metrics", get(export_metrics))
+            .route("/api/server", get(server_document))
+            .route("/metrics", get(all_metrics))
+            .layer(middleware::from_fn_with_state(self.clone(), guard::admit));
+        // Outside the guards: a busy or locked server is still alive.
+        Router::new()
+            .route("/healthz", get(health))
+            .merge(guarded)
+            .fallback(error::no_such_route)
+            .method_not_allowed_fallback(error::no_such_method)
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .with_state(self)
+    }
+
+    async fn server(&self) -> Result<ServerDocument, ControlError> {
+        self.control.ask(Request::Server).await
+    }
+}
+
+type Answer<T> = Result<Json<T>, ApiError>;
+type Name = Result<Path<String>, PathRejection>;
+type Body = Result<Bytes, BytesRejection>;
+
+async fn list(State(api): State<Api>) -> Answer<Vec<ExportDocument>> {
+    Ok(Json(api.control.ask(Request::List).await?))
+}
+
+async fn get_one(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {
+    let Path(name) = name?;
+    let answer = api.control.ask(|reply| Request::Get(name, reply)).await?;
+    Ok(Json(answer))
+}
+
+async fn put(State(api): State<Api>, name: Name, body: Body) -> Answer<ExportDocument> {
+    let Path(name) = name?;
+    let wanted: PutDocument = parse(&body?, "{\"size_gb\": 100}")?;
+    let answer = api
+        .control
+        .ask(|reply| Request::Put(name, wanted, reply))
+        .await?;
+    Ok(Json(answer))
+}
+
+async fn delete_one(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {
+    let Path(name) = name?;
+    let answer = api
+        .control
+        .ask(|reply| Request::Delete(name, reply))
+        .await?;
+    Ok(Json(answer))
+}
+
+async fn drain(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {
+    let Path(name) = name?;
+    let answer = api.control.ask(|reply| Request::Drain(name, reply)).await?;
+    Ok(Json(answer))
+}
+
+async fn promote(State(api): State<Api>, name: Name, body: Body) -> Answer<ExportDocument> {
+    let Path(name) = name?;
+    let body = body?;
+    let wanted: PromoteDocument = if body.trim_ascii().is_empty() {
+        PromoteDocument::default()
+    } else {
+        parse(&body, "{\"force\": true, \"expected_epoch\": 7}")?
+    };
+    let answer = api
+        .control
+        .ask(|reply| Request::Promote(name, wanted, reply))
+        .await?;
+    Ok(Json(answer))
+}
+
+async fn export_metrics(State(api): State<Api>, name: Name) -> Answer<MetricsDocument> {
+    let Json(export) = get_one(State(api), name).await?;
+    Ok(Json(MetricsDocument {
+        name: export.name,
+        clients: export.clients,
+        dirty_bytes: export.dirty_bytes,
+        dirty_age_ms: export.dirty_age_ms,
+        last_seq: export.last_seq,
+        published_seq: export.published_seq,
+        io: export.io,
+    }))
+}
+
+async fn server_document(State(api): State<Api>) -> Answer<ServerDocument> {
+    Ok(Json(api.server().await?))
+}
+
+async fn all_metrics(State(api): State<Api>) -> Result<Response, ApiError> {
+    let server = api.server().await?;
+    let exports = api.control.ask(Request::List).await?;
+    let text = metrics::render(server, exports, metrics::Process::now());
+    Ok(([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response())
+}
+
+async fn health(State(api): State<Api>) -> Response {
+    let (code, status) = match api.unhealthy().await {
+        None => (axum::http::StatusCode::OK, "ok".to_owned()),
+        Some(why) => (axum::http::StatusCode::SERVICE_UNAVAILABLE, why),
+    };
+    let document = HealthDocument {
+        status,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    (code, Json(document)).into_response()
+}
+
+impl Api {
+    /// Why no new work should come here; none if it may.
+    async fn unhealthy(&self) -> Option<String> {
+        if *self.stopping.borrow() {
+            return Some("shutting down".into());
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "edge: the health of the shard is judged by real time"
+        )]
+        let answer = tokio::time::timeout(HEALTH_WAIT_MAX, self.server()).await;
+        match answer {
+            Err(_elapsed) => Some("the data path does not answer".into()),
+            Ok(Err(error)) => Some(error.message),
+            Ok(Ok(server)) => server.stopped,
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8], example: &str) -> Result<T, ApiError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::invalid(format!("body: {error}; send for example {example}")))
+}

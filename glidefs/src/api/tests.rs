@@ -1,0 +1,319 @@
+//! The router against a control loop that answers from a list.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body as HttpBody;
+use axum::http::{Request as HttpRequest, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+use world::sync::Receiver;
+
+use super::*;
+use crate::control::ControlErrorKind;
+
+fn export(name: &str) -> ExportDocument {
+    ExportDocument {
+        name: name.into(),
+        size_bytes: 1 << 30,
+        role: "read-write".into(),
+        epoch: 2,
+        owner: "node-a 0011".into(),
+        clients: 1,
+        dirty_bytes: 8192,
+        dirty_age_ms: 40,
+        published_seq: 5,
+        published_at: "2026-11-20T00:00:00.000Z".into(),
+        last_seq: 7,
+        io: IoDocument {
+            reads: 3,
+            ..Default::default()
+        },
+    }
+}
+
+fn server_of(exports: usize, stopped: Option<&str>) -> ServerDocument {
+    ServerDocument {
+        version: "0.1.0".into(),
+        cache_id: "ab".into(),
+        cache_bytes: 10,
+        cache_used_bytes: 5,
+        dirty_bytes: 1,
+        exports: exports as u64,
+        clients: 0,
+        stopped: stopped.map(str::to_owned),
+    }
+}
+
+/// Stands in for the shard.
+async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) {
+    let mut exports: BTreeMap<String, ExportDocument> = BTreeMap::new();
+    exports.insert("vm-a".into(), export("vm-a"));
+    let missing = || ControlError::new(ControlErrorKind::NotFound, "no export of this name");
+    while let Some(request) = requests.recv().await {
+        // A reply nobody waits for any more is no error.
+        let _sent = match request {
+            Request::List(reply) => reply.send(Ok(exports.values().cloned().collect())).is_ok(),
+            Request::Get(name, reply) | Request::Drain(name, reply) => reply
+                .send(exports.get(&name).cloned().ok_or_else(missing))
+                .is_ok(),
+            Request::Put(name, wanted, reply) => {
+                let mut made = export(&name);
+                made.size_bytes = crate::config::bytes_from_gib(wanted.size_gb);
+                exports.insert(name, made.clone());
+                reply.send(Ok(made)).is_ok()
+            }
+            Request::Delete(name, reply) => {
+                let mut refusal =
+                    ControlError::new(ControlErrorKind::Conflict, "a client is connected");
+                refusal.export = exports.get(&name).cloned().map(Box::new);
+                reply.send(Err(refusal)).is_ok()
+            }
+            Request::Promote(name, wanted, reply) => {
+                let mut promoted = export(&name);
+                promoted.epoch = wanted.expected_epoch.unwrap_or(0) + u64::from(wanted.force);
+                reply.send(Ok(promoted)).is_ok()
+            }
+            Request::DrainAll(reply) => reply.send(Ok(Vec::new())).is_ok(),
+            Request::Server(reply) => reply.send(Ok(server_of(exports.len(), stopped))).is_ok(),
+        };
+    }
+}
+
+struct Fixture {
+    router: Router,
+    stop: watch::Sender<bool>,
+}
+
+impl Fixture {
+    fn new(token: Option<&str>, stopped: Option<&'static str>) -> Self {
+        let (control, requests) = Control::new();
+        spawn(answer(requests, stopped));
+        let (stop, stopping) = watch::channel(false);
+        let token = token.map(|token| Secret::new(token.to_owned()));
+        let router = Api::new(control, token, stopping).router();
+        Self { router, stop }
+    }
+
+    async fn send(&self, request: HttpRequest<HttpBody>) -> (StatusCode, String) {
+        let response = self
+            .router
+            .clone()
+            .oneshot(request)
+            .await
+            .expect("infallible");
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("whole body");
+        let text = String::from_utf8(body.to_bytes().to_vec()).expect("UTF-8");
+        (status, text)
+    }
+
+    async fn json(&self, method: &str, path: &str, body: &str) -> (StatusCode, Value) {
+        let (status, text) = self.send(request(method, path, body)).await;
+        (status, serde_json::from_str(&text).expect(&text))
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test's stand-in for the shard")]
+fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(task);
+}
+
+fn request(method: &str, path: &str, body: &str) -> HttpRequest<HttpBody> {
+    HttpRequest::builder()
+        .method(method)
+        .uri(path)
+        .body(HttpBody::from(body.to_owned()))
+        .expect("a legal request")
+}
+
+#[tokio::test]
+async fn exports_are_listed_and_shown() {
+    let api = Fixture::new(None, None);
+    let (status, body) = api.json("GET", "/api/exports", "").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(body[0]["name"], "vm-a");
+    let (status, body) = api.json("GET", "/api/exports/vm-a", "").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(body["dirty_bytes"], 8192);
+    let (status, body) = api.json("GET", "/api/exports/vm-a/metrics", "").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!((&body["reads"], &body["name"]), (&json!(3), &json!("vm-a")));
+    let (status, body) = api.json("GET", "/api/server", "").await;
+    assert_eq!((status, &body["exports"]), (StatusCode::OK, &json!(1)));
+}
+
+#[tokio::test]
+async fn the_curl_lines_of_the_product_description_work() {
+    let api = Fixture::new(None, None);
+    let mut put = request("PUT", "/api/exports/vm-alice", "{\"size_gb\": 1000}");
+    let form = "application/x-www-form-urlencoded".parse().expect("legal");
+    put.headers_mut().insert(header::CONTENT_TYPE, form);
+    let (status, body) = api.send(put).await;
+    assert_eq!(status, StatusCode::OK);
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(body["size_bytes"], 1000_u64 << 30);
+    let (status, _) = api.json("POST", "/api/exports/vm-a/drain", "").await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, body) = api.json("DELETE", "/api/exports/vm-a", "").await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(body["error"]["kind"], "conflict");
+    assert_eq!(body["error"]["message"], "a client is connected");
+    assert_eq!(body["error"]["export"]["dirty_bytes"], 8192);
+}
+
+#[tokio::test]
+async fn promote_takes_an_empty_body_or_force_with_an_epoch() {
+    let api = Fixture::new(None, None);
+    let (status, body) = api.json("POST", "/api/exports/v/promote", "").await;
+    assert_eq!((status, &body["epoch"]), (StatusCode::OK, &json!(0)));
+    let force = "{\"force\": true, \"expected_epoch\": 7}";
+    let (status, body) = api.json("POST", "/api/exports/v/promote", force).await;
+    assert_eq!((status, &body["epoch"]), (StatusCode::OK, &json!(8)));
+}
+
+#[tokio::test]
+async fn mistakes_are_json_with_the_right_status() {
+    let api = Fixture::new(None, None);
+    for (method, path, body, status, kind) in [
+        ("GET", "/api/exports/none", "", 404, "not_found"),
+        ("GET", "/nowhere", "", 404, "not_found"),
+        ("GET", "/api/exports/a/b/c", "", 404, "not_found"),
+        ("PATCH", "/api/exports", "", 405, "method_not_allowed"),
+        ("GET", "/api/exports/a/drain", "", 405, "method_not_allowed"),
+        ("PUT", "/api/exports/a", "", 400, "invalid"),
+        ("PUT", "/api/exports/a", "{", 400, "invalid"),
+        ("PUT", "/api/exports/a", "{}", 400, "invalid"),
+        ("PUT", "/api/exports/a", "{\"size_gib\": 1}", 400, "invalid"),
+        ("POST", "/api/exports/a/promote", "[7]", 400, "invalid"),
+        ("GET", "/api/exports/%ff", "", 400, "invalid"),
+    ] {
+        let (found, document) = api.json(method, path, body).await;
+        assert_eq!(found.as_u16(), status, "{method} {path}: {document}");
+        assert_eq!(document["error"]["kind"], kind, "{method} {path}");
+        assert!(document["error"]["message"].is_string());
+    }
+    let large = "x".repeat(BODY_BYTES_MAX + 1);
+    let (status, document) = api.json("PUT", "/api/exports/a", &large).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(document["error"]["kind"], "too_large");
+}
+
+#[tokio::test]
+async fn health_tells_stopping_and_a_stopped_log() {
+    let api = Fixture::new(None, None);
+    let (status, body) = api.json("GET", "/healthz", "").await;
+    assert_eq!((status, &body["status"]), (StatusCode::OK, &json!("ok")));
+    api.stop.send(true).expect("the router listens");
+    let (status, body) = api.json("GET", "/healthz", "").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(body["status"], "shutting down");
+
+    let stopped = Fixture::new(None, Some("fsync failed"));
+    let (status, body) = stopped.json("GET", "/healthz", "").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(body["status"], "fsync failed");
+}
+
+#[tokio::test]
+async fn a_shard_that_is_gone_is_unavailable() {
+    let (control, requests) = Control::new();
+    drop(requests);
+    let (_stop, stopping) = watch::channel(false);
+    let router = Api::new(control, None, stopping).router();
+    let response = router
+        .oneshot(request("GET", "/api/exports", ""))
+        .await
+        .expect("infallible");
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn metrics_name_each_export() {
+    let api = Fixture::new(None, None);
+    let (status, text) = api.send(request("GET", "/metrics", "")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(text.contains("glidefs_export_reads_total{export=\"vm-a\"} 3"));
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn a_token_guards_everything_but_health() {
+    let api = Fixture::new(Some("sesame"), None);
+    for path in ["/api/exports", "/metrics"] {
+        let (status, body) = api.json("GET", path, "").await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED);
+        assert_eq!(body["error"]["kind"], "unauthorized");
+    }
+    for (offered, expected) in [
+        ("Bearer sesame", 200),
+        ("Bearer open", 401),
+        ("sesame", 401),
+    ] {
+        let mut get = request("GET", "/api/exports", "");
+        get.headers_mut()
+            .insert(header::AUTHORIZATION, offered.parse().expect("legal"));
+        assert_eq!(api.send(get).await.0.as_u16(), expected, "{offered}");
+    }
+    assert_eq!(api.json("GET", "/healthz", "").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn web_pages_may_look_but_not_change() {
+    let api = Fixture::new(None, None);
+    let with_origin = |method: &str, path: &str| {
+        let mut request = request(method, path, "");
+        let origin = "http://evil.example".parse().expect("legal");
+        request.headers_mut().insert(header::ORIGIN, origin);
+        request
+    };
+    let (status, _) = api
+        .send(with_origin("POST", "/api/exports/vm-a/drain"))
+        .await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    let (status, _) = api.send(with_origin("GET", "/api/exports")).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn drains_that_hang_leave_room_to_look() {
+    let (control, mut requests) = Control::new();
+    let (_stop, stopping) = watch::channel(false);
+    let router = Api::new(control, None, stopping).router();
+    let call = |method: &'static str, path: &'static str| {
+        let router = router.clone();
+        async move {
+            let response = router.oneshot(request(method, path, "")).await;
+            response.expect("infallible").status()
+        }
+    };
+    let mut held = Vec::new();
+    for _ in 0..guard::CHANGES_MAX {
+        let drain = call("POST", "/api/exports/a/drain");
+        spawn(async move {
+            drain.await;
+        });
+        held.push(requests.recv().await.expect("the drain arrives"));
+    }
+    let busy = call("POST", "/api/exports/a/drain").await;
+    assert_eq!(busy, StatusCode::SERVICE_UNAVAILABLE);
+    spawn(async move {
+        let Some(Request::List(reply)) = requests.recv().await else {
+            panic!("a list was asked for");
+        };
+        reply.send(Ok(Vec::new())).expect("somebody waits");
+    });
+    assert_eq!(call("GET", "/api/exports").await, StatusCode::OK);
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_taken_port_names_the_key() {
+    let first = bind("127.0.0.1:0".parse().expect("legal"))
+        .await
+        .expect("a free port");
+    let address = first.local_addr().expect("bound");
+    let error = bind(address).await.expect_err("taken");
+    let said = error.to_string();
+    assert!(said.contains("`servers.api.address`") && said.contains("in use"));
+}

@@ -1,0 +1,257 @@
+//! The command line: arguments in, an exit code out.
+//!
+//! | code | means |
+//! |---|---|
+//! | 0 | done; for `status`: safe to stop; for `check`: all is well |
+//! | 1 | the answer is no: not safe to stop, a check failed, the server refused or failed |
+//! | 2 | nothing was tried: wrong usage, wrong configuration, server not reachable |
+//! | 130, 143 | `run` was told twice to stop (by SIGINT, SIGTERM) and stopped at once |
+//!
+//! Everything is printed by `output`; logs go to standard error, results to standard output.
+
+mod check;
+mod client;
+mod export;
+pub(crate) mod output;
+mod setup;
+mod status;
+mod text;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::config::{Environment, FILE_NAME};
+pub(crate) use text::{bytes_text, duration_text};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done (status: safe to stop; check: all is well)
+  1    the answer is no (status: not safe to stop; check: a check failed; the server refused)
+  2    nothing was tried: wrong usage, wrong configuration, or the server cannot be reached
+  130  `run` got a second SIGINT and stopped at once
+  143  `run` got a second SIGTERM and stopped at once";
+
+/// Block devices on S3: an NBD server with a local write-back cache.
+#[derive(Debug, Parser)]
+#[command(name = "glidefs", version, about, after_help = EXIT_CODES, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve exports until a signal; the first SIGTERM or SIGINT drains, the second stops at once
+    Run(ConfigArgument),
+    /// Write a configuration file with every key explained
+    Init {
+        /// Where to write it; an existing file is left alone
+        #[arg(long, value_name = "FILE", default_value = FILE_NAME)]
+        path: PathBuf,
+    },
+    /// Check configuration, cache folder and object store without serving
+    Check {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Is it safe to stop this server, or is there data that the store does not have?
+    Status {
+        #[command(flatten)]
+        remote: Remote,
+        /// Print the answer as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at and change the exports of a running server
+    Export {
+        #[command(subcommand)]
+        command: ExportCommand,
+    },
+    /// Print a script that completes arguments in a shell
+    Completions { shell: Shell },
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgument {
+    /// The configuration; without it ./glidefs.toml if there is one, else an embedded default that
+    /// keeps everything in ./glidefs-data
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Remote {
+    /// Where the server's API is
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "GLIDEFS_API",
+        default_value = "http://127.0.0.1:8080"
+    )]
+    api: String,
+    /// The API's token (`servers.api.token`); better in the environment than on the command line
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "GLIDEFS_API_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ExportCommand {
+    /// List exports
+    List {
+        #[command(flatten)]
+        remote: Remote,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one export
+    Get(Named),
+    /// Upload everything written so far; returns when it is in the store
+    Drain(Named),
+    /// Drain, give up ownership and forget locally; the data stays in the store
+    Delete(Named),
+    /// Make a read-only export read-write: take its ownership
+    Promote {
+        #[command(flatten)]
+        named: Named,
+        /// Take it although its owner has not given it up; what that owner did not publish is lost
+        #[arg(long, requires = "expected_epoch")]
+        force: bool,
+        /// The epoch that you have seen; the promotion fails if it has changed
+        #[arg(long, value_name = "EPOCH")]
+        expected_epoch: Option<u64>,
+    },
+    /// Make an export larger; clients see it when they connect again
+    Grow {
+        #[command(flatten)]
+        named: Named,
+        /// The new size in GiB (2^30 bytes)
+        #[arg(value_name = "SIZE_GB")]
+        size_gb: f64,
+    },
+    /// Create an export
+    Create {
+        #[command(flatten)]
+        named: Named,
+        /// The size in GiB (2^30 bytes)
+        #[arg(value_name = "SIZE_GB")]
+        size_gb: f64,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Named {
+    /// The export
+    name: String,
+    #[command(flatten)]
+    remote: Remote,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a command did not end well: what to print, and the exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// Tried, and the answer is no.
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
+        Self {
+            code: 1,
+            message: message.into(),
+        }
+    }
+
+    /// Nothing was tried.
+    pub(crate) fn unusable(message: impl Into<String>) -> Self {
+        Self {
+            code: 2,
+            message: message.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> ExitCode {
+    let parsed = match Arguments::try_parse_from(arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => return output::usage(&error),
+    };
+    match dispatch(parsed.command, environment) {
+        Ok(code) => code,
+        Err(failure) => {
+            output::failure(&failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Run(argument) => {
+            let config = setup::load(argument.config.as_deref(), environment)?;
+            crate::daemon::run(config, environment)
+        }
+        Command::Init { path } => setup::init(&path),
+        Command::Check { config, json } => {
+            let config = setup::load(config.config.as_deref(), environment)?;
+            Ok(check::run(&config, json))
+        }
+        Command::Status { remote, json } => status::run(&remote, json),
+        Command::Export { command } => export::run(command),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "glidefs", &mut script);
+            output::line(String::from_utf8_lossy(&script).trim_end());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_arguments_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn force_wants_the_epoch_that_was_seen() {
+        let parse = |words: &[&str]| Arguments::try_parse_from(words);
+        assert!(parse(&["glidefs", "export", "promote", "a", "--force"]).is_err());
+        let words = [
+            "glidefs",
+            "export",
+            "promote",
+            "a",
+            "--force",
+            "--expected-epoch",
+            "7",
+        ];
+        assert!(parse(&words).is_ok());
+    }
+}

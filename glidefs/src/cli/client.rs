@@ -1,0 +1,278 @@
+//! A thin HTTP client for the API of a running server. Plain http only, as the API speaks.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+
+use super::{Failure, Remote};
+use crate::api::ErrorDocument;
+use crate::control::ExportDocument;
+
+/// A server that does not take the connection for so long is not there.
+const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// A look that takes longer is given up. Changes (a drain) may last.
+const LOOK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// 10,000 exports need a tenth of this.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// A server's API, by address.
+#[derive(Debug)]
+pub(super) struct Client<'a> {
+    url: &'a str,
+    authority: String,
+    token: Option<&'a str>,
+}
+
+/// What the server said: a document, or a refusal.
+#[derive(Debug)]
+pub(super) enum Said<T> {
+    Yes(T),
+    No(Refusal),
+}
+
+/// An error document, with its status.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) message: String,
+    pub(super) export: Option<Box<ExportDocument>>,
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn new(remote: &'a Remote) -> Result<Self, Failure> {
+        let url = remote.api.trim_end_matches('/');
+        let Some(authority) = url.strip_prefix("http://") else {
+            return Err(Failure::unusable(format!(
+                "--api {url}: write http://HOST:PORT (the API speaks plain http)"
+            )));
+        };
+        if authority.is_empty() || authority.contains(['/', '@', '?', ' ']) {
+            return Err(Failure::unusable(format!(
+                "--api {url}: nothing but host and port may stand behind http://"
+            )));
+        }
+        let has_port = authority
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let authority = if has_port {
+            authority.to_owned()
+        } else {
+            format!("{authority}:80")
+        };
+        Ok(Self {
+            url,
+            authority,
+            token: remote.token.as_deref(),
+        })
+    }
+
+    /// Gets a document.
+    pub(super) async fn look<T: DeserializeOwned>(&self, path: &str) -> Result<Said<T>, Failure> {
+        let call = self.call(Method::GET, path, String::new());
+        within(LOOK_WAIT_MAX, call)
+            .await
+            .unwrap_or_else(|| Err(self.unreachable("no answer")))
+    }
+
+    /// Changes something, and waits as long as it takes.
+    pub(super) async fn change<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<Said<T>, Failure> {
+        self.call(method, path, body).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<Said<T>, Failure> {
+        let (status, bytes) = self.exchange(method, path, body).await?;
+        let text = || String::from_utf8_lossy(&bytes).into_owned();
+        if status.is_success() {
+            let document = serde_json::from_slice(&bytes).map_err(|error| {
+                self.unreachable(&format!("what answers there is no glidefs ({error})"))
+            })?;
+            return Ok(Said::Yes(document));
+        }
+        let refusal = match serde_json::from_slice::<ErrorDocument>(&bytes) {
+            Ok(document) => Refusal {
+                status,
+                message: document.error.message,
+                export: document.error.export,
+            },
+            Err(_not_ours) => Refusal {
+                status,
+                message: format!("{status}: {}", text()),
+                export: None,
+            },
+        };
+        Ok(Said::No(refusal))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let broken = |error: &dyn std::fmt::Display| self.unreachable(&error.to_string());
+        let stream = within(CONNECT_WAIT_MAX, TcpStream::connect(&self.authority))
+            .await
+            .ok_or_else(|| self.unreachable("no answer"))?
+            .map_err(|error| broken(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| broken(&error))?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, &self.authority)
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(token) = self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| Failure::unusable(format!("cannot ask for {path}: {error}")))?;
+        let answer = async move {
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|error| broken(&error))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+                .collect()
+                .await
+                .map_err(|error| broken(&error))?;
+            Ok((status, body.to_bytes()))
+        };
+        // The connection must be driven while the answer is awaited; its own error shows there. It
+        // ends once the answer is in, because that drops `sender`.
+        let (answer, _closed) = tokio::join!(answer, connection);
+        answer
+    }
+
+    fn unreachable(&self, why: &str) -> Failure {
+        Failure::unusable(format!(
+            "cannot reach the API at {}: {why}; is the server running, and is this its \
+             `servers.api.address`?",
+            self.url
+        ))
+    }
+}
+
+impl<T> Said<T> {
+    /// The document, or a refusal as the end of the command.
+    pub(super) fn or_refused(self) -> Result<T, Failure> {
+        match self {
+            Self::Yes(document) => Ok(document),
+            Self::No(refusal) => Err(refusal.into_failure()),
+        }
+    }
+}
+
+impl Refusal {
+    pub(super) fn into_failure(self) -> Failure {
+        let mut message = self.message;
+        if let Some(export) = self.export {
+            message.push_str(&format!(
+                " (export {}: {}, owner {}, epoch {}, {} dirty for {}, {} clients)",
+                export.name,
+                export.role,
+                export.owner,
+                export.epoch,
+                super::bytes_text(export.dirty_bytes),
+                super::duration_text(Duration::from_millis(export.dirty_age_ms)),
+                export.clients
+            ));
+        }
+        Failure::refused(message)
+    }
+}
+
+/// The path of an export, whatever is in its name.
+pub(super) fn export_path(name: &str, verb: &str) -> String {
+    let mut path = String::from("/api/exports/");
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    path.push_str(verb);
+    path
+}
+
+/// Runs one command's asking to its end.
+pub(super) fn block_on<T>(asking: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::unusable(format!("cannot start: {error}")))?
+        .block_on(asking)
+}
+
+/// None if it took longer.
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "edge: a command line waits in real time"
+    )]
+    tokio::time::timeout(limit, work).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remote(api: &str) -> Remote {
+        Remote {
+            api: api.into(),
+            token: None,
+        }
+    }
+
+    #[test]
+    fn urls_that_cannot_be_meant_are_usage_errors() {
+        for (api, authority) in [
+            ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+            ("http://node-a:8080/", "node-a:8080"),
+            ("http://node-a", "node-a:80"),
+            ("http://[::1]:8080", "[::1]:8080"),
+        ] {
+            let remote = remote(api);
+            let client = Client::new(&remote).expect(api);
+            assert_eq!(client.authority, authority);
+        }
+        for api in [
+            "https://x:1",
+            "localhost:8080",
+            "http://",
+            "http://u@h",
+            "http://h/x",
+        ] {
+            let failure = Client::new(&remote(api)).map(|_| ()).expect_err(api);
+            assert_eq!(failure.code, 2, "{api}");
+        }
+    }
+
+    #[test]
+    fn names_cannot_leave_their_place_in_the_path() {
+        assert_eq!(export_path("vm-a", ""), "/api/exports/vm-a");
+        assert_eq!(
+            export_path("../x y", "/drain"),
+            "/api/exports/..%2Fx%20y/drain"
+        );
+    }
+}

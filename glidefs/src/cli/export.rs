@@ -1,0 +1,147 @@
+//! `glidefs export …`: the API from a shell, with no logic of its own.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use serde::Serialize;
+
+use super::client::{Client, Said, block_on, export_path};
+use super::text::{bytes_text, duration_text, table};
+use super::{ExportCommand, Failure, Named, output};
+use crate::control::{ExportDocument, PromoteDocument, PutDocument};
+
+pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
+    match command {
+        ExportCommand::List { remote, json } => {
+            let client = Client::new(&remote)?;
+            let said: Said<Vec<ExportDocument>> = block_on(client.look("/api/exports"))?;
+            let exports = said.or_refused()?;
+            if json {
+                output::json(&exports);
+            } else {
+                output::line(list_text(&exports));
+            }
+        }
+        ExportCommand::Get(named) => {
+            let client = Client::new(&named.remote)?;
+            let said = block_on(client.look(&export_path(&named.name, "")))?;
+            show(&named, &said.or_refused()?);
+        }
+        ExportCommand::Drain(named) => change(&named, Method::POST, "/drain", String::new())?,
+        ExportCommand::Delete(named) => change(&named, Method::DELETE, "", String::new())?,
+        ExportCommand::Promote {
+            named,
+            force,
+            expected_epoch,
+        } => {
+            let wanted = PromoteDocument {
+                force,
+                expected_epoch,
+            };
+            change(&named, Method::POST, "/promote", json(&wanted))?;
+        }
+        ExportCommand::Grow { named, size_gb } => {
+            let found = find(&named)?;
+            if found.is_none() {
+                return Err(Failure::refused(format!(
+                    "there is no export `{}` to grow; `glidefs export create` makes one",
+                    named.name
+                )));
+            }
+            change(&named, Method::PUT, "", json(&PutDocument { size_gb }))?;
+        }
+        ExportCommand::Create { named, size_gb } => {
+            if let Some(found) = find(&named)? {
+                return Err(Failure::refused(format!(
+                    "export `{}` exists already, with {}; `glidefs export grow` changes its size",
+                    found.name,
+                    bytes_text(found.size_bytes)
+                )));
+            }
+            change(&named, Method::PUT, "", json(&PutDocument { size_gb }))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What goes along with a request.
+fn json(document: &impl Serialize) -> String {
+    serde_json::to_string(document).expect("our documents are JSON")
+}
+
+fn change(named: &Named, method: Method, verb: &str, body: String) -> Result<(), Failure> {
+    let client = Client::new(&named.remote)?;
+    let path = export_path(&named.name, verb);
+    let said = block_on(client.change(method, &path, body))?;
+    show(named, &said.or_refused()?);
+    Ok(())
+}
+
+/// The export, if the server knows it.
+fn find(named: &Named) -> Result<Option<ExportDocument>, Failure> {
+    let client = Client::new(&named.remote)?;
+    match block_on(client.look(&export_path(&named.name, "")))? {
+        Said::Yes(export) => Ok(Some(export)),
+        Said::No(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(None),
+        Said::No(refusal) => Err(refusal.into_failure()),
+    }
+}
+
+fn show(named: &Named, export: &ExportDocument) {
+    if named.json {
+        output::json(export);
+    } else {
+        output::line(export_text(export));
+    }
+}
+
+fn list_text(exports: &[ExportDocument]) -> String {
+    let rows: Vec<_> = exports
+        .iter()
+        .map(|export| {
+            [
+                export.name.clone(),
+                bytes_text(export.size_bytes),
+                export.role.clone(),
+                export.clients.to_string(),
+                dirty_text(export),
+                export.owner.clone(),
+            ]
+        })
+        .collect();
+    table(["NAME", "SIZE", "ROLE", "CLIENTS", "DIRTY", "OWNER"], &rows)
+}
+
+fn export_text(export: &ExportDocument) -> String {
+    let rows = [
+        ["size".into(), bytes_text(export.size_bytes)],
+        ["role".into(), export.role.clone()],
+        ["owner".into(), export.owner.clone()],
+        ["epoch".into(), export.epoch.to_string()],
+        ["clients".into(), export.clients.to_string()],
+        ["dirty".into(), dirty_text(export)],
+        [
+            "in the store".into(),
+            format!(
+                "write {} of {}, published {}",
+                export.published_seq,
+                export.last_seq,
+                if export.published_at.is_empty() {
+                    "never"
+                } else {
+                    &export.published_at
+                }
+            ),
+        ],
+    ];
+    table(["export", &export.name], &rows)
+}
+
+fn dirty_text(export: &ExportDocument) -> String {
+    if export.dirty_bytes == 0 {
+        return "nothing".into();
+    }
+    let age = duration_text(Duration::from_millis(export.dirty_age_ms));
+    format!("{} for {age}", bytes_text(export.dirty_bytes))
+}

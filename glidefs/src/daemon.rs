@@ -1,0 +1,201 @@
+//! `glidefs run`: one process from start to stop.
+//!
+//! ```text
+//! main thread: tokio edge (HTTP API, signals, object store)      shard thread: io_uring
+//!   bind the API ── start ───────────────────────────────────────► open cache, store; listen
+//!   print how to connect, READY ◄──────────────────────── ready ──┤ serve NBD and control
+//!   first signal: STOPPING ───────────────────────────── stop ───► drain, close clients, drain
+//!   show progress …                                                │
+//!   exit 0 (1 if something had to stay behind) ◄───────── ended ──┘
+//!   second signal at any time: exit 130 or 143 at once
+//! ```
+//!
+//! Promises: a second signal loses nothing that was answered, because an answered write is in the
+//! kernel's hands (promise 2) and the next start goes on from the log. While the store is down the
+//! drain keeps trying and says so. Deliberately absent: becoming a background process (systemd
+//! does that), reloading the configuration.
+
+mod banner;
+mod drain;
+mod notify;
+mod settings;
+mod shard_thread;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use world::sync::watch;
+
+use crate::api::{self, Api};
+use crate::cli::{Failure, output};
+use crate::config::{Config, Environment, LogFormat, LogSettings};
+use crate::control::Control;
+use notify::Supervisor;
+use shard_thread::{Ended, ShardThread};
+
+/// Threads that wait for HTTP and the object store. Computing has threads of its own.
+const EDGE_THREADS: usize = 2;
+/// How long requests of the API in flight are given at the end.
+const EDGE_END_WAIT_MAX: Duration = Duration::from_millis(500);
+
+/// Serves until a signal.
+pub(crate) fn run(config: Config, environment: &Environment) -> Result<ExitCode, Failure> {
+    start_logging(&config.log);
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let supervisor = Supervisor::from(environment);
+    let runtime = edge()?;
+    let outcome = runtime.block_on(Box::pin(serve(config, &supervisor)));
+    runtime.shutdown_timeout(EDGE_END_WAIT_MAX);
+    outcome
+}
+
+/// Opens the object store as `run` would, and says what it found.
+pub(crate) fn probe(config: &Config) -> Result<String, String> {
+    let runtime = edge().map_err(|failure| failure.to_string())?;
+    let outcome = shard_thread::probe(config, runtime.handle().clone());
+    runtime.shutdown_timeout(EDGE_END_WAIT_MAX);
+    outcome.map(|()| {
+        let protection = if config.storage.password.is_some() {
+            "the password fits, data is encrypted"
+        } else {
+            "data is not encrypted"
+        };
+        format!(
+            "{}: reachable, conditional writes work, {protection}",
+            config.storage.url
+        )
+    })
+}
+
+async fn serve(config: Config, supervisor: &Supervisor) -> Result<ExitCode, Failure> {
+    let mut signals = Signals::new()?;
+    // Before the shard: a port that is taken must not cost a recovery of the cache.
+    let listener = api::bind(config.api.address)
+        .await
+        .map_err(|error| Failure::unusable(error.to_string()))?;
+    let api_address = listener.local_addr().unwrap_or(config.api.address);
+    let (control, requests) = Control::new();
+    let (stop, stopping) = watch::channel(false);
+    let router = Api::new(control.clone(), config.api.token.clone(), stopping.clone()).router();
+    spawn(api::serve(listener, router));
+
+    let mut shard = ShardThread::start(&config, requests, stopping, Handle::current())?;
+    let ready = tokio::select! {
+        ready = shard.ready() => ready?,
+        signal = signals.next() => stop_at_once(signal),
+    };
+    tracing::info!(config = %config.origin, "ready");
+    output::line(banner::text(&config, &ready, api_address));
+    supervisor.ready();
+
+    let first = tokio::select! {
+        signal = signals.next() => signal,
+        ended = shard.ended() => return Err(died(ended)),
+    };
+    supervisor.stopping();
+    output::notice(format!(
+        "{}: draining to the store. Again to stop at once; nothing that was answered is lost \
+         either way.",
+        first.name
+    ));
+    stop.send_replace(true);
+    let mut progress = drain::Progress::new(&config.cache.dir, output::is_watched());
+    let ended = tokio::select! {
+        ended = drain::watch(&control, shard.ended(), &mut progress) => ended,
+        signal = signals.next() => {
+            progress.finish();
+            stop_at_once(signal)
+        }
+    };
+    match ended {
+        Ended::Stopped(exports) => {
+            let (text, code) = drain::farewell(&exports, &config.cache.dir);
+            output::notice(text);
+            Ok(code)
+        }
+        ended @ Ended::Failed(_) => Err(died(ended)),
+    }
+}
+
+fn died(ended: Ended) -> Failure {
+    match ended {
+        Ended::Failed(why) => Failure::refused(why),
+        Ended::Stopped(_) => Failure::refused("the data path stopped without being told to"),
+    }
+}
+
+/// Nothing is closed or flushed, as in a crash: that is the promise being used.
+#[expect(
+    clippy::exit,
+    reason = "a second signal means now; all threads end with the process"
+)]
+fn stop_at_once(signal: Received) -> ! {
+    output::notice(format!("{}: stopping at once.", signal.name));
+    std::process::exit(signal.exit_code)
+}
+
+/// A signal that asks to stop.
+#[derive(Clone, Copy, Debug)]
+struct Received {
+    name: &'static str,
+    exit_code: i32,
+}
+
+#[derive(Debug)]
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::refused(format!("cannot hear signals: {error}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Received {
+        tokio::select! {
+            _ = self.terminate.recv() => Received { name: "SIGTERM", exit_code: 143 },
+            _ = self.interrupt.recv() => Received { name: "SIGINT", exit_code: 130 },
+        }
+    }
+}
+
+fn edge() -> Result<Runtime, Failure> {
+    Builder::new_multi_thread()
+        .worker_threads(EDGE_THREADS)
+        .thread_name("edge")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::refused(format!("cannot start threads: {error}")))
+}
+
+#[expect(clippy::disallowed_methods, reason = "edge: the API's accept loop")]
+fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(task);
+}
+
+fn start_logging(settings: &LogSettings) {
+    let filter = EnvFilter::try_new(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::is_watched());
+    let started = match settings.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    if let Err(error) = started {
+        output::notice(format!("no logs: {error}"));
+    }
+}

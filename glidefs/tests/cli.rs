@@ -1,0 +1,357 @@
+//! The binary, from outside: what it prints, where, and how it exits.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests of the command line start the command, and read and write files"
+)]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use glidefs::api::{self, Api};
+use glidefs::control::{
+    Control, ControlError, ControlErrorKind, ExportDocument, IoDocument, Request, ServerDocument,
+};
+use serde_json::Value;
+use world::sync::{Receiver, watch};
+
+/// The binary in a folder of its own, without the surroundings' variables.
+fn glidefs(dir: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_glidefs"))
+        .args(arguments)
+        .current_dir(dir)
+        .env_clear()
+        .output()
+        .expect("the binary starts")
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("it exited by itself")
+}
+
+#[test]
+fn help_and_version_go_to_stdout_and_exit_0() {
+    let dir = folder();
+    let help = glidefs(dir.path(), &["--help"]);
+    assert_eq!(code(&help), 0);
+    for word in [
+        "run",
+        "init",
+        "check",
+        "status",
+        "export",
+        "completions",
+        "Exit codes:",
+    ] {
+        assert!(stdout(&help).contains(word), "{word}");
+    }
+    let version = glidefs(dir.path(), &["--version"]);
+    assert_eq!(code(&version), 0);
+    assert_eq!(
+        stdout(&version),
+        format!("glidefs {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    for command in ["run", "init", "check", "status", "export", "completions"] {
+        let help = glidefs(dir.path(), &[command, "--help"]);
+        assert_eq!(code(&help), 0, "{command}");
+    }
+}
+
+#[test]
+fn wrong_usage_exits_2() {
+    let dir = folder();
+    for arguments in [
+        &[][..],
+        &["rnu"],
+        &["run", "--no-such-flag"],
+        &["export", "drain"],
+        &["export", "grow", "vm", "much"],
+        &["status", "--api", "localhost:8080"],
+        &["run", "-c", "absent.toml"],
+    ] {
+        let output = glidefs(dir.path(), arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}: {}", stderr(&output));
+        assert!(!output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn init_writes_a_file_that_loads_and_never_overwrites() {
+    let dir = folder();
+    let first = glidefs(dir.path(), &["init"]);
+    assert_eq!(code(&first), 0);
+    let path = dir.path().join("glidefs.toml");
+    let written = std::fs::read_to_string(&path).expect("it is there");
+    assert!(written.contains("[servers.nbd]"));
+
+    std::fs::write(&path, "mine").expect("writable");
+    let second = glidefs(dir.path(), &["init"]);
+    assert_eq!(code(&second), 1);
+    assert!(stderr(&second).contains("left alone"));
+    let kept = std::fs::read_to_string(&path).expect("still there");
+    assert_eq!(kept, "mine");
+
+    let third = glidefs(dir.path(), &["init", "--path", "other.toml"]);
+    assert_eq!(code(&third), 0);
+    let check = glidefs(dir.path(), &["check", "-c", "other.toml"]);
+    assert_eq!(code(&check), 0, "{}{}", stdout(&check), stderr(&check));
+}
+
+#[test]
+fn check_says_what_is_wrong_with_a_configuration() {
+    let dir = folder();
+    let text = "[cache]\ndir = \"c\"\n[storage]\nurll = \"file:///x\"\nurl = \"${NOT_SET}\"\n";
+    std::fs::write(dir.path().join("bad.toml"), text).expect("writable");
+    let output = glidefs(dir.path(), &["check", "-c", "bad.toml"]);
+    assert_eq!(code(&output), 2);
+    let said = stderr(&output);
+    assert!(
+        said.contains("bad.toml:4: `storage.urll`: unknown key; did you mean `storage.url`?"),
+        "{said}"
+    );
+    assert!(said.contains("NOT_SET is not set"), "{said}");
+}
+
+#[test]
+fn check_without_a_file_checks_the_embedded_default_and_names_the_answer_mode() {
+    let dir = folder();
+    let output = glidefs(dir.path(), &["check", "--json"]);
+    assert_eq!(code(&output), 0, "{}{}", stdout(&output), stderr(&output));
+    let report: Value = serde_json::from_str(&stdout(&output)).expect("JSON alone");
+    assert_eq!(report["ok"], true);
+    let answers = report["checks"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .find(|row| row["check"] == "answers")
+        .expect("the mode is told");
+    assert!(
+        answers["detail"]
+            .as_str()
+            .is_some_and(|text| text.contains("page cache"))
+    );
+    assert!(stderr(&output).contains("embedded default"));
+
+    std::fs::write(dir.path().join("c"), "").expect("writable");
+    let text = "[cache]\ndir = \"c\"\n[storage]\nurl = \"file://./s\"\n";
+    std::fs::write(dir.path().join("glidefs.toml"), text).expect("writable");
+    let output = glidefs(dir.path(), &["check"]);
+    assert_eq!(code(&output), 1, "the cache folder is a file");
+    assert!(stdout(&output).contains("FAILED"));
+}
+
+#[test]
+fn completions_exist_for_the_usual_shells() {
+    let dir = folder();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = glidefs(dir.path(), &["completions", shell]);
+        assert_eq!(code(&output), 0);
+        assert!(stdout(&output).contains("glidefs"), "{shell}");
+    }
+    let output = glidefs(dir.path(), &["completions", "cmd.exe"]);
+    assert_eq!(code(&output), 2);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_exit_2() {
+    let dir = folder();
+    // Bound and dropped again: nobody listens there.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    drop(listener);
+    let status = glidefs(dir.path(), &["status", "--json", "--api", &url]);
+    assert_eq!(code(&status), 2);
+    let answer: Value = serde_json::from_str(&stdout(&status)).expect("JSON");
+    assert_eq!(answer["safe"], Value::Null);
+    let drain = glidefs(dir.path(), &["export", "drain", "vm", "--api", &url]);
+    assert_eq!(code(&drain), 2);
+    assert!(stderr(&drain).contains("cannot reach"));
+}
+
+#[test]
+fn status_tells_safe_from_unsafe_by_exit_code() {
+    let dir = folder();
+    let clean = Server::start(Vec::from([export("vm-a", 0)]), None);
+    let output = glidefs(dir.path(), &["status", "--api", &clean.url]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).starts_with("Safe to stop"));
+
+    let dirty = Server::start(Vec::from([export("vm-a", 0), export("vm-b", 8192)]), None);
+    let output = glidefs(dir.path(), &["status", "--json", "--api", &dirty.url]);
+    assert_eq!(code(&output), 1);
+    let answer: Value = serde_json::from_str(&stdout(&output)).expect("JSON alone");
+    assert_eq!(answer["safe"], false);
+    assert_eq!(answer["dirty_exports"][0]["name"], "vm-b");
+    assert_eq!(answer["dirty_exports"][0]["dirty_age_ms"], 1500);
+    let output = glidefs(dir.path(), &["status", "--api", &dirty.url]);
+    assert!(stdout(&output).contains("vm-b") && stdout(&output).contains("1.5 s"));
+}
+
+#[test]
+fn a_token_is_taken_from_the_environment() {
+    let dir = folder();
+    let server = Server::start(Vec::new(), Some("sesame"));
+    let status = |token: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_glidefs"));
+        command.args(["status", "--api", &server.url]);
+        command.current_dir(dir.path()).env_clear();
+        if let Some(token) = token {
+            command.env("GLIDEFS_API_TOKEN", token);
+        }
+        code(&command.output().expect("the binary starts"))
+    };
+    assert_eq!(status(Some("sesame")), 0);
+    assert_eq!(status(Some("open")), 2, "no answer is not an unsafe one");
+    assert_eq!(status(None), 2);
+}
+
+#[test]
+fn export_commands_speak_to_the_api() {
+    let dir = folder();
+    let server = Server::start(Vec::from([export("vm-a", 4096)]), None);
+    let run = |arguments: &[&str]| {
+        let mut words = Vec::from(["export"]);
+        words.extend(arguments);
+        words.extend(["--api", &server.url]);
+        glidefs(dir.path(), &words)
+    };
+    let list = run(&["list"]);
+    assert_eq!(code(&list), 0);
+    assert!(stdout(&list).contains("vm-a") && stdout(&list).contains("4 KiB for 1.5 s"));
+    let list: Value = serde_json::from_str(&stdout(&run(&["list", "--json"]))).expect("JSON");
+    assert_eq!(list[0]["name"], "vm-a");
+
+    let get = run(&["get", "vm-a"]);
+    assert!(stdout(&get).contains("read-write"));
+    assert_eq!(code(&run(&["get", "nobody"])), 1);
+
+    assert_eq!(code(&run(&["drain", "vm-a"])), 0);
+    let grown: Value =
+        serde_json::from_str(&stdout(&run(&["grow", "vm-a", "2.5", "--json"]))).expect("JSON");
+    assert_eq!(grown["size_bytes"], 5_u64 << 29);
+    assert_eq!(code(&run(&["grow", "nobody", "2"])), 1);
+    assert_eq!(code(&run(&["create", "vm-a", "2"])), 1);
+    assert_eq!(code(&run(&["create", "vm-new", "2"])), 0);
+    let words = [
+        "promote",
+        "vm-a",
+        "--force",
+        "--expected-epoch",
+        "4",
+        "--json",
+    ];
+    let promoted: Value = serde_json::from_str(&stdout(&run(&words))).expect("JSON");
+    assert_eq!(promoted["epoch"], 5);
+
+    let refused = run(&["delete", "vm-a"]);
+    assert_eq!(code(&refused), 1);
+    let said = stderr(&refused);
+    assert!(
+        said.contains("a client is connected") && said.contains("4 KiB dirty"),
+        "{said}"
+    );
+}
+
+fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
+    ExportDocument {
+        name: name.into(),
+        size_bytes: 1 << 30,
+        role: "read-write".into(),
+        epoch: 1,
+        owner: "node-a".into(),
+        clients: 1,
+        dirty_bytes,
+        dirty_age_ms: if dirty_bytes > 0 { 1500 } else { 0 },
+        published_seq: 1,
+        published_at: String::new(),
+        last_seq: 2,
+        io: IoDocument::default(),
+    }
+}
+
+/// The real API on a real socket, in front of a list instead of a shard. Ends with the test's
+/// process.
+struct Server {
+    url: String,
+    _stop: watch::Sender<bool>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    fn start(exports: Vec<ExportDocument>, token: Option<&str>) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (control, requests) = Control::new();
+        let (stop, stopping) = watch::channel(false);
+        let token = token.map(|token| glidefs::config::Secret::new(token.into()));
+        let router = Api::new(control, token, stopping).router();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = runtime.block_on(api::bind(any)).expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        runtime.spawn(api::serve(listener, router));
+        runtime.spawn(shard(exports, requests));
+        Self {
+            url,
+            _stop: stop,
+            _runtime: runtime,
+        }
+    }
+}
+
+async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
+    let find = |name: &str| exports.iter().find(|export| export.name == name).cloned();
+    let missing = || ControlError::new(ControlErrorKind::NotFound, "no export of this name");
+    while let Some(request) = requests.recv().await {
+        let _sent = match request {
+            Request::List(reply) => reply.send(Ok(exports.clone())).is_ok(),
+            Request::Get(name, reply) | Request::Drain(name, reply) => {
+                reply.send(find(&name).ok_or_else(missing)).is_ok()
+            }
+            Request::Put(name, wanted, reply) => {
+                let mut made = export(&name, 0);
+                made.size_bytes = glidefs::config::bytes_from_gib(wanted.size_gb);
+                reply.send(Ok(made)).is_ok()
+            }
+            Request::Delete(name, reply) => {
+                let mut refusal =
+                    ControlError::new(ControlErrorKind::Conflict, "a client is connected");
+                refusal.export = find(&name).map(Box::new);
+                reply.send(Err(refusal)).is_ok()
+            }
+            Request::Promote(name, wanted, reply) => {
+                let mut promoted = export(&name, 0);
+                promoted.epoch = wanted.expected_epoch.map_or(1, |epoch| epoch + 1);
+                reply.send(Ok(promoted)).is_ok()
+            }
+            Request::DrainAll(reply) => reply.send(Ok(exports.clone())).is_ok(),
+            Request::Server(reply) => {
+                let server = ServerDocument {
+                    version: "0".into(),
+                    cache_id: "0".into(),
+                    cache_bytes: 0,
+                    cache_used_bytes: 0,
+                    dirty_bytes: exports.iter().map(|export| export.dirty_bytes).sum(),
+                    exports: 0,
+                    clients: 0,
+                    stopped: None,
+                };
+                reply.send(Ok(server)).is_ok()
+            }
+        };
+    }
+}

@@ -1,0 +1,265 @@
+//! `glidefs run` as a process: start, serve, signals, restart.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "these tests start the real process and move real folders"
+)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const PAGE: usize = 4096;
+
+#[test]
+fn what_was_written_is_drained_by_sigterm_and_there_after_a_restart() {
+    let dir = folder(60_000);
+    let server = Server::start(dir.path());
+    let mut client = Nbd::connect(dir.path(), "vm-a");
+    assert_eq!(client.size, 1 << 30);
+    client.write(8192, &[7; PAGE]);
+    client.flush();
+    assert_eq!(server.status(), 1, "the store does not have it yet");
+    assert_eq!(server.stop(&[Signal::TERM]), Some(0));
+
+    // The store alone holds it.
+    std::fs::remove_dir_all(dir.path().join("cache")).expect("a cache");
+    let server = Server::start(dir.path());
+    // The old owner never gave the volume up, and this is another cache: it has to be taken.
+    let taken = server.glidefs(&[
+        "export",
+        "promote",
+        "vm-a",
+        "--force",
+        "--expected-epoch",
+        "1",
+        "--api",
+        &server.api,
+    ]);
+    assert!(taken.success());
+    let mut client = Nbd::connect(dir.path(), "vm-a");
+    assert_eq!(client.read(8192), [7; PAGE]);
+    assert_eq!(client.read(0), [0; PAGE]);
+    drop(client);
+    assert_eq!(server.status(), 0);
+    assert_eq!(server.stop(&[Signal::INT]), Some(0));
+}
+
+#[test]
+fn a_second_signal_stops_at_once_and_loses_nothing_that_was_answered() {
+    let dir = folder(60_000);
+    let server = Server::start(dir.path());
+    let mut client = Nbd::connect(dir.path(), "vm-b");
+    client.write(0, &[9; PAGE]);
+    // No store to drain to: without the second signal this would go on for ever.
+    let (store, away) = (dir.path().join("store"), dir.path().join("away"));
+    std::fs::rename(&store, &away).expect("a store");
+    assert_eq!(server.stop(&[Signal::TERM, Signal::TERM]), Some(143));
+
+    std::fs::rename(&away, &store).expect("back again");
+    let server = Server::start(dir.path());
+    let mut client = Nbd::connect(dir.path(), "vm-b");
+    assert_eq!(client.read(0), [9; PAGE]);
+    assert_eq!(server.stop(&[Signal::TERM]), Some(0));
+}
+
+#[test]
+fn a_port_that_is_taken_names_its_key() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = taken.local_addr().map(|address| (taken, address));
+    let (_listener, address) = taken.expect("bound");
+    for (key, section) in [
+        ("servers.api.address", "[servers.api]"),
+        ("servers.nbd.address", "[servers.nbd]"),
+    ] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut text = String::from("[cache]\ndir = \"c\"\n[storage]\nurl = \"file://./s\"\n");
+        if section == "[servers.nbd]" {
+            text.push_str("[servers.api]\naddress = \"127.0.0.1:0\"\n");
+        } else {
+            text.push_str("[servers.nbd]\nunix_socket = \"sock\"\n");
+        }
+        text.push_str(&format!("{section}\naddress = \"{address}\"\n"));
+        std::fs::write(dir.path().join("glidefs.toml"), text).expect("writable");
+        let output = command(dir.path(), &["run"]).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(
+            said.contains(&format!("`{key}`")) && said.contains("use"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_when_exports_are_served() {
+    let dir = folder(1000);
+    let manager = UnixDatagram::bind(dir.path().join("notify")).expect("bound");
+    let server = Server::start(dir.path());
+    let mut text = [0; 64];
+    let len = manager.recv(&mut text).expect("told");
+    assert!(text[..len].starts_with(b"READY=1\n"));
+    assert_eq!(server.stop(&[Signal::TERM]), Some(0));
+    let len = manager.recv(&mut text).expect("told again");
+    assert!(text[..len].starts_with(b"STOPPING=1\n"));
+}
+
+/// A folder with a configuration of its own in it.
+fn folder(sync_delay_ms: u32) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let text = format!(
+        "[cache]\ndir = \"cache\"\ndisk_size_gb = 0.25\n\
+         [storage]\nurl = \"file://{}/store\"\nencryption_password = \"${{PASSWORD}}\"\n\
+         [servers.nbd]\nunix_socket = \"sock\"\nauto_create_size_gb = 1\n\
+         sync_delay_ms = {sync_delay_ms}\n\
+         [servers.api]\naddress = \"127.0.0.1:0\"\n",
+        dir.path().display()
+    );
+    std::fs::write(dir.path().join("glidefs.toml"), text).expect("writable");
+    dir
+}
+
+fn command(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_glidefs"));
+    command
+        .args(arguments)
+        .current_dir(dir)
+        .env_clear()
+        .env("PASSWORD", "correct horse")
+        .env("NOTIFY_SOCKET", dir.join("notify"));
+    command
+}
+
+/// A running server; killed if a test fails.
+struct Server<'a> {
+    dir: &'a Path,
+    child: Child,
+    api: String,
+}
+
+impl<'a> Server<'a> {
+    /// Returns once it has said how to connect.
+    fn start(dir: &'a Path) -> Self {
+        let mut child = command(dir, &["run"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let stdout = child.stdout.take().expect("piped");
+        let address = BufReader::new(stdout).lines().find_map(|line| {
+            let line = line.expect("text");
+            let url = line.trim().strip_prefix("API")?.trim();
+            Some(url.strip_suffix("/api/exports")?.to_owned())
+        });
+        let Some(api) = address else {
+            let mut said = String::new();
+            let mut stderr = child.stderr.take().expect("piped");
+            stderr.read_to_string(&mut said).expect("text");
+            panic!("it did not start: {said}");
+        };
+        Self { dir, child, api }
+    }
+
+    fn glidefs(&self, arguments: &[&str]) -> ExitStatus {
+        let mut command = command(self.dir, arguments);
+        command.stdout(Stdio::null());
+        command.status().expect("it starts")
+    }
+
+    fn status(&self) -> i32 {
+        let status = self.glidefs(&["status", "--api", &self.api]);
+        status.code().expect("it exits by itself")
+    }
+
+    /// Sends the signals one after another, each once the one before has been heard.
+    fn stop(mut self, signals: &[Signal]) -> Option<i32> {
+        let pid = Pid::from_child(&self.child);
+        let stderr = self.child.stderr.take().expect("piped");
+        let mut lines = BufReader::new(stderr).lines();
+        for signal in signals {
+            kill_process(pid, *signal).expect("it runs");
+            let heard = lines.find(|line| {
+                let line = line.as_ref().expect("text");
+                line.contains("draining to the store") || line.contains("stopping at once")
+            });
+            assert!(heard.is_some(), "the signal was not heard");
+        }
+        // Read on, so that it never waits for room in the pipe.
+        lines.for_each(drop);
+        self.child.wait().expect("a child").code()
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        // Does nothing to one that has ended.
+        let _killed = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// As little of NBD as the tests need.
+struct Nbd {
+    stream: UnixStream,
+    size: u64,
+    cookie: u64,
+}
+
+impl Nbd {
+    fn connect(dir: &Path, name: &str) -> Self {
+        let mut stream = UnixStream::connect(dir.join("sock")).expect("it listens");
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).expect("a greeting");
+        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+        // Fixed newstyle, no zeroes; then NBD_OPT_EXPORT_NAME.
+        let mut hello = 3_u32.to_be_bytes().to_vec();
+        hello.extend(b"IHAVEOPT");
+        hello.extend(1_u32.to_be_bytes());
+        hello.extend(u32::try_from(name.len()).expect("short").to_be_bytes());
+        hello.extend(name.as_bytes());
+        stream.write_all(&hello).expect("it reads");
+        let mut export = [0; 10];
+        stream.read_exact(&mut export).expect("the export opens");
+        let (size, _flags) = export.split_at(8);
+        Self {
+            stream,
+            size: u64::from_be_bytes(size.try_into().expect("eight bytes")),
+            cookie: 0,
+        }
+    }
+
+    fn write(&mut self, at: u64, data: &[u8; PAGE]) {
+        self.request(1, at, PAGE, data);
+    }
+
+    fn flush(&mut self) {
+        self.request(3, 0, 0, &[]);
+    }
+
+    fn read(&mut self, at: u64) -> [u8; PAGE] {
+        self.request(0, at, PAGE, &[]);
+        let mut data = [0; PAGE];
+        self.stream.read_exact(&mut data).expect("the data");
+        data
+    }
+
+    fn request(&mut self, kind: u16, at: u64, len: usize, payload: &[u8]) {
+        self.cookie += 1;
+        let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+        request.extend(0_u16.to_be_bytes());
+        request.extend(kind.to_be_bytes());
+        request.extend(self.cookie.to_be_bytes());
+        request.extend(at.to_be_bytes());
+        request.extend(u32::try_from(len).expect("a page").to_be_bytes());
+        request.extend(payload);
+        self.stream.write_all(&request).expect("it reads");
+        let mut reply = [0; 16];
+        self.stream.read_exact(&mut reply).expect("an answer");
+        assert_eq!(reply[..4], 0x6744_6698_u32.to_be_bytes());
+        assert_eq!(reply[4..8], [0; 4], "an error");
+        assert_eq!(reply[8..], self.cookie.to_be_bytes());
+    }
+}

@@ -1,0 +1,340 @@
+//! Kill rounds: random writes and flushes at depth, kill -9 in the middle of them, and a judge.
+//!
+//! The moment of the kill is a number of answers, so a seed repeats it as far as a real process
+//! can be repeated. Three things are shown, each by rounds of its own:
+//!
+//! - [`Rounds::restart`]: the same cache again. Nothing answered may be missing (promises 1, 2).
+//! - [`Rounds::lose_node`]: another cache, ownership taken by force. One exact cut (promise 3).
+//! - the latter after a drain: everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::blocking_client::Client;
+use crate::history::{Content, History, Verdict};
+use crate::pages::{Filler, PAGE_BYTES, Stamp};
+use crate::s3::S3Server;
+use crate::server::{Server, Settings, Store, wait_until};
+
+const EXPORT: &str = "kill-me";
+/// Stamped into every page.
+const VOLUME: u64 = 0x6b69_6c6c;
+/// Few enough that pages are rewritten within a round.
+const PAGES: u64 = 4096;
+const DEPTH: usize = 64;
+/// One request in so many is a flush.
+const FLUSH_ONE_IN: u64 = 50;
+const PUBLISH_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long the rounds are.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub seed: u64,
+    pub answers_min: u64,
+    pub answers_max: u64,
+}
+
+/// What the rounds saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub rounds: u64,
+    pub answered_writes: u64,
+    pub flushes: u64,
+    pub pages_checked: u64,
+    /// Answered writes that a lost node took with it; only [`Rounds::lose_node`] may have any.
+    pub lost_with_node: u64,
+}
+
+/// A store, nodes one after the other, and the history of one volume.
+#[derive(Debug)]
+pub struct Rounds {
+    folder: PathBuf,
+    s3: S3Server,
+    node: u64,
+    filler: Filler,
+    load: Load,
+    history: History,
+    pub tally: Tally,
+}
+
+impl Rounds {
+    /// Everything lives in `folder`, which the caller removes.
+    pub fn new(folder: &Path, load: Load) -> Result<Self> {
+        Ok(Self {
+            folder: folder.to_owned(),
+            s3: S3Server::start(&folder.join("objects"), 0)?,
+            node: 0,
+            filler: Filler::new(load.seed),
+            load,
+            history: History::default(),
+            tally: Tally::default(),
+        })
+    }
+
+    fn settings(&self) -> Settings {
+        let store = Store::S3 {
+            endpoint: self.s3.url(),
+            prefix: "kills".to_owned(),
+        };
+        Settings::new(store, &self.cache_dir())
+    }
+
+    fn cache_dir(&self) -> PathBuf {
+        self.folder.join(format!("cache-{}", self.node))
+    }
+
+    /// The current node. Its folder is short: it holds a unix socket.
+    fn start(&self) -> Result<Server> {
+        Server::start(
+            &self.folder.join(format!("node-{}", self.node)),
+            &self.settings(),
+        )
+    }
+
+    /// Writes, kill -9, the same cache again: nothing answered may be missing.
+    pub fn restart(&mut self, rounds: u64) -> Result<()> {
+        for round in 0..rounds {
+            let mut server = self.start()?;
+            // What the last round left must still be there after another start.
+            self.check_nothing_lost(&server)?;
+            self.write_until_killed(&mut server)?;
+            drop(server);
+            let server = self.start()?;
+            self.check_nothing_lost(&server)
+                .with_context(|| format!("after kill {round} of seed {}", self.load.seed))?;
+            self.tally.rounds += 1;
+        }
+        Ok(())
+    }
+
+    /// Writes, kill -9, the cache deleted, another node: one exact cut. Then a drain, and the same
+    /// again: everything.
+    pub fn lose_node(&mut self, rounds: u64) -> Result<()> {
+        for round in 0..rounds {
+            let mut server = self.start()?;
+            self.take_over(&server)?;
+            let published = published_seq(&server)?;
+            self.write_until_published(&server, published)?;
+            self.write_until_killed(&mut server)?;
+            let server = self.next_node(server)?;
+            let verdict = self
+                .check(&server, History::check_cut)
+                .with_context(|| format!("after loss {round} of seed {}", self.load.seed))?;
+            self.tally.lost_with_node += verdict.answered_missing;
+            self.write_drained(&server)?;
+            let server = self.next_node(server)?;
+            self.check_nothing_lost(&server)
+                .with_context(|| format!("after drain {round} of seed {}", self.load.seed))?;
+            self.tally.rounds += 1;
+        }
+        Ok(())
+    }
+
+    /// The first node creates the volume by connecting; later ones own it already.
+    fn take_over(&self, server: &Server) -> Result<()> {
+        server.connect(EXPORT)?.disconnect()
+    }
+
+    /// Loses the node with its cache and starts another one, which takes the volume by force.
+    fn next_node(&mut self, mut server: Server) -> Result<Server> {
+        // A node that was killed under load is dead already.
+        server.kill().ok();
+        drop(server);
+        remove_folder(&self.cache_dir())?;
+        self.node += 1;
+        let server = self.start()?;
+        server.promote_by_force(EXPORT)?;
+        Ok(server)
+    }
+
+    /// At depth until a random number of answers, then kill -9 with requests in flight.
+    fn write_until_killed(&mut self, server: &mut Server) -> Result<()> {
+        let span = self.load.answers_max - self.load.answers_min + 1;
+        let answers = self.load.answers_min + self.filler.below(span);
+        let mut run = Run::new(server.connect(EXPORT)?);
+        for _ in 0..answers {
+            run.fill(&mut self.history, &mut self.filler)?;
+            ensure!(
+                run.take(&mut self.history)?,
+                "the server ended by itself\n{}",
+                server.log_tail()
+            );
+        }
+        run.fill(&mut self.history, &mut self.filler)?;
+        server.kill()?;
+        // Answers that were on their way when it died were given: they count.
+        while run.take(&mut self.history)? {}
+        self.count(&run);
+        Ok(())
+    }
+
+    /// Writes on, round after round, until the background sync has published a cut.
+    fn write_until_published(&mut self, server: &Server, before: u64) -> Result<()> {
+        let mut run = Run::new(server.connect(EXPORT)?);
+        let mut failed = None;
+        let is_published = wait_until(PUBLISH_WAIT_MAX, || {
+            let outcome = run
+                .write_some(&mut self.history, &mut self.filler)
+                .and_then(|()| published_seq(server));
+            match outcome {
+                Ok(seq) => seq > before,
+                Err(error) => {
+                    failed = Some(error);
+                    true
+                }
+            }
+        });
+        self.count(&run);
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        ensure!(is_published, "nothing was published\n{}", server.log_tail());
+        run.client.disconnect()
+    }
+
+    fn write_drained(&mut self, server: &Server) -> Result<()> {
+        let mut run = Run::new(server.connect(EXPORT)?);
+        run.write_some(&mut self.history, &mut self.filler)?;
+        self.count(&run);
+        let document = server.drain(EXPORT)?;
+        ensure!(document["dirty_bytes"] == 0, "drained, but {document}");
+        run.client.disconnect()
+    }
+
+    fn count(&mut self, run: &Run) {
+        self.tally.answered_writes += run.answered_writes;
+        self.tally.flushes += run.flushes;
+    }
+
+    fn check_nothing_lost(&mut self, server: &Server) -> Result<()> {
+        self.check(server, History::check_nothing_lost).map(drop)
+    }
+
+    /// Reads every page that was ever written, judges it, and takes it as the new beginning.
+    fn check(
+        &mut self,
+        server: &Server,
+        judge: fn(&History, &Content) -> Result<Verdict, crate::history::Broken>,
+    ) -> Result<Verdict> {
+        let mut client = server.connect(EXPORT)?;
+        let content = read_content(&mut client, &self.history)?;
+        client.disconnect()?;
+        let verdict = judge(&self.history, &content)?;
+        self.history.settle(&content);
+        self.tally.pages_checked += verdict.pages;
+        Ok(verdict)
+    }
+}
+
+/// One connection's worth of load.
+struct Run {
+    client: Client,
+    /// Cookie to write number, or none for a flush.
+    in_flight: BTreeMap<u64, Option<u64>>,
+    /// Writes whose answer was an error: they may or may not have happened.
+    answered_writes: u64,
+    flushes: u64,
+}
+
+impl Run {
+    fn new(client: Client) -> Self {
+        Self {
+            client,
+            in_flight: BTreeMap::new(),
+            answered_writes: 0,
+            flushes: 0,
+        }
+    }
+
+    /// Keeps the depth.
+    fn fill(&mut self, history: &mut History, filler: &mut Filler) -> Result<()> {
+        while self.in_flight.len() < DEPTH {
+            if filler.below(FLUSH_ONE_IN) == 0 {
+                let cookie = self.client.submit_flush()?;
+                self.in_flight.insert(cookie, None);
+                continue;
+            }
+            let page = filler.below(PAGES);
+            let Some(number) = history.send(page) else {
+                continue;
+            };
+            let stamp = Stamp::new(VOLUME, page, number);
+            let cookie = self.client.submit_write(stamp.offset(), &stamp.bytes())?;
+            self.in_flight.insert(cookie, Some(number));
+        }
+        Ok(())
+    }
+
+    /// Takes one answer; false once the server is gone.
+    fn take(&mut self, history: &mut History) -> Result<bool> {
+        let Some(answer) = self.client.next_answer()? else {
+            return Ok(false);
+        };
+        ensure!(
+            answer.error == 0,
+            "the server answered NBD error {}",
+            answer.error
+        );
+        let request = self.in_flight.remove(&answer.cookie);
+        match request.context("an answer to nothing")? {
+            Some(number) => {
+                history.answer(number);
+                self.answered_writes += 1;
+            }
+            None => self.flushes += 1,
+        }
+        Ok(true)
+    }
+
+    /// A burst, answered to its end.
+    fn write_some(&mut self, history: &mut History, filler: &mut Filler) -> Result<()> {
+        self.fill(history, filler)?;
+        while !self.in_flight.is_empty() {
+            ensure!(self.take(history)?, "the server ended by itself");
+        }
+        Ok(())
+    }
+}
+
+fn published_seq(server: &Server) -> Result<u64> {
+    let document = server.export(EXPORT)?;
+    document["published_seq"].as_u64().context("published_seq")
+}
+
+/// Reads the pages that were ever written, at depth.
+fn read_content(client: &mut Client, history: &History) -> Result<Content> {
+    let mut content = Content::new();
+    let mut left: BTreeSet<u64> = history.pages().collect();
+    let mut in_flight = BTreeMap::new();
+    let len = u32::try_from(PAGE_BYTES)?;
+    while !(left.is_empty() && in_flight.is_empty()) {
+        while in_flight.len() < DEPTH
+            && let Some(page) = left.pop_first()
+        {
+            let at = Stamp::new(VOLUME, page, 0).offset();
+            in_flight.insert(client.submit_read(at, len)?, page);
+        }
+        let answer = client
+            .next_answer()?
+            .context("the server ended by itself")?;
+        ensure!(
+            answer.error == 0,
+            "a read answered NBD error {}",
+            answer.error
+        );
+        let page = in_flight
+            .remove(&answer.cookie)
+            .context("an answer to nothing")?;
+        let number =
+            Stamp::number_in(VOLUME, page, &answer.data).with_context(|| format!("page {page}"))?;
+        content.insert(page, number);
+    }
+    Ok(content)
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    std::fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))
+}

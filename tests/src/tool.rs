@@ -1,0 +1,117 @@
+//! Other people's programs: the real clients. A tool that is not installed may be skipped at a
+//! desk; where the environment says `CI`, it must be there.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::server::wait_until;
+
+/// Whether all tools are there. False means: skip the test, and say so.
+///
+/// # Panics
+/// In CI, where a missing tool would be a test that silently tests nothing.
+#[expect(
+    clippy::print_stderr,
+    reason = "a skipped test says so where the person who runs it looks"
+)]
+pub fn are_here(tools: &[&str]) -> bool {
+    let missing: Vec<&&str> = tools.iter().filter(|tool| !is_here(tool)).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{missing:?} must be installed in CI; .ci/run does it"
+    );
+    eprintln!("skipped: {missing:?} not installed");
+    false
+}
+
+fn is_here(tool: &str) -> bool {
+    if tool.starts_with('/') {
+        return Path::new(tool).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Debian keeps mkfs and losetup where an ordinary PATH does not look.
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders
+        .into_iter()
+        .any(|folder| folder.join(tool).is_file())
+}
+
+/// Runs a tool to its end and returns what it said on stdout; an exit code is an error.
+pub fn run(tool: &str, arguments: &[&str]) -> Result<String> {
+    let output = output(tool, arguments)?;
+    ensure!(
+        output.status.success(),
+        "{tool} {arguments:?}: {}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a tool to its end, however it ends.
+pub fn output(tool: &str, arguments: &[&str]) -> Result<Output> {
+    let mut command = command(tool, arguments);
+    command.output().with_context(|| format!("running {tool}"))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "running other programs is what this file is for"
+)]
+fn command(tool: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(tool);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    if let Ok(path) = std::env::join_paths(folders) {
+        command.env("PATH", path);
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// A tool that runs until it is told to stop. Dropping it tells it, then kills it by its id.
+#[derive(Debug)]
+pub struct Background {
+    child: std::process::Child,
+    /// What makes it stop by itself.
+    goodbye: Vec<String>,
+}
+
+impl Background {
+    pub fn start(tool: &str, arguments: &[&str], goodbye: &[&str]) -> Result<Self> {
+        let child = command(tool, arguments).spawn();
+        Ok(Self {
+            child: child.with_context(|| format!("starting {tool}"))?,
+            goodbye: goodbye.iter().map(|&word| word.to_owned()).collect(),
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_none())
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some((tool, arguments)) = self.goodbye.split_first() {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            output(tool, &arguments).ok();
+            let patience = std::time::Duration::from_secs(10);
+            wait_until(patience, || {
+                !self.child.try_wait().is_ok_and(|it| it.is_none())
+            });
+        }
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}

@@ -1,0 +1,126 @@
+//! The endpoint that the other tests trust: conditions hold under races, faults do what they say.
+
+use std::sync::atomic::Ordering;
+
+use glidefs_tests::s3::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::path::Path;
+use object_store::{
+    Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, PutResult, RetryConfig, UpdateVersion,
+};
+
+const RACERS: usize = 16;
+
+fn client(server: &S3Server) -> AmazonS3 {
+    AmazonS3Builder::new()
+        .with_endpoint(server.url())
+        .with_bucket_name(BUCKET)
+        .with_region(REGION)
+        .with_access_key_id(ACCESS_KEY)
+        .with_secret_access_key(SECRET_KEY)
+        .with_allow_http(true)
+        // A client's own retry would hide the faults.
+        .with_retry(RetryConfig {
+            max_retries: 0,
+            ..RetryConfig::default()
+        })
+        .build()
+        .expect("a client")
+}
+
+async fn put(store: &AmazonS3, key: &str, body: String, mode: PutMode) -> Result<PutResult, Error> {
+    let key = Path::from(key);
+    store
+        .put_opts(&key, PutPayload::from(body), mode.into())
+        .await
+}
+
+fn on_a_runtime(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(test);
+}
+
+#[test]
+fn of_many_creators_one_wins() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = S3Server::start(folder.path(), 0).expect("an endpoint");
+    on_a_runtime(async {
+        let store = client(&server);
+        let racers = (0..RACERS).map(|n| put(&store, "key", n.to_string(), PutMode::Create));
+        let outcomes = futures_util::future::join_all(racers).await;
+        assert_eq!(outcomes.iter().filter(|it| it.is_ok()).count(), 1);
+        let lost = |it: &Result<_, Error>| matches!(it, Err(Error::AlreadyExists { .. }));
+        assert_eq!(outcomes.iter().filter(|it| lost(it)).count(), RACERS - 1);
+    });
+}
+
+#[test]
+fn of_many_replacers_one_wins_and_an_absent_object_is_404() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = S3Server::start(folder.path(), 0).expect("an endpoint");
+    on_a_runtime(async {
+        let store = client(&server);
+        let first = put(&store, "key", "first".into(), PutMode::Create)
+            .await
+            .expect("created");
+        let seen = || {
+            PutMode::Update(UpdateVersion {
+                e_tag: first.e_tag.clone(),
+                version: None,
+            })
+        };
+        let racers = (0..RACERS).map(|n| put(&store, "key", n.to_string(), seen()));
+        let outcomes = futures_util::future::join_all(racers).await;
+        assert_eq!(outcomes.iter().filter(|it| it.is_ok()).count(), 1);
+        // The client library calls this a failed condition too; what S3 said is in its source.
+        let absent = put(&store, "absent", "x".into(), seen()).await;
+        let said = absent.expect_err("nothing to replace");
+        assert!(format!("{said:?}").contains("NoSuchKey"), "{said:?}");
+    });
+}
+
+#[test]
+fn faults_come_before_or_after_the_effect() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = S3Server::start(folder.path(), 0).expect("an endpoint");
+    on_a_runtime(async {
+        let store = client(&server);
+        server.faults.outage.store(true, Ordering::SeqCst);
+        put(&store, "out", "x".into(), PutMode::Create)
+            .await
+            .expect_err("an outage");
+        server.faults.outage.store(false, Ordering::SeqCst);
+        let absent = store.head(&Path::from("out")).await;
+        assert!(matches!(absent, Err(Error::NotFound { .. })), "{absent:?}");
+
+        server.faults.lost_answers.store(1, Ordering::SeqCst);
+        put(&store, "lost", "x".into(), PutMode::Create)
+            .await
+            .expect_err("a lost answer");
+        store
+            .head(&Path::from("lost"))
+            .await
+            .expect("the effect is there");
+        assert_eq!(server.counts.snapshot()["put"], 2);
+    });
+}
+
+#[test]
+fn another_process_steers_it_by_http() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = S3Server::start(folder.path(), 0).expect("an endpoint");
+    let ask = |method, path| glidefs_tests::http::ask(server.address, method, path, None);
+    let set = ask("POST", "/test-control/faults?delay_ms=3&outage=1").expect("an answer");
+    assert_eq!(set.status, 200, "{}", set.body);
+    assert_eq!(server.faults.delay_ms.load(Ordering::SeqCst), 3);
+    assert!(server.faults.outage.load(Ordering::SeqCst));
+    let wrong = ask("POST", "/test-control/faults?colour=1").expect("an answer");
+    assert_eq!(wrong.status, 400, "{}", wrong.body);
+    let counts = ask("GET", "/test-control/faults")
+        .expect("an answer")
+        .json()
+        .expect("JSON");
+    assert_eq!(counts["put"], 0);
+}
