@@ -752,7 +752,6 @@ fn power_cuts_lose_nothing_that_was_flushed() {
 fn a_full_cache_slows_writers_and_keeps_their_order() {
     simulate(400, |sim| async move {
         let mut small = config(None);
-        small.cache = CacheConfig::new("/cache", 48 << 20);
         small.cache.volume_dirty_bytes_max = 2 << 20;
         let node = start_with(&sim, sim.host("a"), small).await;
         let device = node.connect("vm").await.expect("created");
@@ -799,7 +798,6 @@ fn a_full_cache_slows_writers_and_keeps_their_order() {
 fn writers_of_a_full_cache_are_let_go_when_they_are_fenced() {
     simulate(401, |sim| async move {
         let mut small = config(None);
-        small.cache = CacheConfig::new("/cache", 48 << 20);
         small.cache.volume_dirty_bytes_max = 1 << 20;
         let node = start_with(&sim, sim.host("a"), small).await;
         let b = start(&sim, "b").await;
