@@ -3,7 +3,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use world::sync::Notify;
 use world::{Buf, DiskError, DiskErrorKind, File, OpenMode, World};
@@ -27,20 +29,17 @@ const CHUNK_BYTES_MIN: u64 = 1024 * 1024;
 const CHUNKS_MIN: u64 = 64;
 /// Bytes read at once when a chunk without a footer is scanned.
 const FOOTER_READ_BYTES: usize = 64 * 1024;
+/// How often, and how long apart, a folder that is in use is tried again.
+const BUSY_ATTEMPTS_MAX: u32 = 100;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 impl<W: World> Cache<W> {
     /// Opens or creates the cache folder, recovers the index, retires torn tails, writes the start
     /// record durably. Fails if another process holds it, or its format is foreign or newer.
     pub async fn open(world: W, config: CacheConfig) -> Result<Self, CacheError> {
         let path = config.dir.join("log");
-        let file = match world.open(&path, OpenMode::Create).await {
-            Err(DiskError {
-                kind: DiskErrorKind::Busy,
-                ..
-            }) => {
-                return Err(CacheError::InUse(config.dir));
-            }
-            other => other?,
+        let Some(file) = open_once_free(&world, &path).await? else {
+            return Err(CacheError::InUse(config.dir));
         };
         let (superblock, fresh) = match read_superblock(&file, &config).await? {
             Some(superblock) => (superblock, false),
@@ -201,6 +200,20 @@ impl<W: World> Shared<W> {
             unused: RefCell::new(Vec::new()),
         }
     }
+}
+
+/// Opens the log, and waits a while for whoever holds it; none if he stays. The kernel releases the
+/// file of a process that was killed only once the writes that it had in flight have ended, and that
+/// is after its parent was told of its death: who restarts it at once must wait for those writes,
+/// not fail, and by no means go on beside them.
+async fn open_once_free<W: World>(world: &W, path: &Path) -> Result<Option<W::File>, DiskError> {
+    for _ in 0..BUSY_ATTEMPTS_MAX {
+        match world.open(path, OpenMode::Create).await {
+            Err(error) if error.kind == DiskErrorKind::Busy => world.sleep(BUSY_PAUSE).await,
+            other => return other.map(Some),
+        }
+    }
+    Ok(None)
 }
 
 /// The newer of the two copies; none in a file that was never used.

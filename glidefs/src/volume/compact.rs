@@ -5,19 +5,141 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use blockcache::Id;
 use world::World;
 
-use super::VolumeError;
 use super::extent::Extent;
 use super::leaf::{LEAF_ENTRIES_MAX, LeafRow};
 use super::merge::{Carry, Head, Step, decide};
 use super::nodes::read_leaf;
 use super::reader::Reader;
-use super::runs::{MergePlan, Run};
+use super::runs::{Edit, LEVEL_RUNS_MAX, MergePlan, RUNS_MAX, Run, plan_merge};
 use super::writer::{Maker, RunWriter, Zeros};
+use super::{Hold, Now, Volume, VolumeError};
 
 /// A smaller leaf is carried over only where it is alone in its slot: else leaves would crumble.
 const CARRY_ENTRIES_MIN: usize = LEAF_ENTRIES_MAX / 4;
+
+/// From where [`Volume::compact_map`] works, well before a publish must.
+const PATIENCE: Patience = Patience {
+    tail_segments: 32,
+    tail_extents: 48 << 10,
+    level_runs: LEVEL_RUNS_MAX,
+};
+/// Finished pieces of work on the map that wait for a publish. At the bound no more is begun.
+const EDITS_MAX: usize = 8;
+
+/// What is left as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Segments and extents of the tail from which it is folded.
+    pub(crate) tail_segments: usize,
+    pub(crate) tail_extents: usize,
+    /// Runs of one level, beyond which they are merged.
+    pub(crate) level_runs: usize,
+}
+
+impl<W: World> Volume<W> {
+    /// Works on the map: folds a long tail into a run, merges runs of one level that have become
+    /// many. To be called after each publish, in a task of its own: publishes go on beside it, and
+    /// a later one carries the result. Does nothing if there is nothing to do, or one call runs.
+    pub async fn compact_map(&self) -> Result<(), VolumeError> {
+        self.compact_beyond(PATIENCE).await
+    }
+
+    pub(crate) async fn compact_beyond(&self, patience: Patience) -> Result<(), VolumeError> {
+        let Ok(_turn) = self.inner.compacting.try_acquire() else {
+            return Ok(());
+        };
+        if let Some(work) = self.fold_work(patience) {
+            let FoldWork {
+                segments,
+                extents,
+                zeros,
+            } = work;
+            let maker = self.maker(&self.inner.state.borrow());
+            let run = fold(maker, extents, zeros).await?;
+            self.finished(Edit::Fold { segments, run });
+        }
+        let plan = {
+            let state = self.inner.state.borrow();
+            let room = state.edits.len() < EDITS_MAX && state.hold == Hold::Held;
+            room.then(|| plan_merge(&state.shape().runs, patience.level_runs))
+                .flatten()
+        };
+        match plan {
+            Some(plan) => self.merge(plan).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A publish that must fold needs room for one more run. Merging is far ahead of this unless
+    /// nobody calls [`Volume::compact_map`]: then the publish pays.
+    pub(crate) async fn make_room(&self) -> Result<(), VolumeError> {
+        loop {
+            let runs = self.inner.state.borrow().shape().runs;
+            if runs.len() + 1 < RUNS_MAX {
+                return Ok(());
+            }
+            let turn = self.inner.compacting.acquire().await;
+            let _turn = turn.expect("nobody closes the semaphore");
+            let runs = self.inner.state.borrow().shape().runs;
+            if runs.len() + 1 < RUNS_MAX {
+                return Ok(());
+            }
+            let plan = plan_merge(&runs, 1).expect("so many runs do not all have own levels");
+            self.merge(plan).await?;
+        }
+    }
+
+    async fn merge(&self, plan: MergePlan) -> Result<(), VolumeError> {
+        let (reader, maker) = {
+            let state = self.inner.state.borrow();
+            (self.reader(&state), self.maker(&state))
+        };
+        let output = merge(&reader, maker, &plan).await?;
+        let inputs = plan.inputs.iter().map(|run| run.id).collect();
+        self.finished(Edit::Merge { inputs, output });
+        Ok(())
+    }
+
+    fn finished(&self, edit: Edit) {
+        let mut state = self.inner.state.borrow_mut();
+        // A publish may have folded the same segments meanwhile: then this is garbage.
+        if state.shape().apply(&edit) {
+            state.edits.push(edit);
+        }
+    }
+
+    fn fold_work(&self, patience: Patience) -> Option<FoldWork> {
+        let state = self.inner.state.borrow();
+        let Now { tail, edits, .. } = &*state;
+        let waiting = edits.iter().any(|edit| matches!(edit, Edit::Fold { .. }));
+        let long = tail.segments().count() >= patience.tail_segments
+            || tail.extents_count() >= patience.tail_extents;
+        let held = state.hold == Hold::Held;
+        (held && long && !waiting && edits.len() < EDITS_MAX).then(|| FoldWork {
+            segments: tail.segments().map(|reference| Id(reference.id)).collect(),
+            extents: tail.extents(),
+            zeros: zeros_over(&state.shape().runs),
+        })
+    }
+}
+
+/// The tail as it was when folding began.
+struct FoldWork {
+    segments: Vec<Id>,
+    extents: Vec<Extent>,
+    zeros: Zeros,
+}
+
+pub(crate) fn zeros_over(runs: &[Rc<Run>]) -> Zeros {
+    if runs.is_empty() {
+        Zeros::Drop
+    } else {
+        Zeros::Keep
+    }
+}
 
 /// Writes extents (in order, disjoint) as a run of the lowest level.
 pub(crate) async fn fold<W: World>(

@@ -19,30 +19,18 @@ use bytes::Bytes;
 use world::{Store, StoreErrorKind, World};
 
 use super::bucket::{check_size, load_runs, load_segments, stored, vanished};
-use super::compact::{fold, merge};
+use super::compact::{fold, zeros_over};
 use super::extent::Extent;
 use super::retry;
 use super::root::{Predecessor, Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX};
-use super::runs::{LEVEL_RUNS_MAX, MapIndex, MergePlan, RUNS_MAX, Run, plan_merge};
+use super::runs::{MapIndex, Run};
 use super::sealed::{Kind, ObjectRef};
-use super::writer::Zeros;
-use super::{
-    Edit, Hold, Now, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState,
-};
+use super::{Hold, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState};
 
-/// From where [`Volume::compact_map`] works, well before a publish must.
-const PATIENCE: Patience = Patience {
-    tail_segments: 32,
-    tail_extents: 48 << 10,
-    level_runs: LEVEL_RUNS_MAX,
-};
 /// Extents of the tail in memory at which a publish must fold.
 const TAIL_EXTENTS_MAX: usize = 128 << 10;
 /// Own older intents that may be found landed during one publish.
 const ADOPTIONS_MAX: usize = 16;
-/// Finished pieces of work on the map that wait for a publish. At the bound no more is begun.
-const EDITS_MAX: usize = 8;
-
 /// A root that is in the store, with what is needed to put its map in place.
 #[derive(Debug)]
 pub struct Published {
@@ -52,16 +40,6 @@ pub struct Published {
     runs: Vec<Rc<Run>>,
     /// Segments of the tail that this handle did not have when they were published.
     fresh: Vec<(ObjectRef, Rc<[Extent]>)>,
-}
-
-/// What is left as it is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    /// Segments and extents of the tail from which it is folded.
-    pub(crate) tail_segments: usize,
-    pub(crate) tail_extents: usize,
-    /// Runs of one level, beyond which they are merged.
-    pub(crate) level_runs: usize,
 }
 
 /// How an attempt to replace the root ended.
@@ -132,7 +110,7 @@ impl<W: World> Volume<W> {
             let base = self.holding()?;
             if base.root.nonce == change.nonce.0 {
                 // An earlier call landed, and was installed when its turn came.
-                return self.prepare(base, change, None).await;
+                return Box::pin(self.prepare(base, change, None)).await;
             }
             Box::pin(self.make_room()).await?;
             let plan = Box::pin(self.plan(&base, change)).await?;
@@ -140,7 +118,8 @@ impl<W: World> Volume<W> {
             let expected = plan.root.content.map;
             match Box::pin(self.swap(&base, plan.root)).await? {
                 Swapped::Landed(now) => {
-                    return self.prepare(*now, change, Some((expected, runs))).await;
+                    let landed = self.prepare(*now, change, Some((expected, runs)));
+                    return Box::pin(landed).await;
                 }
                 Swapped::Lost(now) => {
                     self.check_lost(&base, &now, change)?;
@@ -194,39 +173,6 @@ impl<W: World> Volume<W> {
         }
         state.stored = stored;
         view
-    }
-
-    /// Works on the map: folds a long tail into a run, merges runs of one level that have become
-    /// many. To be called after each publish, in a task of its own: publishes go on beside it, and
-    /// a later one carries the result. Does nothing if there is nothing to do, or one call runs.
-    pub async fn compact_map(&self) -> Result<(), VolumeError> {
-        self.compact_beyond(PATIENCE).await
-    }
-
-    pub(crate) async fn compact_beyond(&self, patience: Patience) -> Result<(), VolumeError> {
-        let Ok(_turn) = self.inner.compacting.try_acquire() else {
-            return Ok(());
-        };
-        if let Some(work) = self.fold_work(patience) {
-            let FoldWork {
-                segments,
-                extents,
-                zeros,
-            } = work;
-            let maker = self.maker(&self.inner.state.borrow());
-            let run = fold(maker, extents, zeros).await?;
-            self.finished(Edit::Fold { segments, run });
-        }
-        let plan = {
-            let state = self.inner.state.borrow();
-            let room = state.edits.len() < EDITS_MAX && state.hold == Hold::Held;
-            room.then(|| plan_merge(&state.shape().runs, patience.level_runs))
-                .flatten()
-        };
-        match plan {
-            Some(plan) => self.merge(plan).await,
-            None => Ok(()),
-        }
     }
 
     async fn turn(&self) -> world::sync::SemaphorePermit<'_> {
@@ -394,73 +340,6 @@ impl<W: World> Volume<W> {
             runs,
             fresh,
         })
-    }
-
-    /// A publish that must fold needs room for one more run. Merging is far ahead of this unless
-    /// nobody calls [`Volume::compact_map`]: then the publish pays.
-    async fn make_room(&self) -> Result<(), VolumeError> {
-        loop {
-            let runs = self.inner.state.borrow().shape().runs;
-            if runs.len() + 1 < RUNS_MAX {
-                return Ok(());
-            }
-            let turn = self.inner.compacting.acquire().await;
-            let _turn = turn.expect("nobody closes the semaphore");
-            let runs = self.inner.state.borrow().shape().runs;
-            if runs.len() + 1 < RUNS_MAX {
-                return Ok(());
-            }
-            let plan = plan_merge(&runs, 1).expect("so many runs do not all have own levels");
-            self.merge(plan).await?;
-        }
-    }
-
-    async fn merge(&self, plan: MergePlan) -> Result<(), VolumeError> {
-        let (reader, maker) = {
-            let state = self.inner.state.borrow();
-            (self.reader(&state), self.maker(&state))
-        };
-        let output = merge(&reader, maker, &plan).await?;
-        let inputs = plan.inputs.iter().map(|run| run.id).collect();
-        self.finished(Edit::Merge { inputs, output });
-        Ok(())
-    }
-
-    fn finished(&self, edit: Edit) {
-        let mut state = self.inner.state.borrow_mut();
-        // A publish may have folded the same segments meanwhile: then this is garbage.
-        if state.shape().apply(&edit) {
-            state.edits.push(edit);
-        }
-    }
-
-    fn fold_work(&self, patience: Patience) -> Option<FoldWork> {
-        let state = self.inner.state.borrow();
-        let Now { tail, edits, .. } = &*state;
-        let waiting = edits.iter().any(|edit| matches!(edit, Edit::Fold { .. }));
-        let long = tail.segments().count() >= patience.tail_segments
-            || tail.extents_count() >= patience.tail_extents;
-        let held = state.hold == Hold::Held;
-        (held && long && !waiting && edits.len() < EDITS_MAX).then(|| FoldWork {
-            segments: tail.segments().map(|reference| Id(reference.id)).collect(),
-            extents: tail.extents(),
-            zeros: zeros_over(&state.shape().runs),
-        })
-    }
-}
-
-/// The tail as it was when folding began.
-struct FoldWork {
-    segments: Vec<Id>,
-    extents: Vec<Extent>,
-    zeros: Zeros,
-}
-
-fn zeros_over(runs: &[Rc<Run>]) -> Zeros {
-    if runs.is_empty() {
-        Zeros::Drop
-    } else {
-        Zeros::Keep
     }
 }
 

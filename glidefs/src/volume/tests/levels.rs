@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::super::compact::Patience;
 use super::super::nodes::NODES_BYTES_MAX;
-use super::super::publish::Patience;
 use super::super::root::TAIL_SEGMENTS_MAX;
 use super::super::runs::{LEVEL_RUNS_MAX, RUNS_MAX};
 use super::*;
