@@ -9,6 +9,7 @@ use world::store::Part;
 use world::{ETag, Store, StoreErrorKind, World};
 
 use super::codec::Compression;
+use super::extent::Extent;
 use super::keyring::{Fresh, Keyring, PrefixKeys};
 use super::keys::Secret;
 use super::lookup::READS_MAX;
@@ -296,15 +297,11 @@ impl<W: World> Bucket<W> {
             volumes: Rc::clone(&volumes),
         };
         let content = &stored.root.content;
-        let (runs, segments) = futures_util::future::try_join(
+        let (runs, tail) = futures_util::future::try_join(
             load_runs(&reader, content.map.as_ref()),
-            load_segments(&reader, content.tail.clone()),
+            load_tail(&reader, &content.tail),
         )
         .await?;
-        let mut tail = Tail::default();
-        for (reference, extents) in segments {
-            tail.push(reference, &extents);
-        }
         Ok(Loaded {
             stored,
             volumes,
@@ -327,21 +324,28 @@ pub(crate) async fn load_runs<W: World>(
     Ok(index.runs.into_iter().map(Rc::new).collect())
 }
 
-/// The indexes of segments, in the order given, some at a time.
-pub(crate) async fn load_segments<W: World>(
-    reader: &Reader<W>,
-    references: Vec<ObjectRef>,
-) -> Result<Vec<(ObjectRef, Vec<super::extent::Extent>)>, VolumeError> {
-    let reads = references.into_iter().map(|reference| async move {
-        let bytes = reader.index(Kind::Segment, &reference).await?;
-        let extents = segment::parse(reference.name(), &bytes)
-            .map_err(|what| reader.damaged(Kind::Segment, reference.name(), what))?;
-        Ok((reference, extents))
+/// The tail of a root: some indexes at a time, each dropped once it is merged with the others.
+async fn load_tail<W: World>(reader: &Reader<W>, tail: &[ObjectRef]) -> Result<Tail, VolumeError> {
+    let reads = tail.iter().map(|reference| async move {
+        let extents = load_segment(reader, reference).await?;
+        Ok::<_, VolumeError>((*reference, extents))
     });
-    futures_util::stream::iter(reads)
-        .buffered(READS_MAX)
-        .try_collect()
-        .await
+    let mut reads = futures_util::stream::iter(reads).buffered(READS_MAX);
+    let mut tail = Tail::default();
+    while let Some((reference, extents)) = reads.try_next().await? {
+        tail.push(reference, &extents);
+    }
+    Ok(tail)
+}
+
+/// What a segment holds, from its index.
+pub(crate) async fn load_segment<W: World>(
+    reader: &Reader<W>,
+    reference: &ObjectRef,
+) -> Result<Vec<Extent>, VolumeError> {
+    let bytes = reader.index(Kind::Segment, reference).await?;
+    segment::parse(reference.name(), &bytes)
+        .map_err(|what| reader.damaged(Kind::Segment, reference.name(), what))
 }
 
 async fn open_keyring<W: World>(

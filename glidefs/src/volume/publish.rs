@@ -18,7 +18,7 @@ use blockcache::{Epoch, Id};
 use bytes::Bytes;
 use world::{Store, StoreErrorKind, World};
 
-use super::bucket::{check_size, load_runs, load_segments, stored, vanished};
+use super::bucket::{check_size, load_runs, load_segment, stored, vanished};
 use super::compact::{fold, zeros_over};
 use super::extent::Extent;
 use super::retry;
@@ -324,13 +324,7 @@ impl<W: World> Volume<W> {
             let known = change.segments.iter().find(|s| s.reference == reference);
             let extents = match known {
                 Some(segment) => Rc::clone(&segment.extents),
-                None => {
-                    let loaded = load_segments(&reader, vec![reference]).await?;
-                    loaded
-                        .into_iter()
-                        .flat_map(|(_, extents)| extents)
-                        .collect()
-                }
+                None => load_segment(&reader, &reference).await?.into(),
             };
             fresh.push((reference, extents));
         }

@@ -5,6 +5,7 @@ use super::*;
 use world::StoreErrorKind;
 
 mod damage;
+mod golden;
 mod levels;
 mod outcomes;
 mod prefix;
