@@ -8,6 +8,7 @@ mod damage;
 mod golden;
 mod levels;
 mod outcomes;
+mod parsers;
 mod prefix;
 
 /// One node: a world, the store it sees, its bucket.

@@ -26,7 +26,9 @@ macro_rules! golden {
     };
 }
 
-fn bytes_of_hex(text: &str) -> Vec<u8> {
+pub(super) use golden;
+
+pub(super) fn bytes_of_hex(text: &str) -> Vec<u8> {
     let digits: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
     let pairs = digits.chunks(2).map(|pair| pair.iter().collect::<String>());
     pairs
@@ -189,7 +191,7 @@ fn golden_keyrings() {
     );
 }
 
-fn object() -> ObjectName {
+pub(super) fn object() -> ObjectName {
     ObjectName {
         volume: Id([1; 16]),
         epoch: Epoch(3),
@@ -274,7 +276,7 @@ fn golden_segments() {
 }
 
 /// By `docs/format/segment.md`.
-fn from_trailer(body: &[u8]) -> ObjectRef {
+pub(super) fn from_trailer(body: &[u8]) -> ObjectRef {
     let trailer = &body[body.len() - sealed::TRAILER_BYTES..];
     assert_eq!(trailer[..8], sealed::MAGIC);
     assert_eq!(
