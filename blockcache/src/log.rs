@@ -789,3 +789,6 @@ fn sector_mask(skip: usize, len: usize) -> u8 {
     let mask = ((1_u32 << (len / 512)) - 1) << (skip / 512);
     u8::try_from(mask).expect("within a page")
 }
+
+#[cfg(test)]
+mod tests;

@@ -63,6 +63,8 @@ pub struct Verdict {
     pub pages: u64,
     /// Answered writes that the content does not include; zero wherever nothing may be lost.
     pub answered_missing: u64,
+    /// The one of them that was answered first.
+    pub first_missing: Option<u64>,
 }
 
 /// The number found on each page: exactly the pages that [`History::pages`] names.
@@ -146,6 +148,7 @@ impl History {
                 verdict.answered_missing += u64::from(answered != NEVER);
             }
         }
+        verdict.first_missing = (missing.0 != NEVER).then_some(missing.1);
         if missing.0 < present.0 {
             return Err(Broken::Mixed {
                 missing: missing.1,

@@ -46,6 +46,8 @@ pub struct Tally {
     pub pages_checked: u64,
     /// Answered writes that a lost node took with it; only [`Rounds::lose_node`] may have any.
     pub lost_with_node: u64,
+    /// How long before a kill the oldest of them had been answered.
+    pub oldest_loss: Duration,
 }
 
 /// A store, nodes one after the other, and the history of one volume.
@@ -57,6 +59,8 @@ pub struct Rounds {
     filler: Filler,
     load: Load,
     history: History,
+    answered_at: BTreeMap<u64, Moment>,
+    killed_at: Option<Moment>,
     pub tally: Tally,
 }
 
@@ -70,6 +74,8 @@ impl Rounds {
             filler: Filler::new(load.seed),
             load,
             history: History::default(),
+            answered_at: BTreeMap::new(),
+            killed_at: None,
             tally: Tally::default(),
         })
     }
@@ -123,7 +129,7 @@ impl Rounds {
             let verdict = self
                 .check(&server, History::check_cut)
                 .with_context(|| format!("after loss {round} of seed {}", self.load.seed))?;
-            self.tally.lost_with_node += verdict.answered_missing;
+            self.note_loss(&verdict);
             self.write_drained(&server)?;
             let server = self.next_node(server)?;
             self.check_nothing_lost(&server)
@@ -164,10 +170,11 @@ impl Rounds {
             );
         }
         run.fill(&mut self.history, &mut self.filler)?;
+        self.killed_at = Some(now());
         server.kill()?;
         // Answers that were on their way when it died were given: they count.
         while run.take(&mut self.history)? {}
-        self.count(&run);
+        self.count(&mut run);
         Ok(())
     }
 
@@ -187,7 +194,7 @@ impl Rounds {
                 }
             }
         });
-        self.count(&run);
+        self.count(&mut run);
         if let Some(error) = failed {
             return Err(error);
         }
@@ -195,16 +202,28 @@ impl Rounds {
         run.client.disconnect()
     }
 
+    /// How old the cut was (promise 3): told, not judged, since it depends on the machine.
+    fn note_loss(&mut self, verdict: &Verdict) {
+        self.tally.lost_with_node += verdict.answered_missing;
+        let answered = verdict.first_missing.and_then(|n| self.answered_at.get(&n));
+        if let (Some(answered), Some(killed)) = (answered, self.killed_at) {
+            let age = killed.duration_since(*answered);
+            self.tally.oldest_loss = self.tally.oldest_loss.max(age);
+        }
+        self.answered_at.clear();
+    }
+
     fn write_drained(&mut self, server: &Server) -> Result<()> {
         let mut run = Run::new(server.connect(EXPORT)?);
         run.write_some(&mut self.history, &mut self.filler)?;
-        self.count(&run);
+        self.count(&mut run);
         let document = server.drain(EXPORT)?;
         ensure!(document["dirty_bytes"] == 0, "drained, but {document}");
         run.client.disconnect()
     }
 
-    fn count(&mut self, run: &Run) {
+    fn count(&mut self, run: &mut Run) {
+        self.answered_at.append(&mut run.answered_at);
         self.tally.answered_writes += run.answered_writes;
         self.tally.flushes += run.flushes;
     }
@@ -234,8 +253,8 @@ struct Run {
     client: Client,
     /// Cookie to write number, or none for a flush.
     in_flight: BTreeMap<u64, Option<u64>>,
-    /// Writes whose answer was an error: they may or may not have happened.
     answered_writes: u64,
+    answered_at: BTreeMap<u64, Moment>,
     flushes: u64,
 }
 
@@ -244,6 +263,7 @@ impl Run {
         Self {
             client,
             in_flight: BTreeMap::new(),
+            answered_at: BTreeMap::new(),
             answered_writes: 0,
             flushes: 0,
         }
@@ -282,6 +302,7 @@ impl Run {
         match request.context("an answer to nothing")? {
             Some(number) => {
                 history.answer(number);
+                self.answered_at.insert(number, now());
                 self.answered_writes += 1;
             }
             None => self.flushes += 1,
@@ -297,6 +318,15 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// Real time, for one number that is told and never judged.
+#[expect(clippy::disallowed_types, reason = "the server lives in real time")]
+type Moment = std::time::Instant;
+
+#[expect(clippy::disallowed_methods, reason = "the server lives in real time")]
+fn now() -> Moment {
+    Moment::now()
 }
 
 fn published_seq(server: &Server) -> Result<u64> {
