@@ -61,7 +61,7 @@ impl Control {
 pub struct ExportDocument {
     pub name: String,
     pub size_bytes: u64,
-    /// `read-write`, `read-only`, `fenced`, `closed` (known to the store or the log, not open).
+    /// `read-write`, `read-only`, `fenced`, `vanished`, `closed` (known to the store or the log, not open).
     pub role: String,
     pub epoch: u64,
     /// The owner in the root, for people: host name and cache id.
