@@ -113,8 +113,8 @@ async fn serve(config: Config, supervisor: &Supervisor) -> Result<ExitCode, Fail
         }
     };
     match ended {
-        Ended::Stopped(exports) => {
-            let (text, code) = drain::farewell(&exports, &config.cache.dir);
+        Ended::Stopped(left) => {
+            let (text, code) = drain::farewell(&left, &config.cache.dir);
             output::notice(text);
             Ok(code)
         }

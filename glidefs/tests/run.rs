@@ -67,6 +67,21 @@ fn a_second_signal_stops_at_once_and_loses_nothing_that_was_answered() {
 }
 
 #[test]
+fn a_kill_loses_nothing_that_was_answered_and_a_start_right_behind_it_succeeds() {
+    let dir = folder(60_000);
+    for round in 1..=5_u8 {
+        let server = Server::start(dir.path());
+        let mut client = Nbd::connect(dir.path(), "vm-c");
+        for before in 1..round {
+            assert_eq!(client.read(u64::from(before) * 4096), [before; PAGE]);
+        }
+        client.write(u64::from(round) * 4096, &[round; PAGE]);
+        // SIGKILL; the kernel may still hold the old cache when the next one starts.
+        drop(server);
+    }
+}
+
+#[test]
 fn a_port_that_is_taken_names_its_key() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = taken.local_addr().map(|address| (taken, address));

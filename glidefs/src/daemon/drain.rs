@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::shard_thread::Ended;
+use super::shard_thread::{Ended, Left};
 use crate::cli::{bytes_text, output};
 use crate::control::{Control, ExportDocument, Request};
 
@@ -50,12 +50,15 @@ pub(super) async fn watch(
 }
 
 /// The last words, and the exit code: 0 if the store holds everything.
-pub(super) fn farewell(exports: &[ExportDocument], cache_dir: &Path) -> (String, ExitCode) {
-    let kept: Vec<_> = exports
+pub(super) fn farewell(left: &Left, cache_dir: &Path) -> (String, ExitCode) {
+    let kept: Vec<_> = left
+        .exports
         .iter()
         .filter(|export| export.dirty_bytes > 0)
         .collect();
-    if kept.is_empty() {
+    let listed: u64 = kept.iter().map(|export| export.dirty_bytes).sum();
+    let unlisted = left.dirty_bytes.saturating_sub(listed);
+    if listed == 0 && unlisted == 0 {
         let text = "Drained: the store holds everything.";
         return (text.to_owned(), ExitCode::SUCCESS);
     }
@@ -69,6 +72,12 @@ pub(super) fn farewell(exports: &[ExportDocument], cache_dir: &Path) -> (String,
             export.name,
             export.role,
             bytes_text(export.dirty_bytes)
+        ));
+    }
+    if unlisted > 0 {
+        text.push_str(&format!(
+            "\n  exports that are not open: {} stay in the cache",
+            bytes_text(unlisted)
         ));
     }
     (text, ExitCode::from(1))
@@ -203,10 +212,19 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_behind_is_told_and_is_exit_1() {
-        let (text, _) = farewell(&[export("a", 0)], Path::new("/c"));
-        assert!(text.starts_with("Drained"));
-        let (text, _) = farewell(&[export("a", 4096)], Path::new("/c"));
+    fn what_stays_behind_is_told() {
+        let words = |exports: &[ExportDocument], dirty_bytes| {
+            let left = Left {
+                exports: exports.to_vec(),
+                dirty_bytes,
+            };
+            farewell(&left, Path::new("/c")).0
+        };
+        assert!(words(&[export("a", 0)], 0).starts_with("Drained"));
+        let text = words(&[export("a", 4096)], 4096);
         assert!(text.contains("do not delete /c") && text.contains("export a (fenced): 4 KiB"));
+        assert!(!text.contains("not open"));
+        let text = words(&[export("a", 0)], 8192);
+        assert!(text.contains("not open: 8 KiB"));
     }
 }

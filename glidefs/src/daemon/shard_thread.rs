@@ -1,6 +1,6 @@
 //! The thread that moves data: one ring, one cache, all exports.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::rc::Rc;
 use std::thread::Builder;
@@ -28,10 +28,19 @@ pub(super) struct ShardThread {
 /// How it ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// After it was told to stop, and drained: the exports as they were then.
-    Stopped(Vec<ExportDocument>),
+    /// After it was told to stop, and drained.
+    Stopped(Left),
     /// Why it did not start or could not go on.
     Failed(String),
+}
+
+/// What was there at the end.
+#[derive(Debug)]
+pub(super) struct Left {
+    /// Those that were open.
+    pub(super) exports: Vec<ExportDocument>,
+    /// Bytes in the log that the store does not hold, of volumes that are not open too.
+    pub(super) dirty_bytes: u64,
 }
 
 /// Everything that goes over to the thread.
@@ -71,7 +80,7 @@ impl ShardThread {
         };
         let body = move || {
             let ended = match world::linux::run(linux(edge), |world| Box::pin(serve(world, plan))) {
-                Ok(Ok(exports)) => Ended::Stopped(exports),
+                Ok(Ok(left)) => Ended::Stopped(left),
                 Ok(Err(why)) => Ended::Failed(why),
                 Err(error) => Ended::Failed(ring_text(&error)),
             };
@@ -140,7 +149,7 @@ fn linux(edge: Handle) -> LinuxConfig {
     LinuxConfig::new(edge, threads)
 }
 
-fn ring_text(error: &std::io::Error) -> String {
+fn ring_text(error: &io::Error) -> String {
     format!(
         "the kernel gives no io_uring ({error}); it needs Linux 6.0 or later, and \
          `sysctl kernel.io_uring_disabled` at 0"
@@ -149,7 +158,7 @@ fn ring_text(error: &std::io::Error) -> String {
 
 /// The whole life of the shard. The order at the end: first a drain while clients go on being
 /// served, so that they miss little; then they are sent away; then what they wrote meanwhile.
-async fn serve(world: LinuxWorld, plan: Plan) -> Result<Vec<ExportDocument>, String> {
+async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, String> {
     let store = LinuxStore::open(&plan.store, plan.edge)
         .map_err(|error| format!("`storage.url`: {error}"))?;
     let shard = Box::pin(Shard::open(world.clone(), store, plan.shard))
@@ -192,10 +201,13 @@ async fn serve(world: LinuxWorld, plan: Plan) -> Result<Vec<ExportDocument>, Str
     close.send_replace(true);
     let _closed = still_open.wait_for(|count| *count == 0).await;
     Box::pin(shard.shutdown(Drain::Everything)).await;
-    Ok(shard.documents())
+    Ok(Left {
+        exports: shard.documents(),
+        dirty_bytes: shard.server().dirty_bytes,
+    })
 }
 
-fn door_text(key: &str, address: &Address, error: &std::io::Error) -> String {
+fn door_text(key: &str, address: &Address, error: &io::Error) -> String {
     let remedy = match error.kind() {
         ErrorKind::AddrInUse => {
             "another program listens there: stop it, or set another (with no config file: \
