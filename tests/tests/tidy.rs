@@ -158,7 +158,7 @@ fn nothing_is_left_for_later() {
                 found.push(format!("{path}: {first}{second}"));
             }
         }
-        if words(&code_of(&text)).any(|word| word == "todo") {
+        if code_of(&text).contains("todo!") {
             found.push(format!("{path}: a body that is still to be written"));
         }
     }
