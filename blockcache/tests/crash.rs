@@ -165,9 +165,10 @@ async fn step(
                 stamped(first, bytes)
             };
             let range = usize::try_from(at).expect("small") * SECTOR;
-            let mut pieces = model.borrow_mut();
-            pieces.writes.insert(first, (range, data.clone()));
-            drop(pieces);
+            model
+                .borrow_mut()
+                .writes
+                .insert(first, (range, data.clone()));
             let seq = if zero {
                 volume.zero(at * 512, len * 512).await?
             } else {
