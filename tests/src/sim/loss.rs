@@ -1,0 +1,4 @@
+use super::stage::Stage;
+pub(super) async fn play(_stage: &Stage) -> anyhow::Result<()> {
+    Ok(())
+}
