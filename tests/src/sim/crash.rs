@@ -29,7 +29,7 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     stage.calm();
     let node = stage.start_surely(host).await?;
     stage.judge(&node, lives.owed.unwrap_or(Judge::Process)).await?;
-    stage.finish(node).await
+    stage.finish(&node).await
 }
 
 struct Lives<'a> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use blockcache::CacheConfig;
+use glidefs::device::Access;
 use glidefs::nbd::wire::export;
 use glidefs::shard::ShardConfig;
 use glidefs::volume::{BucketConfig, Compression};
@@ -83,6 +84,8 @@ pub(super) struct Stage {
     pub(super) settings: Settings,
     pub(super) model: Model,
     answers: Cell<u64>,
+    /// Counts takeovers: who follows an earlier owner stops.
+    branch: Rc<Cell<u64>>,
 }
 
 impl Stage {
@@ -96,6 +99,7 @@ impl Stage {
             run,
             settings,
             answers: Cell::new(0),
+            branch: Rc::default(),
         }
     }
 
@@ -166,9 +170,31 @@ impl Stage {
         guest.check()
     }
 
-    /// Tells the model, for as long as the node lives, what it has published.
+    /// From here on another node owns the volume, or is about to.
+    pub(super) fn branch(&self) {
+        self.branch.set(self.branch.get() + 1);
+    }
+
+    /// What this guest does from here on is not part of the volume.
+    pub(super) fn estrange(&self, guest: &Guest) {
+        self.branch();
+        guest.estrange();
+    }
+
+    /// Lets a guest finish what it is at and leave.
+    pub(super) async fn rest(&self, guest: &Guest) -> Result<()> {
+        guest.stop();
+        guest.over(ANSWER_MAX).await?;
+        guest.leave(self.one_in(2));
+        self.pause_ms(0, 5).await;
+        self.sim.kill(guest.pid);
+        self.dismiss(guest)
+    }
+
+    /// Tells the model, for as long as the node lives and owns, what it has published.
     pub(super) fn follow(&self, node: &Rc<Node>) {
         let (sim, node, model) = (self.sim.clone(), Rc::clone(node), Rc::clone(&self.model));
+        let (branch, own) = (Rc::clone(&self.branch), self.branch.get());
         self.sim.spawn(async move {
             loop {
                 let pause = sim.chance(|chance| chance.between(5, 500));
@@ -177,7 +203,8 @@ impl Stage {
                 let Ok(before) = node.get().await else { return };
                 loop {
                     let Ok(now) = node.get().await else { return };
-                    if now.role != "read-write" || now.epoch != before.epoch {
+                    let owns = now.role == "read-write" && now.epoch == before.epoch;
+                    if !owns || branch.get() != own {
                         return;
                     }
                     if now.published_seq >= before.last_seq {
@@ -287,8 +314,14 @@ impl Stage {
 
     /// Takes the volume by force, whoever has it.
     pub(super) async fn take(&self, node: &Node) -> Result<()> {
+        let taken = self.try_take(node, TRIES_MAX).await;
+        taken.map_err(|why| anyhow!("never promoted: {why}"))
+    }
+
+    /// The same with less patience; returns the last refusal.
+    pub(super) async fn try_take(&self, node: &Node, tries: u32) -> Result<(), String> {
         let mut last = String::new();
-        for _ in 0..TRIES_MAX {
+        for _ in 0..tries {
             let taken = match node.get().await {
                 Ok(document) => node.promote(document.epoch).await,
                 Err(error) => Err(error),
@@ -299,7 +332,78 @@ impl Stage {
             }
             self.sim.sleep(TRY_PAUSE).await;
         }
-        bail!("never promoted: {last}")
+        Err(last)
+    }
+
+    /// Makes the node the owner as an operator would: by force where another has the volume, and
+    /// by giving up what nobody can publish any more.
+    pub(super) async fn settle(&self, node: &Node) -> Result<()> {
+        let mut last = String::new();
+        for _ in 0..TRIES_MAX {
+            match self.connects(node).await {
+                Some(Ok(Access::ReadWrite)) => return Ok(()),
+                Some(Ok(Access::ReadOnly)) => {
+                    if let Err(why) = self.try_take(node, 1).await {
+                        last = why;
+                    }
+                }
+                Some(Err(why)) => last = why,
+                None => bail!("a host crashed that nobody touched"),
+            }
+            if last.contains("accept their loss") {
+                self.sim.note("the operator accepts the loss");
+                let deleted = node.delete().await;
+                last = deleted.map_or_else(|error| error.to_string(), |_| String::new());
+            }
+            self.sim.sleep(TRY_PAUSE).await;
+        }
+        bail!("never settled: {last}")
+    }
+
+    /// Connects once and leaves: what the client was told. None if its host crashed.
+    async fn connects(&self, node: &Node) -> Option<Result<Access, String>> {
+        let call = self.sim.call(node.host, |world| async move {
+            let client = NbdClient::connect(&world, &socket(), NAME, Options::default()).await;
+            let client = client.map_err(|error| error.to_string())?;
+            Ok(if client.export().flags & export::READ_ONLY == 0 {
+                Access::ReadWrite
+            } else {
+                Access::ReadOnly
+            })
+        });
+        let pid = call.pid();
+        let told = call.await;
+        self.sim.kill(pid);
+        told
+    }
+
+    /// Each page is right, or an error. For a store that is damaged.
+    pub(super) async fn check_pages(&self, node: &Node) -> Result<()> {
+        let (size, model) = (self.settings.volume_bytes, Rc::clone(&self.model));
+        let call = self.sim.call(node.host, move |world| async move {
+            let client = NbdClient::connect(&world, &socket(), NAME, Options::default()).await;
+            let Ok(client) = client else {
+                return anyhow::Ok(0);
+            };
+            let (mut good, mut at) = (0, 0);
+            while at < size {
+                let len = world_len(&world, size - at);
+                let begun = model.borrow_mut().read_begin();
+                if let Ok(bytes) = client.read(at, u32::try_from(len).expect("small")).await {
+                    let verdict = model.borrow().check_read(begun, at, &bytes);
+                    verdict.map_err(|violation| anyhow!("a read of {at}+{len}: {violation}"))?;
+                    good += 1;
+                }
+                at += len;
+            }
+            Ok(good)
+        });
+        let pid = call.pid();
+        let outcome = call.await;
+        self.sim.kill(pid);
+        let good: u32 = outcome.context("a host crashed that nobody touched")??;
+        self.sim.note(format_args!("{good} reads were answered"));
+        Ok(())
     }
 
     /// A bad store, more or less.
@@ -345,9 +449,9 @@ impl Stage {
     }
 
     /// Everything is drained, the node and its disk are lost, and another one finds it all.
-    pub(super) async fn finish(&self, node: Node) -> Result<()> {
+    pub(super) async fn finish(&self, node: &Node) -> Result<()> {
         self.calm();
-        self.drain(&node).await?;
+        self.drain(node).await?;
         let host = node.host;
         node.kill();
         let heir = self.sim.host("heir");
@@ -359,6 +463,13 @@ impl Stage {
         self.take(&heir).await?;
         self.judge(&heir, Judge::Store).await.map(drop)
     }
+}
+
+/// One page, or several.
+fn world_len(world: &SimWorld, left: u64) -> u64 {
+    let mut byte = [0];
+    world.fill_random(&mut byte);
+    left.min(PAGE * (1 + u64::from(byte[0] % 4)))
 }
 
 /// What a client must get.
