@@ -16,5 +16,6 @@ pub mod oracle;
 pub mod pages;
 pub mod s3;
 pub mod server;
+pub mod sim;
 pub mod site;
 pub mod tool;

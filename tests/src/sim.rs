@@ -1,0 +1,230 @@
+//! The whole system in simulation: the real NBD server, shard, cache, volumes and sync, on
+//! simulated disks, store, sockets and clocks; guests that stamp what they write; the model disk
+//! ([`crate::oracle`]) as the judge. One seed decides everything.
+//!
+//! A [`Scenario`] is one kind of trouble. All of them end alike: the trouble stops, everything is
+//! drained, the node is lost with its disk, and another node must find exactly what was answered.
+//!
+//! - `stage`: what a scenario stands on: settings, nodes, guests, the judgement;
+//! - `node`: a server as one process of a host;
+//! - `guest`: one client process and its load;
+//! - the rest: the scenarios.
+//!
+//! Deliberately absent: the HTTP API and the config file (the edge), and more than one volume in a
+//! log but for one that keeps it busy.
+
+mod answers;
+mod copies;
+mod crash;
+mod damage;
+mod fsync;
+mod guest;
+mod loss;
+mod node;
+mod stage;
+mod takeover;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use world::sim::{Sim, SimConfig};
+
+/// Steps of tasks in one run; the longest take a tenth.
+const STEPS_MAX: u64 = 6_000_000;
+/// Virtual time of one run; the longest take a tenth.
+const TIME_MAX: Duration = Duration::from_secs(4 * 3_600);
+
+/// Kinds of trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scenario {
+    /// Kills and power cuts at random operations, under a bad store.
+    Crash,
+    /// The same with a tiny cache, hot pages and trims, so that chunks are reused all the time.
+    Evict,
+    /// The node dies with its disk.
+    Loss,
+    /// Another node takes the volume while the first is paused or cut off, and comes back.
+    Takeover,
+    /// Cache folders of the past, and copies of them on other hosts.
+    Copies,
+    /// Answers of the store get lost, guests come and go, the volume moves between nodes.
+    Answers,
+    /// Objects of the store are damaged, swapped, or put back to what they were.
+    Damage,
+    /// The disk reports an error.
+    Fsync,
+}
+
+impl Scenario {
+    pub const ALL: [Self; 8] = [
+        Self::Crash,
+        Self::Evict,
+        Self::Loss,
+        Self::Takeover,
+        Self::Copies,
+        Self::Answers,
+        Self::Damage,
+        Self::Fsync,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::Evict => "evict",
+            Self::Loss => "loss",
+            Self::Takeover => "takeover",
+            Self::Copies => "copies",
+            Self::Answers => "answers",
+            Self::Damage => "damage",
+            Self::Fsync => "fsync",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.name() == name)
+    }
+
+    /// The one that a seed stands for where none is named.
+    pub fn of_seed(seed: u64) -> Self {
+        let count = u64::try_from(Self::ALL.len()).expect("a few");
+        Self::ALL[usize::try_from(seed % count).expect("an index")]
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A rule broken on purpose (`docs/promises.md`); only in builds with the feature `planted`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plant {
+    /// A clean chunk is evicted before an older one.
+    Rule1,
+    /// A dirty record counts as clean once a newer write covers it.
+    Rule2,
+    /// A recycled chunk keeps its life, and its header is not waited for.
+    Rule4,
+    /// Local records count whoever published last.
+    Rule11,
+}
+
+impl Plant {
+    pub const ALL: [Self; 4] = [Self::Rule1, Self::Rule2, Self::Rule4, Self::Rule11];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rule1 => "rule1",
+            Self::Rule2 => "rule2",
+            Self::Rule4 => "rule4",
+            Self::Rule11 => "rule11",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.name() == name)
+    }
+}
+
+/// One run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub scenario: Scenario,
+    pub seed: u64,
+    pub plant: Option<Plant>,
+}
+
+/// A run that ended well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    pub trace_hash: u64,
+    /// Steps of tasks, and requests that guests were answered.
+    pub steps: u64,
+    pub answers: u64,
+    /// The last lines of the trace, where they were asked for.
+    pub trace: String,
+}
+
+/// A run that broke a promise.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{} seed {}: {what}", run.scenario, run.seed)]
+pub struct Failed {
+    pub run: Run,
+    pub what: String,
+    pub trace: String,
+}
+
+impl Run {
+    /// Runs it to its end. `lines` of the trace are kept for people.
+    pub fn perform(self, lines: usize) -> Result<Passed, Box<Failed>> {
+        let failed = |what: String, trace: String| {
+            let run = self;
+            Box::new(Failed { run, what, trace })
+        };
+        let ended = catch_unwind(AssertUnwindSafe(|| self.simulate(lines)));
+        match ended {
+            Ok(Ok((outcome, trace_hash))) => match outcome.result {
+                Ok(answers) => Ok(Passed {
+                    trace_hash,
+                    answers,
+                    steps: outcome.steps,
+                    trace: outcome.trace,
+                }),
+                Err(error) => Err(failed(format!("{error:#}"), outcome.trace)),
+            },
+            Ok(Err(stuck)) => Err(failed(
+                format!("{} after {} steps", stuck.why, stuck.steps),
+                stuck.trace,
+            )),
+            Err(panic) => Err(failed(format!("panic: {}", text_of(&*panic)), String::new())),
+        }
+    }
+
+    fn simulate(self, lines: usize) -> Result<(Outcome, u64), world::sim::Stuck> {
+        let config = SimConfig {
+            steps_max: STEPS_MAX,
+            time_max: TIME_MAX,
+            trace_lines_max: lines.max(1),
+            panic_lines_max: lines,
+            ..SimConfig::default()
+        };
+        // Scenarios of one seed must not see the same numbers.
+        let mixed = self.seed ^ (u64::from(self.scenario.name().as_bytes()[1]) << 56);
+        Sim::simulate(mixed, config, move |sim| async move {
+            let result = Box::pin(self.play(sim.clone())).await;
+            Outcome {
+                result,
+                steps: sim.steps(),
+                trace: sim.trace_tail(lines),
+            }
+        })
+    }
+
+    async fn play(self, sim: Sim) -> anyhow::Result<u64> {
+        let stage = stage::Stage::new(sim, self);
+        match self.scenario {
+            Scenario::Crash | Scenario::Evict => crash::play(&stage).await?,
+            Scenario::Loss => loss::play(&stage).await?,
+            Scenario::Takeover => takeover::play(&stage).await?,
+            Scenario::Copies => copies::play(&stage).await?,
+            Scenario::Answers => answers::play(&stage).await?,
+            Scenario::Damage => damage::play(&stage).await?,
+            Scenario::Fsync => fsync::play(&stage).await?,
+        }
+        Ok(stage.answers())
+    }
+}
+
+struct Outcome {
+    result: anyhow::Result<u64>,
+    steps: u64,
+    trace: String,
+}
+
+fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a text").to_owned()
+}

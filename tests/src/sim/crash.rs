@@ -1,0 +1,115 @@
+//! Kills and power cuts at random operations, under load and a bad store; also while starting.
+//!
+//! After a kill every answered write is there, after a power cut everything that was flushed, and
+//! in both cases what is there is one cut (promises 1, 2). An export whose epoch the log holds opens
+//! also while the store is out (rule 14).
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::Result;
+use world::sim::{Crash, HostId};
+
+use super::guest::{Guest, Load, Tolerance};
+use super::node::Node;
+use super::stage::{ANSWER_MAX, Stage};
+use crate::oracle::Judge;
+
+pub(super) async fn play(stage: &Stage) -> Result<()> {
+    let host = stage.sim.host("a");
+    let mut lives = Lives {
+        stage,
+        host,
+        owed: None,
+        held: false,
+    };
+    for _ in 0..stage.between(2, 5) {
+        lives.live().await?;
+    }
+    stage.calm();
+    let node = stage.start_surely(host).await?;
+    stage.judge(&node, lives.owed.unwrap_or(Judge::Process)).await?;
+    stage.finish(&node).await
+}
+
+struct Lives<'a> {
+    stage: &'a Stage,
+    host: HostId,
+    /// What the content must show; several crashes may have come since it was last judged.
+    owed: Option<Judge>,
+    /// A client was served: the log holds the epoch.
+    held: bool,
+}
+
+impl Lives<'_> {
+    async fn live(&mut self) -> Result<()> {
+        let stage = self.stage;
+        let sim = &stage.sim;
+        let how = if stage.one_in(2) {
+            Crash::Power
+        } else {
+            Crash::Process
+        };
+        let early = stage.one_in(4);
+        let fuse = stage.between(0, if early { 150 } else { 4_000 });
+        sim.crash_after(self.host, fuse, how);
+        stage.weather();
+        if self.held && stage.one_in(4) {
+            sim.set_store_outage(None, true);
+        }
+        let Some(node) = stage.start(self.host).await? else {
+            self.owe(how);
+            return Ok(());
+        };
+        if self.held {
+            stage.opens(&node).await?;
+        }
+        sim.set_store_outage(None, false);
+        let owed = self.owed.unwrap_or(Judge::Process);
+        if !stage.judge(&node, owed).await? {
+            self.owe(how);
+            return Ok(());
+        }
+        (self.owed, self.held) = (None, true);
+        let node = Rc::new(node);
+        stage.follow(&node);
+        let guest = stage.guest(&node, Load::drawn(sim, Tolerance::Reads));
+        let how = self.end(&node, &guest, how).await?;
+        self.owe(how);
+        stage.dismiss(&guest)
+    }
+
+    /// Lets things happen until the server is down; returns how it went down.
+    async fn end(&self, node: &Node, guest: &Guest, how: Crash) -> Result<Crash> {
+        let stage = self.stage;
+        let end = stage.sim.now() + Duration::from_millis(stage.between(50, 8_000));
+        while stage.sim.now() < end && node.is_alive() {
+            stage.pause_ms(1, 400).await;
+            guest.check()?;
+            match stage.between(0, 9) {
+                0 => stage.weather(),
+                1 => stage.sim.set_store_outage(None, true),
+                2 | 3 => stage.sim.set_store_outage(None, false),
+                _ => {}
+            }
+        }
+        if !node.is_alive() {
+            return Ok(how);
+        }
+        if stage.one_in(2) {
+            stage.sim.crash(self.host, how);
+            return Ok(how);
+        }
+        node.kill();
+        guest.over(ANSWER_MAX).await?;
+        stage.sim.kill(guest.pid);
+        Ok(Crash::Process)
+    }
+
+    fn owe(&mut self, how: Crash) {
+        self.owed = match (how, self.owed) {
+            (Crash::Process, None | Some(Judge::Process)) => Some(Judge::Process),
+            _ => Some(Judge::Power),
+        };
+    }
+}

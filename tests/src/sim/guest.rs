@@ -1,0 +1,402 @@
+//! One client process: a few connections, several requests in flight, every payload stamped.
+//!
+//! What is submitted and answered is told to the model at that very moment. A guest that has lost
+//! its volume to another node is *estranged*: it goes on with a model of its own, whose stamps are
+//! foreign to the first, so that nothing it writes may ever be seen there.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use glidefs::nbd::wire::{command, export, flag};
+use world::World;
+use world::sim::{HostId, Pid, Sim, SimWorld};
+
+use super::node::{NAME, socket};
+use crate::nbd_client::{ClientError, NbdClient, Options};
+use crate::oracle::{Oracle, SECTOR_BYTES};
+
+pub(super) type Model = Rc<RefCell<Oracle>>;
+
+const EIO: u32 = 5;
+const PAGE_SECTORS: u64 = 8;
+
+/// Which errors a guest may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tolerance {
+    /// None but the end of its connection.
+    Nothing,
+    /// Reads may fail while the store is out.
+    Reads,
+    /// Everything may fail; a worker ends when something but a read does.
+    Everything,
+}
+
+/// What guests do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    pub(super) connections: u64,
+    pub(super) workers: u64,
+    /// Between two requests of a worker.
+    pub(super) think_us_max: u64,
+    pub(super) write_sectors_max: u64,
+    /// One request in so many goes to the first pages.
+    pub(super) hot_one_in: u64,
+    pub(super) hot_pages: u64,
+    /// Of a hundred requests: zeros, flushes, reads; the others write.
+    pub(super) zeros: u64,
+    pub(super) flushes: u64,
+    pub(super) reads: u64,
+    pub(super) tolerance: Tolerance,
+}
+
+impl Load {
+    pub(super) fn drawn(sim: &Sim, tolerance: Tolerance) -> Self {
+        sim.chance(|chance| Self {
+            connections: chance.between(1, 2),
+            workers: chance.between(1, 6),
+            think_us_max: [0, 500, 5_000, 40_000][chance.index(4)],
+            write_sectors_max: [8, 8, 40, 512][chance.index(4)],
+            hot_one_in: chance.between(1, 4),
+            hot_pages: chance.between(1, 16),
+            zeros: [0, 4, 15][chance.index(3)],
+            flushes: [2, 10, 25][chance.index(3)],
+            reads: [5, 20][chance.index(2)],
+            tolerance,
+        })
+    }
+}
+
+/// A client process under load.
+#[derive(Debug)]
+pub(super) struct Guest {
+    sim: Sim,
+    pub(super) host: HostId,
+    pub(super) pid: Pid,
+    state: Rc<State>,
+    /// Connections, to say goodbye.
+    clients: Rc<RefCell<Vec<NbdClient<SimWorld>>>>,
+}
+
+/// What the workers share with the driver, beyond the death of the process.
+#[derive(Debug)]
+pub(super) struct State {
+    model: RefCell<Model>,
+    load: Load,
+    /// Workers that have not ended.
+    pub(super) working: Cell<u64>,
+    stop: Cell<bool>,
+    pub(super) answers: Cell<u64>,
+    /// Answers with success to writes, zeros and flushes.
+    pub(super) changes: Cell<u64>,
+    /// Requests that failed, as far as they may.
+    pub(super) failures: Cell<u64>,
+    violation: RefCell<Option<String>>,
+    /// Reads are judged.
+    judged: Cell<bool>,
+}
+
+impl Guest {
+    /// Starts a client process beside the server; connecting is its own business.
+    pub(super) fn start(sim: &Sim, host: HostId, model: Model, load: Load) -> Self {
+        let state = Rc::new(State {
+            model: RefCell::new(model),
+            load,
+            working: Cell::new(load.workers),
+            stop: Cell::new(false),
+            answers: Cell::new(0),
+            changes: Cell::new(0),
+            failures: Cell::new(0),
+            violation: RefCell::new(None),
+            judged: Cell::new(true),
+        });
+        let clients = Rc::<RefCell<Vec<_>>>::default();
+        let (shared, told, driver) = (Rc::clone(&clients), Rc::clone(&state), sim.clone());
+        let pid = sim.start(host, move |world| async move {
+            for _ in 0..load.connections {
+                match connect(&world).await {
+                    Ok(client) => shared.borrow_mut().push(client),
+                    Err(error) => {
+                        told.refused(&error);
+                        return;
+                    }
+                }
+            }
+            let clients: Vec<_> = shared.borrow().clone();
+            for worker in 0..load.workers {
+                let number = usize::try_from(worker).expect("a few") % clients.len();
+                let (client, told, sim) = (clients[number].clone(), Rc::clone(&told), driver.clone());
+                world.spawn(async move {
+                    while told.request(&sim, &client).await == Goes::On {}
+                    told.working.set(told.working.get() - 1);
+                });
+            }
+        });
+        Self {
+            sim: sim.clone(),
+            host,
+            pid,
+            state,
+            clients,
+        }
+    }
+
+    pub(super) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What was seen that must not be.
+    pub(super) fn check(&self) -> Result<()> {
+        match &*self.state.violation.borrow() {
+            None => Ok(()),
+            Some(what) => bail!("{what}"),
+        }
+    }
+
+    /// True once every worker has ended, or the process is gone.
+    pub(super) fn is_over(&self) -> bool {
+        self.state.working.get() == 0 || !self.sim.is_alive(self.pid)
+    }
+
+    /// Asks the workers to end after the request that they are at.
+    pub(super) fn stop(&self) {
+        self.state.stop.set(true);
+    }
+
+    /// Waits for the workers, within a time that no healthy system needs.
+    pub(super) async fn over(&self, within: Duration) -> Result<()> {
+        let end = self.sim.now() + within;
+        while !self.is_over() {
+            self.check()?;
+            if self.sim.now() > end {
+                bail!(
+                    "{} requests were not answered within {within:?}",
+                    self.state.working.get()
+                );
+            }
+            self.sim.sleep(Duration::from_millis(1)).await;
+        }
+        self.check()
+    }
+
+    /// Says goodbye on every connection, or vanishes.
+    pub(super) fn leave(&self, politely: bool) {
+        let clients = self.clients.take();
+        for client in clients {
+            if politely {
+                self.sim.spawn(async move { client.disconnect().await });
+            } else {
+                client.vanish();
+            }
+        }
+    }
+
+    /// From here on this guest writes to a volume that is not the model's any more.
+    pub(super) fn estrange(&self) {
+        let size = self.state.model.borrow().borrow().size_bytes();
+        let foreign = Oracle::new(!self.sim.seed(), size);
+        *self.state.model.borrow_mut() = Rc::new(RefCell::new(foreign));
+        self.state.judged.set(false);
+    }
+}
+
+/// Whether a worker goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goes {
+    On,
+    Away,
+}
+
+impl State {
+    async fn request(&self, sim: &Sim, client: &NbdClient<SimWorld>) -> Goes {
+        if self.stop.get() {
+            return Goes::Away;
+        }
+        if self.load.think_us_max > 0 {
+            let think = sim.chance(|chance| chance.below(self.load.think_us_max));
+            sim.sleep(Duration::from_micros(think)).await;
+        }
+        let what = sim.chance(|chance| chance.below(100));
+        let model = Rc::clone(&self.model.borrow());
+        let (zeros, flushes) = (self.load.zeros, self.load.flushes);
+        let done = if what < zeros {
+            self.zero(sim, client, &model).await
+        } else if what < zeros + flushes {
+            self.flush(client, &model).await
+        } else if what < zeros + flushes + self.load.reads {
+            return self.read(sim, client, &model).await;
+        } else {
+            self.write(sim, client, &model).await
+        };
+        match done {
+            Ok(()) => {
+                self.answers.set(self.answers.get() + 1);
+                self.changes.set(self.changes.get() + 1);
+                Goes::On
+            }
+            Err(error) => self.failed(&error, Request::Change),
+        }
+    }
+
+    async fn write(
+        &self,
+        sim: &Sim,
+        client: &NbdClient<SimWorld>,
+        model: &Model,
+    ) -> Result<(), ClientError> {
+        let (at, len) = self.range(sim, model);
+        let fua = sim.chance(|chance| chance.one_in(10));
+        let (no, data) = model.borrow_mut().submit_write(at, len);
+        sim.note(format_args!("{no} {at}+{len}{}", if fua { " FUA" } else { "" }));
+        if fua {
+            client.write_fua(at, data).await?;
+        } else {
+            client.write(at, data).await?;
+        }
+        if self.is_current(model) {
+            sim.note(format_args!("{no} answered"));
+            let mut model = model.borrow_mut();
+            if fua {
+                model.answered_durable(no);
+            } else {
+                model.answered(no);
+            }
+        }
+        Ok(())
+    }
+
+    async fn zero(
+        &self,
+        sim: &Sim,
+        client: &NbdClient<SimWorld>,
+        model: &Model,
+    ) -> Result<(), ClientError> {
+        let (at, len) = self.range(sim, model);
+        let (what, flags) = sim.chance(|chance| {
+            let what = [command::TRIM, command::WRITE_ZEROES][chance.index(2)];
+            (what, if chance.one_in(10) { flag::FUA } else { 0 })
+        });
+        let no = model.borrow_mut().submit_zero(at, len);
+        sim.note(format_args!("{no} {at}+{len} zeros"));
+        let len = u32::try_from(len).expect("small");
+        client.ask(what, flags, at, len).await?;
+        if self.is_current(model) {
+            sim.note(format_args!("{no} answered"));
+            let mut model = model.borrow_mut();
+            if flags == 0 {
+                model.answered(no);
+            } else {
+                model.answered_durable(no);
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush(&self, client: &NbdClient<SimWorld>, model: &Model) -> Result<(), ClientError> {
+        let begun = model.borrow_mut().flush_begin();
+        client.flush().await?;
+        if self.is_current(model) {
+            model.borrow_mut().flush_done(begun);
+        }
+        Ok(())
+    }
+
+    async fn read(&self, sim: &Sim, client: &NbdClient<SimWorld>, model: &Model) -> Goes {
+        let (at, len) = self.range(sim, model);
+        let begun = model.borrow_mut().read_begin();
+        let bytes = match client.read(at, u32::try_from(len).expect("small")).await {
+            Ok(bytes) => bytes,
+            Err(error) => return self.failed(&error, Request::Read),
+        };
+        self.answers.set(self.answers.get() + 1);
+        if self.is_current(model) && self.judged.get() {
+            let verdict = model.borrow().check_read(begun, at, &bytes);
+            if let Err(violation) = verdict {
+                self.accuse(format!("a read of {at}+{len}: {violation}"));
+                return Goes::Away;
+            }
+        }
+        Goes::On
+    }
+
+    /// A guest that was estranged meanwhile has nothing to tell the old model.
+    fn is_current(&self, model: &Model) -> bool {
+        Rc::ptr_eq(model, &self.model.borrow())
+    }
+
+    fn failed(&self, error: &ClientError, request: Request) -> Goes {
+        match (error, self.load.tolerance, request) {
+            // Killed, or cut off: whether it happened is unknown, and the model says so.
+            (ClientError::Closed | ClientError::Io(_), _, _) => Goes::Away,
+            (ClientError::Failed { errno, .. }, Tolerance::Reads, Request::Read)
+                if *errno == EIO =>
+            {
+                self.failures.set(self.failures.get() + 1);
+                Goes::On
+            }
+            (ClientError::Failed { errno, .. }, Tolerance::Everything, Request::Read)
+                if *errno == EIO =>
+            {
+                self.failures.set(self.failures.get() + 1);
+                Goes::On
+            }
+            (ClientError::Failed { .. }, Tolerance::Everything, _) => {
+                self.failures.set(self.failures.get() + 1);
+                Goes::Away
+            }
+            _ => {
+                self.accuse(format!("{request:?} failed: {error}"));
+                Goes::Away
+            }
+        }
+    }
+
+    fn refused(&self, error: &ClientError) {
+        let cut_off = matches!(error, ClientError::Closed | ClientError::Io(_));
+        if !cut_off && self.load.tolerance != Tolerance::Everything {
+            self.accuse(format!("a guest cannot connect: {error}"));
+        }
+        self.working.set(0);
+    }
+
+    fn accuse(&self, what: String) {
+        self.violation.borrow_mut().get_or_insert(what);
+    }
+
+    /// Bytes to work on: mostly a page, sometimes a part of one, sometimes many.
+    fn range(&self, sim: &Sim, model: &Model) -> (u64, u64) {
+        let sectors = model.borrow().size_bytes() / SECTOR_BYTES;
+        let load = &self.load;
+        sim.chance(|chance| {
+            let region = if chance.one_in(load.hot_one_in) {
+                (load.hot_pages * PAGE_SECTORS).min(sectors)
+            } else {
+                sectors
+            };
+            let (first, count) = match chance.below(8) {
+                0..4 => (chance.below(region) / PAGE_SECTORS * PAGE_SECTORS, PAGE_SECTORS),
+                4 | 5 => (chance.below(region), chance.between(1, PAGE_SECTORS)),
+                _ => (chance.below(region), chance.between(1, load.write_sectors_max)),
+            };
+            let count = count.min(sectors - first);
+            (first * SECTOR_BYTES, count * SECTOR_BYTES)
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Request {
+    Read,
+    Change,
+}
+
+/// A connection that may write.
+async fn connect(world: &SimWorld) -> Result<NbdClient<SimWorld>, ClientError> {
+    let client = NbdClient::connect(world, &socket(), NAME, Options::default()).await?;
+    if client.export().flags & export::READ_ONLY != 0 {
+        let (kind, text) = (0, "the export is read-only".to_owned());
+        return Err(ClientError::Refused { kind, text });
+    }
+    Ok(client)
+}

@@ -1,0 +1,124 @@
+//! A server as one process of a simulated host: shard, NBD server on a unix socket, control.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use anyhow::{Result, bail};
+use glidefs::control::{
+    Control, ControlError, ExportDocument, PromoteDocument, Request, ServerDocument,
+};
+use glidefs::nbd::{Limits, Server};
+use glidefs::shard::{Shard, ShardConfig};
+use world::sim::{HostId, Pid, Sim, SimWorld};
+use world::sync::watch;
+use world::{Address, World};
+
+/// The export that everything is about.
+pub(super) const NAME: &str = "vm";
+
+/// Where every server listens, on its own host.
+pub(super) fn socket() -> Address {
+    Address::Unix(PathBuf::from("/run/glidefs.sock"))
+}
+
+/// One running server.
+#[derive(Debug)]
+pub(super) struct Node {
+    sim: Sim,
+    pub(super) host: HostId,
+    pub(super) pid: Pid,
+    control: Control,
+}
+
+/// How a start ended.
+#[derive(Debug)]
+pub(super) enum Started {
+    Up(Node),
+    /// The host crashed first.
+    Crashed,
+    /// The server said why it does not start.
+    Refused(String),
+}
+
+impl Node {
+    pub(super) async fn start(sim: &Sim, host: HostId, config: ShardConfig) -> Started {
+        let why: Rc<Cell<Option<String>>> = Rc::default();
+        let call = sim.call(host, |world| serve(world, config));
+        let pid = call.pid();
+        match call.await {
+            None => Started::Crashed,
+            Some(Err(error)) => {
+                why.set(Some(error));
+                sim.kill(pid);
+                Started::Refused(why.take().unwrap_or_default())
+            }
+            Some(Ok(control)) => Started::Up(Self {
+                sim: sim.clone(),
+                host,
+                pid,
+                control,
+            }),
+        }
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.sim.is_alive(self.pid)
+    }
+
+    /// kill -9 of the server alone.
+    pub(super) fn kill(&self) {
+        self.sim.kill(self.pid);
+    }
+
+    pub(super) async fn get(&self) -> Result<ExportDocument, ControlError> {
+        let asked = self.control.ask(|reply| Request::Get(NAME.to_owned(), reply));
+        asked.await
+    }
+
+    pub(super) async fn drain(&self) -> Result<ExportDocument, ControlError> {
+        let asked = self.control.ask(|reply| Request::Drain(NAME.to_owned(), reply));
+        asked.await
+    }
+
+    pub(super) async fn delete(&self) -> Result<ExportDocument, ControlError> {
+        let asked = self.control.ask(|reply| Request::Delete(NAME.to_owned(), reply));
+        asked.await
+    }
+
+    pub(super) async fn server(&self) -> Result<ServerDocument> {
+        match self.control.ask(Request::Server).await {
+            Ok(document) => Ok(document),
+            Err(error) => bail!("the server does not tell its numbers: {error}"),
+        }
+    }
+
+    pub(super) async fn promote(&self, epoch: u64) -> Result<ExportDocument, ControlError> {
+        let how = PromoteDocument {
+            force: true,
+            expected_epoch: Some(epoch),
+        };
+        let asked = self
+            .control
+            .ask(|reply| Request::Promote(NAME.to_owned(), how, reply));
+        asked.await
+    }
+}
+
+/// Opens the shard, the listener and the control, and leaves them to their tasks.
+async fn serve(world: SimWorld, config: ShardConfig) -> Result<Control, String> {
+    let store = world.store();
+    let shard = Box::pin(Shard::open(world.clone(), store, config)).await;
+    let shard = Rc::new(shard.map_err(|error| error.to_string())?);
+    let listener = world.listen(&socket()).await;
+    let listener = listener.map_err(|error| format!("cannot listen: {error}"))?;
+    let (stop, stopped) = watch::channel(false);
+    let server = Server::new(world.clone(), shard.exports(), Limits::default(), stopped);
+    world.spawn(async move {
+        server.serve(listener).await;
+        drop(stop);
+    });
+    let (control, requests) = Control::new();
+    world.spawn(async move { shard.serve_control(requests).await });
+    Ok(control)
+}

@@ -1,0 +1,526 @@
+//! What every scenario stands on: settings drawn from the seed, nodes and guests, the judgement.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use blockcache::CacheConfig;
+use glidefs::device::Access;
+use glidefs::nbd::wire::export;
+use glidefs::shard::ShardConfig;
+use glidefs::volume::{BucketConfig, Compression};
+use world::World;
+use world::sim::{DiskFaults, HostId, Odds, Sim, SimWorld, StoreFaults};
+
+use super::guest::{Guest, Load, Model};
+use super::node::{NAME, Node, Started, socket};
+use super::{Plant, Run, Scenario};
+use crate::nbd_client::{ClientError, NbdClient, Options};
+use crate::oracle::{Judge, Oracle};
+
+const PAGE: u64 = 4096;
+/// The whole content is read in requests of this length.
+const READ_BYTES: u32 = 64 * 1024;
+/// How often a connection, a read or a question is tried again, a second apart.
+const TRIES_MAX: u32 = 400;
+const TRY_PAUSE: Duration = Duration::from_secs(1);
+/// No healthy system leaves a request unanswered for so long.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(1_200);
+
+/// Sizes and times of one run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) volume_bytes: u64,
+    chunk_bytes: u32,
+    chunks: u64,
+    delay: Duration,
+    interval: Duration,
+    blocks_per_batch: u32,
+    pub(super) grace: Duration,
+    compression: Compression,
+}
+
+impl Settings {
+    fn drawn(sim: &Sim, scenario: Scenario) -> Self {
+        let tiny = scenario == Scenario::Evict;
+        sim.chance(|chance| Self {
+            volume_bytes: PAGE * [24, 64, 160][chance.index(3)],
+            chunk_bytes: if tiny {
+                64 * 1024
+            } else {
+                [64, 128, 256][chance.index(3)] * 1024
+            },
+            chunks: if tiny {
+                chance.between(12, 18)
+            } else {
+                chance.between(28, 40)
+            },
+            delay: Duration::from_millis([20, 200, 1_500][chance.index(3)]),
+            interval: Duration::from_millis([1, 50, 400][chance.index(3)]),
+            blocks_per_batch: [1, 3, 25][chance.index(3)],
+            grace: match scenario {
+                Scenario::Answers => Duration::from_millis(chance.between(100, 4_000)),
+                _ => Duration::from_secs(100_000),
+            },
+            compression: [Compression::Lz4, Compression::Zstd(1)][chance.index(2)],
+        })
+    }
+}
+
+/// How a look at the whole content ended.
+#[derive(Debug)]
+enum Seen {
+    Content(Vec<u8>),
+    /// The host crashed, or the server was killed.
+    Crashed,
+}
+
+/// A scenario's world.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) sim: Sim,
+    pub(super) run: Run,
+    pub(super) settings: Settings,
+    pub(super) model: Model,
+    answers: Cell<u64>,
+    /// Counts takeovers: who follows an earlier owner stops.
+    branch: Rc<Cell<u64>>,
+}
+
+impl Stage {
+    pub(super) fn new(sim: Sim, run: Run) -> Self {
+        let settings = Settings::drawn(&sim, run.scenario);
+        sim.note(format_args!("{run:?} {settings:?}"));
+        let model = Oracle::new(sim.seed(), settings.volume_bytes);
+        Self {
+            model: Rc::new(RefCell::new(model)),
+            sim,
+            run,
+            settings,
+            answers: Cell::new(0),
+            branch: Rc::default(),
+        }
+    }
+
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.get()
+    }
+
+    pub(super) fn one_in(&self, times: u64) -> bool {
+        self.sim.chance(|chance| chance.one_in(times))
+    }
+
+    pub(super) fn between(&self, low: u64, high: u64) -> u64 {
+        self.sim.chance(|chance| chance.between(low, high))
+    }
+
+    pub(super) async fn pause_ms(&self, low: u64, high: u64) {
+        let pause = self.between(low, high);
+        self.sim.sleep(Duration::from_millis(pause)).await;
+    }
+
+    fn config(&self, host: HostId) -> ShardConfig {
+        let s = &self.settings;
+        let size = 64 * 1024 + s.chunks * u64::from(s.chunk_bytes);
+        let mut cache = CacheConfig::new("/cache", size);
+        cache.chunk_bytes = Some(s.chunk_bytes);
+        let bucket = BucketConfig {
+            compression: s.compression,
+            password: None,
+        };
+        let mut config = ShardConfig::new(cache, bucket, self.sim.host_name(host));
+        config.exports.create_bytes = Some(s.volume_bytes);
+        config.exports.grace = s.grace;
+        config.exports.sync.delay = s.delay;
+        config.exports.sync.publish_interval_min = s.interval;
+        config.exports.sync.blocks_per_batch = s.blocks_per_batch;
+        plant(self.run.plant, &mut config);
+        config
+    }
+
+    /// Starts a server. None if its host crashed meanwhile.
+    pub(super) async fn start(&self, host: HostId) -> Result<Option<Node>> {
+        match self.try_start(host).await {
+            Started::Up(node) => Ok(Some(node)),
+            Started::Crashed => Ok(None),
+            Started::Refused(why) => bail!("the server does not start: {why}"),
+        }
+    }
+
+    pub(super) async fn try_start(&self, host: HostId) -> Started {
+        Node::start(&self.sim, host, self.config(host)).await
+    }
+
+    /// Starts a server on a host that nothing happens to.
+    pub(super) async fn start_surely(&self, host: HostId) -> Result<Node> {
+        let node = self.start(host).await?;
+        node.context("a host crashed that nobody touched")
+    }
+
+    pub(super) fn guest(&self, node: &Node, load: Load) -> Guest {
+        self.sim.note(format_args!("{load:?}"));
+        Guest::start(&self.sim, node.host, Rc::clone(&self.model), load)
+    }
+
+    /// Counts what a guest was answered, and passes on what it accuses somebody of.
+    pub(super) fn dismiss(&self, guest: &Guest) -> Result<()> {
+        let answers = guest.state().answers.get();
+        self.answers.set(self.answers.get() + answers);
+        guest.check()
+    }
+
+    /// From here on another node owns the volume, or is about to.
+    pub(super) fn branch(&self) {
+        self.branch.set(self.branch.get() + 1);
+    }
+
+    /// What this guest does from here on is not part of the volume.
+    pub(super) fn estrange(&self, guest: &Guest) {
+        self.branch();
+        guest.estrange();
+    }
+
+    /// Lets a guest finish what it is at and leave.
+    pub(super) async fn rest(&self, guest: &Guest) -> Result<()> {
+        guest.stop();
+        guest.over(ANSWER_MAX).await?;
+        guest.leave(self.one_in(2));
+        self.pause_ms(0, 5).await;
+        self.sim.kill(guest.pid);
+        self.dismiss(guest)
+    }
+
+    /// Tells the model, for as long as the node lives and owns, what it has published.
+    pub(super) fn follow(&self, node: &Rc<Node>) {
+        let (sim, node, model) = (self.sim.clone(), Rc::clone(node), Rc::clone(&self.model));
+        let (branch, own) = (Rc::clone(&self.branch), self.branch.get());
+        self.sim.spawn(async move {
+            loop {
+                let pause = sim.chance(|chance| chance.between(5, 500));
+                sim.sleep(Duration::from_millis(pause)).await;
+                let begun = model.borrow_mut().publish_begin();
+                let Ok(before) = node.get().await else { return };
+                loop {
+                    let Ok(now) = node.get().await else { return };
+                    let owns = now.role == "read-write" && now.epoch == before.epoch;
+                    if !owns || branch.get() != own {
+                        return;
+                    }
+                    if now.published_seq >= before.last_seq {
+                        sim.note(format_args!("published {}", now.published_seq));
+                        model.borrow_mut().publish_done(begun);
+                        break;
+                    }
+                    sim.sleep(Duration::from_millis(10)).await;
+                }
+            }
+        });
+    }
+
+    /// Reads the whole content through a client and judges it; the model goes on from what is there.
+    /// False if the server or its host died meanwhile.
+    pub(super) async fn judge(&self, node: &Node, judge: Judge) -> Result<bool> {
+        let Seen::Content(content) = self.look(node, Wanted::ReadWrite).await? else {
+            return Ok(false);
+        };
+        self.judge_content(&content, judge)?;
+        Ok(true)
+    }
+
+    /// The same where only a reader is let in, or whoever comes.
+    pub(super) async fn judge_as_reader(&self, node: &Node, judge: Judge) -> Result<bool> {
+        let Seen::Content(content) = self.look(node, Wanted::Anything).await? else {
+            return Ok(false);
+        };
+        self.check_content(&content, judge)?;
+        Ok(true)
+    }
+
+    pub(super) fn check_content(&self, content: &[u8], judge: Judge) -> Result<()> {
+        let verdict = self.model.borrow().check(content, judge);
+        verdict
+            .map(drop)
+            .map_err(|violation| anyhow!("{judge:?}: {violation}"))
+    }
+
+    fn judge_content(&self, content: &[u8], judge: Judge) -> Result<()> {
+        let verdict = self.model.borrow().check(content, judge);
+        let survivors = verdict.map_err(|violation| anyhow!("{judge:?}: {violation}"))?;
+        self.sim.note(format_args!(
+            "{judge:?}: {} writes are there, {} lost",
+            survivors.whole_writes(),
+            survivors.lost_writes()
+        ));
+        self.model.borrow_mut().reset_to(&survivors);
+        Ok(())
+    }
+
+    /// A client that only connects: an export that its log holds opens also while the store is out.
+    pub(super) async fn opens(&self, node: &Node) -> Result<()> {
+        let call = self.sim.call(node.host, |world| async move {
+            for _ in 0..20 {
+                match NbdClient::connect(&world, &socket(), NAME, Options::default()).await {
+                    Ok(_) => return Ok(()),
+                    Err(ClientError::Refused { text, .. }) => bail!("{text}"),
+                    Err(_cut_off) => world.sleep(Duration::from_millis(100)).await,
+                }
+            }
+            Ok(())
+        });
+        let pid = call.pid();
+        let opened = call.await;
+        self.sim.kill(pid);
+        match opened {
+            Some(Err(why)) if node.is_alive() => {
+                bail!("a held export does not open during an outage: {why}")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn look(&self, node: &Node, wanted: Wanted) -> Result<Seen> {
+        let size = self.settings.volume_bytes;
+        let call = self
+            .sim
+            .call(node.host, move |world| read_all(world, size, wanted));
+        let pid = call.pid();
+        let content = call.await;
+        self.sim.kill(pid);
+        match content {
+            None => Ok(Seen::Crashed),
+            Some(Ok(content)) => Ok(Seen::Content(content)),
+            Some(Err(_)) if !node.is_alive() => Ok(Seen::Crashed),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// Everything answered by now is in the store when it returns.
+    pub(super) async fn drain(&self, node: &Node) -> Result<()> {
+        let begun = self.model.borrow_mut().publish_begin();
+        let mut last = String::new();
+        for _ in 0..TRIES_MAX {
+            match node.drain().await {
+                Ok(_) => {
+                    self.model.borrow_mut().publish_done(begun);
+                    return Ok(());
+                }
+                Err(error) => last = error.to_string(),
+            }
+            self.sim.sleep(TRY_PAUSE).await;
+        }
+        bail!("never drained: {last}")
+    }
+
+    /// Takes the volume by force, whoever has it.
+    pub(super) async fn take(&self, node: &Node) -> Result<()> {
+        let taken = self.try_take(node, TRIES_MAX).await;
+        taken.map_err(|why| anyhow!("never promoted: {why}"))
+    }
+
+    /// The same with less patience; returns the last refusal.
+    pub(super) async fn try_take(&self, node: &Node, tries: u32) -> Result<(), String> {
+        let mut last = String::new();
+        for _ in 0..tries {
+            let taken = match node.get().await {
+                Ok(document) => node.promote(document.epoch).await,
+                Err(error) => Err(error),
+            };
+            match taken {
+                Ok(_) => return Ok(()),
+                Err(error) => last = error.to_string(),
+            }
+            self.sim.sleep(TRY_PAUSE).await;
+        }
+        Err(last)
+    }
+
+    /// Makes the node the owner as an operator would: by force where another has the volume, and
+    /// by giving up what nobody can publish any more.
+    pub(super) async fn settle(&self, node: &Node) -> Result<()> {
+        let mut last = String::new();
+        for _ in 0..TRIES_MAX {
+            match self.connects(node).await {
+                Some(Ok(Access::ReadWrite)) => return Ok(()),
+                Some(Ok(Access::ReadOnly)) => {
+                    if let Err(why) = self.try_take(node, 1).await {
+                        last = why;
+                    }
+                }
+                Some(Err(why)) => last = why,
+                None => bail!("a host crashed that nobody touched"),
+            }
+            if last.contains("accept their loss") {
+                self.sim.note("the operator accepts the loss");
+                let deleted = node.delete().await;
+                last = deleted.map_or_else(|error| error.to_string(), |_| String::new());
+            }
+            self.sim.sleep(TRY_PAUSE).await;
+        }
+        bail!("never settled: {last}")
+    }
+
+    /// Connects once and leaves: what the client was told. None if its host crashed.
+    async fn connects(&self, node: &Node) -> Option<Result<Access, String>> {
+        let call = self.sim.call(node.host, |world| async move {
+            let client = NbdClient::connect(&world, &socket(), NAME, Options::default()).await;
+            let client = client.map_err(|error| error.to_string())?;
+            Ok(if client.export().flags & export::READ_ONLY == 0 {
+                Access::ReadWrite
+            } else {
+                Access::ReadOnly
+            })
+        });
+        let pid = call.pid();
+        let told = call.await;
+        self.sim.kill(pid);
+        told
+    }
+
+    /// Each page is right, or an error. For a store that is damaged.
+    pub(super) async fn check_pages(&self, node: &Node) -> Result<()> {
+        let (size, model) = (self.settings.volume_bytes, Rc::clone(&self.model));
+        let call = self.sim.call(node.host, move |world| async move {
+            let client = NbdClient::connect(&world, &socket(), NAME, Options::default()).await;
+            let Ok(client) = client else {
+                return anyhow::Ok(0);
+            };
+            let (mut good, mut at) = (0, 0);
+            while at < size {
+                let len = world_len(&world, size - at);
+                let begun = model.borrow_mut().read_begin();
+                if let Ok(bytes) = client.read(at, u32::try_from(len).expect("small")).await {
+                    let verdict = model.borrow().check_read(begun, at, &bytes);
+                    verdict.map_err(|violation| anyhow!("a read of {at}+{len}: {violation}"))?;
+                    good += 1;
+                }
+                at += len;
+            }
+            Ok(good)
+        });
+        let pid = call.pid();
+        let outcome = call.await;
+        self.sim.kill(pid);
+        let good: u32 = outcome.context("a host crashed that nobody touched")??;
+        self.sim.note(format_args!("{good} reads were answered"));
+        Ok(())
+    }
+
+    /// A bad store, more or less.
+    pub(super) fn weather(&self) {
+        let odds = |times: u32| Odds::one_in(times);
+        let faults = match self.between(0, 4) {
+            0 => StoreFaults::default(),
+            1 => StoreFaults {
+                lost_request: odds(20),
+                throttled: odds(20),
+                lost_answer: odds(20),
+                late: odds(40),
+            },
+            2 => StoreFaults {
+                late: odds(5),
+                ..StoreFaults::default()
+            },
+            3 => StoreFaults {
+                lost_answer: odds(4),
+                ..StoreFaults::default()
+            },
+            _ => StoreFaults {
+                lost_request: odds(4),
+                throttled: odds(4),
+                ..StoreFaults::default()
+            },
+        };
+        self.sim.set_store_faults(faults);
+    }
+
+    /// No more trouble from outside.
+    pub(super) fn calm(&self) {
+        self.sim.set_store_faults(StoreFaults::default());
+        self.sim.set_store_outage(None, false);
+        for name in ["a", "b", "c"] {
+            let host = self.sim.host(name);
+            self.sim.set_store_outage(Some(host), false);
+            self.sim.set_disk_faults(host, DiskFaults::default());
+            // Whatever crash was to come does not.
+            self.sim
+                .crash_after(host, u64::MAX, world::sim::Crash::Process);
+        }
+    }
+
+    /// Everything is drained, the node and its disk are lost, and another one finds it all.
+    pub(super) async fn finish(&self, node: &Node) -> Result<()> {
+        self.calm();
+        self.drain(node).await?;
+        let host = node.host;
+        node.kill();
+        let heir = self.sim.host("heir");
+        if self.one_in(2) {
+            self.sim.crash(host, world::sim::Crash::Power);
+            self.sim.wipe_disk(host);
+        }
+        let heir = self.start_surely(heir).await?;
+        self.take(&heir).await?;
+        self.judge(&heir, Judge::Store).await.map(drop)
+    }
+}
+
+/// One page, or several.
+fn world_len(world: &SimWorld, left: u64) -> u64 {
+    let mut byte = [0];
+    world.fill_random(&mut byte);
+    left.min(PAGE * (1 + u64::from(byte[0] % 4)))
+}
+
+/// What a client must get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    ReadWrite,
+    Anything,
+}
+
+/// Connects and reads the whole volume, with the patience of an operator.
+async fn read_all(world: SimWorld, size: u64, wanted: Wanted) -> Result<Vec<u8>> {
+    let client = patiently(&world, async || {
+        let client = NbdClient::connect(&world, &socket(), NAME, Options::default()).await?;
+        if wanted == Wanted::ReadWrite && client.export().flags & export::READ_ONLY != 0 {
+            let (kind, text) = (0, "the export is read-only".to_owned());
+            return Err(ClientError::Refused { kind, text });
+        }
+        Ok(client)
+    });
+    let client = client.await.context("cannot connect")?;
+    if client.size_bytes() != size {
+        bail!("the export has {} bytes", client.size_bytes());
+    }
+    let mut content = Vec::new();
+    for at in (0..size).step_by(usize::try_from(READ_BYTES).expect("small")) {
+        let len = u64::from(READ_BYTES).min(size - at);
+        let len = u32::try_from(len).expect("small");
+        let part = patiently(&world, || client.read(at, len)).await;
+        content.extend(part.with_context(|| format!("cannot read at {at}"))?);
+    }
+    Ok(content)
+}
+
+/// Tries again while the server says that it cannot now.
+async fn patiently<T>(
+    world: &SimWorld,
+    act: impl AsyncFn() -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
+    let mut tries = 0;
+    loop {
+        match act().await {
+            Err(ClientError::Refused { .. } | ClientError::Failed { .. }) if tries < TRIES_MAX => {
+                tries += 1;
+                world.sleep(TRY_PAUSE).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+#[cfg(not(feature = "planted"))]
+fn plant(plant: Option<Plant>, _config: &mut ShardConfig) {
+    assert!(plant.is_none(), "built without the feature `planted`");
+}
