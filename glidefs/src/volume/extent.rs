@@ -38,6 +38,17 @@ pub(crate) struct Spot {
     pub(crate) hash: [u8; 16],
 }
 
+impl Spot {
+    /// Where the page is that comes so many pages later in the same frame.
+    pub(crate) fn skip_pages(self, pages: u64) -> Self {
+        let more = u8::try_from(pages).expect("a frame has few pages");
+        Self {
+            skip: self.skip + more,
+            ..self
+        }
+    }
+}
+
 impl Extent {
     pub(crate) fn start(&self) -> u64 {
         self.pages.start.0
@@ -54,13 +65,7 @@ impl Extent {
             start < end && end <= self.end(),
             "a part ends in its extent"
         );
-        let spot = self.spot.map(|spot| {
-            let more = u8::try_from(start - self.start()).expect("a frame has few pages");
-            Spot {
-                skip: spot.skip + more,
-                ..spot
-            }
-        });
+        let spot = self.spot.map(|spot| spot.skip_pages(start - self.start()));
         Self {
             pages: PageRange::new(start, end),
             spot,

@@ -1,9 +1,7 @@
 //! The youngest part of the map: the segments that the root names one by one, as one extent map in
 //! memory, later ones over earlier ones.
 
-use std::collections::BTreeMap;
-
-use blockcache::{Id, PageRange};
+use blockcache::{Cover, ExtentMap, Id, PageRange};
 
 use super::extent::{Extent, Spot};
 use super::sealed::ObjectRef;
@@ -12,24 +10,22 @@ use super::sealed::ObjectRef;
 pub(crate) struct Tail {
     /// Oldest first, each with its place in the order of all segments this handle has seen.
     segments: Vec<(u64, ObjectRef)>,
-    /// By first page; disjoint.
-    extents: BTreeMap<u64, Piece>,
+    extents: ExtentMap<Piece>,
     next: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Piece {
-    end: u64,
     spot: Option<Spot>,
     /// The segment that said so. A zero names none, so this cannot be read from the spot.
     order: u64,
 }
 
-impl Piece {
-    fn extent(self, start: u64) -> Extent {
-        Extent {
-            pages: PageRange::new(start, self.end),
-            spot: self.spot,
+impl Cover for Piece {
+    fn skip(&self, pages: u64) -> Self {
+        Self {
+            spot: self.spot.map(|spot| spot.skip_pages(pages)),
+            order: self.order,
         }
     }
 }
@@ -49,27 +45,22 @@ impl Tail {
 
     /// Everything, in order of address.
     pub(crate) fn extents(&self) -> Vec<Extent> {
-        self.extents
-            .iter()
-            .map(|(&start, piece)| piece.extent(start))
-            .collect()
+        let all = self.extents.iter();
+        all.map(|(pages, piece)| Extent {
+            pages,
+            spot: piece.spot,
+        })
+        .collect()
     }
 
     /// What it says of the pages, in order of address, cut to them.
     pub(crate) fn within(&self, pages: PageRange) -> Vec<Extent> {
-        let first = self
-            .extents
-            .range(..=pages.start.0)
-            .next_back()
-            .map_or(pages.start.0, |(&start, _)| start);
-        self.extents
-            .range(first..pages.end.0)
-            .map(|(&start, piece)| piece.extent(start))
-            .filter_map(|extent| {
-                let both = extent.pages.overlap(pages)?;
-                Some(extent.part(both.start.0, both.end.0))
-            })
-            .collect()
+        let met = self.extents.overlapping(pages);
+        met.map(|(pages, piece)| Extent {
+            pages,
+            spot: piece.spot,
+        })
+        .collect()
     }
 
     /// Adds the next segment over all that is there.
@@ -78,37 +69,9 @@ impl Tail {
         self.next += 1;
         self.segments.push((order, reference));
         for extent in extents {
-            self.cover(extent, order);
+            let spot = extent.spot;
+            self.extents.insert(extent.pages, Piece { spot, order });
         }
-    }
-
-    fn cover(&mut self, extent: &Extent, order: u64) {
-        let (start, end) = (extent.start(), extent.end());
-        if let Some((&before, piece)) = self.extents.range_mut(..start).next_back()
-            && piece.end > start
-        {
-            let old = *piece;
-            piece.end = start;
-            if old.end > end {
-                self.put(&old.extent(before).part(end, old.end), old.order);
-            }
-        }
-        while let Some((&inside, &old)) = self.extents.range(start..end).next() {
-            self.extents.remove(&inside);
-            if old.end > end {
-                self.put(&old.extent(inside).part(end, old.end), old.order);
-            }
-        }
-        self.put(extent, order);
-    }
-
-    fn put(&mut self, extent: &Extent, order: u64) {
-        let piece = Piece {
-            end: extent.end(),
-            spot: extent.spot,
-            order,
-        };
-        self.extents.insert(extent.start(), piece);
     }
 
     /// Drops the segments that are not `kept`, and what only they said. Only the oldest may go:
@@ -124,7 +87,7 @@ impl Tail {
         }
         self.segments.drain(..gone);
         let from = self.segments.first().map_or(self.next, |(order, _)| *order);
-        self.extents.retain(|_, piece| piece.order >= from);
+        self.extents.retain(|piece| piece.order >= from);
     }
 }
 
