@@ -178,7 +178,10 @@ impl Run {
                 format!("{} after {} steps", stuck.why, stuck.steps),
                 stuck.trace,
             )),
-            Err(panic) => Err(failed(format!("panic: {}", text_of(&*panic)), String::new())),
+            Err(panic) => Err(failed(
+                format!("panic: {}", text_of(&*panic)),
+                String::new(),
+            )),
         }
     }
 

@@ -52,7 +52,9 @@ struct Arguments {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     if arguments.log {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .init();
     }
     let scenario = match &arguments.scenario {
         None => None,
@@ -105,8 +107,13 @@ fn many(arguments: &Arguments, run: impl Fn(u64) -> Run) -> ExitCode {
                 *tally = (tally.0 + 1, tally.1 + one.answers);
             }
             Err(failed) => {
-                let plant = run.plant.map_or_else(String::new, |p| format!(" --plant {}", p.name()));
-                println!("FAILED: {failed}\n  cargo sim --scenario {}{plant} --seed {seed}", run.scenario);
+                let plant = run
+                    .plant
+                    .map_or_else(String::new, |p| format!(" --plant {}", p.name()));
+                println!(
+                    "FAILED: {failed}\n  cargo sim --scenario {}{plant} --seed {seed}",
+                    run.scenario
+                );
                 failures.push(failed);
                 if !arguments.keep_going {
                     break;

@@ -28,7 +28,9 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     }
     stage.calm();
     let node = stage.start_surely(host).await?;
-    stage.judge(&node, lives.owed.unwrap_or(Judge::Process)).await?;
+    stage
+        .judge(&node, lives.owed.unwrap_or(Judge::Process))
+        .await?;
     stage.finish(&node).await
 }
 

@@ -55,7 +55,10 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
 fn damage(stage: &Stage) -> Result<String> {
     let sim = &stage.sim;
     let keys: Vec<String> = sim.keys();
-    let of_volume: Vec<&String> = keys.iter().filter(|key| key.starts_with("nbd/vm/")).collect();
+    let of_volume: Vec<&String> = keys
+        .iter()
+        .filter(|key| key.starts_with("nbd/vm/"))
+        .collect();
     ensure!(!of_volume.is_empty(), "a drained volume without objects");
     let pick = |keys: &[&String]| keys[sim.chance(|chance| chance.index(keys.len()))].clone();
     let key = pick(&of_volume);
@@ -89,7 +92,10 @@ fn damage(stage: &Stage) -> Result<String> {
 /// A root that was current once. The node that saw newer must not serve it (rule 24).
 async fn rolled_back(stage: &Stage, node: &Rc<Node>) -> Result<()> {
     let root = format!("nbd/{NAME}/root");
-    let old = stage.sim.object(&root).context("a drained volume has a root")?;
+    let old = stage
+        .sim
+        .object(&root)
+        .context("a drained volume has a root")?;
     let load = Load {
         zeros: 0,
         flushes: 5,
@@ -101,7 +107,10 @@ async fn rolled_back(stage: &Stage, node: &Rc<Node>) -> Result<()> {
     stage.rest(&guest).await?;
     let changed = guest.state().changes.get() > 0;
     stage.drain(node).await?;
-    let new = stage.sim.object(&root).context("a drained volume has a root")?;
+    let new = stage
+        .sim
+        .object(&root)
+        .context("a drained volume has a root")?;
     node.kill();
     stage.sim.corrupt(&root, &Corruption::Replace(old.clone()));
     let again = stage.start_surely(node.host).await?;

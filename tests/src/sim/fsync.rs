@@ -65,7 +65,10 @@ async fn final_error(stage: &Stage, node: &Node) -> Result<()> {
         let client = NbdClient::connect(&world, &socket(), NAME, Options::default()).await;
         let Ok(client) = client else { return Ok(()) };
         for _ in 0..3 {
-            for acknowledged in [client.flush().await, client.write_fua(0, data.clone()).await] {
+            for acknowledged in [
+                client.flush().await,
+                client.write_fua(0, data.clone()).await,
+            ] {
                 match acknowledged {
                     Ok(()) => bail!("a stopped log acknowledged a flush or a durable write"),
                     Err(ClientError::Failed { .. } | ClientError::Closed) => {}

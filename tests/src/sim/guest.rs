@@ -126,7 +126,8 @@ impl Guest {
             let clients: Vec<_> = shared.borrow().clone();
             for worker in 0..load.workers {
                 let number = usize::try_from(worker).expect("a few") % clients.len();
-                let (client, told, sim) = (clients[number].clone(), Rc::clone(&told), driver.clone());
+                let (client, told, sim) =
+                    (clients[number].clone(), Rc::clone(&told), driver.clone());
                 world.spawn(async move {
                     while told.request(&sim, &client).await == Goes::On {}
                     told.working.set(told.working.get() - 1);
@@ -248,7 +249,10 @@ impl State {
         let (at, len) = self.range(sim, model);
         let fua = sim.chance(|chance| chance.one_in(10));
         let (no, data) = model.borrow_mut().submit_write(at, len);
-        sim.note(format_args!("{no} {at}+{len}{}", if fua { " FUA" } else { "" }));
+        sim.note(format_args!(
+            "{no} {at}+{len}{}",
+            if fua { " FUA" } else { "" }
+        ));
         if fua {
             client.write_fua(at, data).await?;
         } else {
@@ -375,9 +379,15 @@ impl State {
                 sectors
             };
             let (first, count) = match chance.below(8) {
-                0..4 => (chance.below(region) / PAGE_SECTORS * PAGE_SECTORS, PAGE_SECTORS),
+                0..4 => (
+                    chance.below(region) / PAGE_SECTORS * PAGE_SECTORS,
+                    PAGE_SECTORS,
+                ),
                 4 | 5 => (chance.below(region), chance.between(1, PAGE_SECTORS)),
-                _ => (chance.below(region), chance.between(1, load.write_sectors_max)),
+                _ => (
+                    chance.below(region),
+                    chance.between(1, load.write_sectors_max),
+                ),
             };
             let count = count.min(sectors - first);
             (first * SECTOR_BYTES, count * SECTOR_BYTES)

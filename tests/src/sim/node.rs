@@ -72,17 +72,23 @@ impl Node {
     }
 
     pub(super) async fn get(&self) -> Result<ExportDocument, ControlError> {
-        let asked = self.control.ask(|reply| Request::Get(NAME.to_owned(), reply));
+        let asked = self
+            .control
+            .ask(|reply| Request::Get(NAME.to_owned(), reply));
         asked.await
     }
 
     pub(super) async fn drain(&self) -> Result<ExportDocument, ControlError> {
-        let asked = self.control.ask(|reply| Request::Drain(NAME.to_owned(), reply));
+        let asked = self
+            .control
+            .ask(|reply| Request::Drain(NAME.to_owned(), reply));
         asked.await
     }
 
     pub(super) async fn delete(&self) -> Result<ExportDocument, ControlError> {
-        let asked = self.control.ask(|reply| Request::Delete(NAME.to_owned(), reply));
+        let asked = self
+            .control
+            .ask(|reply| Request::Delete(NAME.to_owned(), reply));
         asked.await
     }
 

@@ -33,8 +33,8 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     stage.weather();
     stage.pause_ms(5, 4_000).await;
     let second = stage.start_surely(b).await?;
-    let absence = [Absence::Paused, Absence::CutOff, Absence::None]
-        [sim.chance(|chance| chance.index(3))];
+    let absence =
+        [Absence::Paused, Absence::CutOff, Absence::None][sim.chance(|chance| chance.index(3))];
     sim.note(format_args!("{absence:?}"));
     match absence {
         Absence::Paused => sim.pause(a),
