@@ -147,6 +147,7 @@ fn fio_verifies_what_it_wrote() -> Result<()> {
         ];
         let strict = [
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--fsync=64",
             "--minimal",
