@@ -26,6 +26,8 @@ use crate::{Buf, DiskError, DiskErrorKind, File, OpenMode};
 
 /// Bytes of zeros written at once while a file grows; other tasks run in between.
 const GROW_PIECE_BYTES: u64 = 1 << 20;
+/// What offsets and lengths of a direct transfer are multiples of.
+const DIRECT_ALIGN: u64 = 4096;
 /// Bytes of one pwrite: what the kernel moves at most in one call.
 const WRITE_BYTES_MAX: usize = 0x7fff_f000;
 
@@ -43,7 +45,7 @@ struct Open {
     device: OnceCell<Device>,
 }
 
-/// How to read past the page cache.
+/// How to read and write past the page cache.
 #[derive(Clone, Debug)]
 enum Device {
     Direct(Rc<OwnedFd>),
@@ -121,7 +123,7 @@ impl LinuxFile {
         let device = self.open.device.get_or_init(|| {
             // By descriptor, not by path: the path may name another file by now.
             let path = format!("/proc/self/fd/{}", self.open.fd.as_raw_fd());
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
+            let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
             match rustix::fs::open(path, flags, Mode::empty()) {
                 Ok(fd) => Device::Direct(Rc::new(fd)),
                 Err(_) => Device::DropCached,
@@ -139,8 +141,27 @@ impl LinuxFile {
             Ok(()) | Err(Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(errno),
         }
-        let zeros = Buf::zeroed(usize::try_from(GROW_PIECE_BYTES.min(to - from)).unwrap_or(0));
+        let mut zeros = Buf::zeroed(usize::try_from(GROW_PIECE_BYTES.min(to - from)).unwrap_or(0));
         let mut at = from;
+        // Past the page cache: as dirty pages the zeros would have to be written by the next
+        // fdatasync, and every flush of a client would wait for them.
+        if let Device::Direct(fd) = self.device()
+            && from.is_multiple_of(DIRECT_ALIGN)
+            && to.is_multiple_of(DIRECT_ALIGN)
+        {
+            while at < to {
+                let left = usize::try_from(to - at).unwrap_or(usize::MAX);
+                let piece = left.min(zeros.len());
+                let written;
+                (zeros, written) = self.shard.ring.write(&fd, at, zeros, piece).await;
+                match written {
+                    Ok(0) => return Err(Errno::IO),
+                    Ok(count) => at += bytes(count),
+                    Err(Errno::INTR | Errno::AGAIN) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+        }
         while at < to {
             let piece = usize::try_from(to - at).map_or(zeros.len(), |left| left.min(zeros.len()));
             pwrite_all(fd, at, &zeros[..piece])?;

@@ -39,8 +39,8 @@ const COMPLETIONS_MAX: u32 = 4096;
 /// Disk operations in flight; further callers wait. Polls do not count: each open socket has at
 /// most two, and an idle one must not keep a disk operation from starting.
 const DISK_OPERATIONS_MAX: usize = 1024;
-/// Bytes of one read: what the kernel moves at most in one call.
-const READ_BYTES_MAX: usize = 0x7fff_f000;
+/// Bytes of one read or write: what the kernel moves at most in one call.
+const TRANSFER_BYTES_MAX: usize = 0x7fff_f000;
 
 /// Answers to these are nobody's: cancel requests, and the doorbell.
 const CANCEL: u64 = u64::MAX;
@@ -187,11 +187,41 @@ impl Ring {
     ) -> (Buf, Result<usize, Errno>) {
         let permit = self.disk_permit().await;
         let target = &mut buf[filled..];
-        let len = target.len().min(READ_BYTES_MAX);
+        let len = target.len().min(TRANSFER_BYTES_MAX);
         let Ok(len) = u32::try_from(len) else {
-            unreachable!("READ_BYTES_MAX fits 32 bits")
+            unreachable!("TRANSFER_BYTES_MAX fits 32 bits")
         };
         let entry = opcode::Read::new(types::Fd(fd.as_raw_fd()), target.as_mut_ptr(), len)
+            .offset(at)
+            .build();
+        let held = Held {
+            fd: Some(Rc::clone(fd)),
+            buf,
+            permit,
+        };
+        match self.start(entry, held) {
+            Ok(operation) => {
+                let (buf, result) = operation.await;
+                (buf, result.map(|count| usize::try_from(count).unwrap_or(0)))
+            }
+            Err(errno) => (Buf::default(), Err(errno)),
+        }
+    }
+
+    /// Writes the first `len` bytes of `buf`; returns how many were taken.
+    pub(crate) async fn write(
+        &self,
+        fd: &Rc<OwnedFd>,
+        at: u64,
+        buf: Buf,
+        len: usize,
+    ) -> (Buf, Result<usize, Errno>) {
+        let permit = self.disk_permit().await;
+        let source = &buf[..len];
+        let Ok(len) = u32::try_from(source.len().min(TRANSFER_BYTES_MAX)) else {
+            unreachable!("TRANSFER_BYTES_MAX fits 32 bits")
+        };
+        let entry = opcode::Write::new(types::Fd(fd.as_raw_fd()), source.as_ptr(), len)
             .offset(at)
             .build();
         let held = Held {
