@@ -325,7 +325,8 @@ impl<W: World> Cache<W> {
             let log = self.shared.log.borrow();
             log.volumes
                 .get(&opened.id)
-                .is_some_and(|volume| volume.last < opened.published)
+            // Damaged: what is missing may be unpublished all the same, and an operator decides.
+                .is_some_and(|volume| volume.last < opened.published && volume.damage.is_none())
         };
         if behind {
             self.shared.log.borrow_mut().forget(opened.id);
