@@ -421,8 +421,10 @@ impl Log {
     pub(crate) fn append_zeros(&mut self, id: Id, pages: PageRange, now: Instant) -> Appended {
         self.make_room(49, 0, 0);
         let stamp = self.stamp(id);
-        let (_, log_pages) = self.place(&Record::Zero { stamp, pages }, &[]);
-        self.note(stamp, Written::Zeros { pages }, log_pages, now)
+        self.place(&Record::Zero { stamp, pages }, &[]);
+        // Counted as a page, though it takes a fraction of one in the log: it takes memory until it
+        // is published, and a client that trims page by page must meet the dirty bound as well.
+        self.note(stamp, Written::Zeros { pages }, 1, now)
     }
 
     /// Appends what is known of a volume; returns the batch.

@@ -304,7 +304,7 @@ impl Place {
         let log_bytes = match what {
             Written::Pages { pages, .. } => u32::try_from(pages.bytes()).expect("one record"),
             Written::Sectors { .. } => crate::record::PAGE_U32,
-            Written::Zeros { .. } => 0,
+            Written::Zeros { .. } => crate::record::PAGE_U32,
         };
         let (chunk, since) = (self.no, self.now);
         volume.dirty.push_back(Dirty {
