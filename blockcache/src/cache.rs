@@ -21,7 +21,7 @@ use world::{DiskError, ETag, File, World};
 use crate::budget::{self, Verdict};
 use crate::chunk::Superblock;
 use crate::index::{Base, Found, Overlay, Position, covered};
-use crate::log::{ChunkState, Log, Open, Volume};
+use crate::log::{ChunkState, Log, Open, Spare, Volume};
 use crate::record::{INTENTS_MAX, PAGE, TEXT_BYTES_MAX, VolumeState};
 use crate::watermark::Watermark;
 use crate::{CacheError, Epoch, Id, PAGE_BYTES, PageNo, PageRange, SECTOR_BYTES, Seq};
@@ -29,10 +29,12 @@ use crate::{CacheError, Epoch, Id, PAGE_BYTES, PageNo, PageRange, SECTOR_BYTES, 
 mod cut;
 mod fills;
 mod open;
+mod reader;
+mod relocate;
 mod tasks;
 
 pub use cut::{Cut, CutContent, CutExtent};
-pub(crate) use open::{Reader, is_fill, recovered};
+pub(crate) use reader::{Reader, is_fill, recovered};
 
 /// The largest single write; a client's request is at most this long.
 pub const WRITE_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -323,9 +325,10 @@ impl<W: World> Cache<W> {
     pub async fn attach(&self, opened: Opened) -> Result<CacheVolume<W>, CacheError> {
         let behind = {
             let log = self.shared.log.borrow();
+            // Damaged: what is missing may be unpublished all the same, and an operator decides.
             log.volumes
                 .get(&opened.id)
-                .is_some_and(|volume| volume.last < opened.published)
+                .is_some_and(|volume| volume.last < opened.published && volume.damage.is_none())
         };
         if behind {
             self.shared.log.borrow_mut().forget(opened.id);
@@ -362,13 +365,17 @@ impl<W: World> Cache<W> {
         let lsn = {
             let mut log = self.shared.log.borrow_mut();
             let known = log.volumes.contains_key(&opened.id);
+            // Of a volume that is new here nothing before counts. There may be something: a chunk that
+            // was evicted with the last that was known of the volume, and is not overwritten yet,
+            // comes back at a start, with pages that somebody else has replaced since.
+            let valid_lsn = log.next_lsn;
             if !known && log.volumes.len() >= VOLUMES_MAX {
                 return Err(CacheError::TooManyVolumes(VOLUMES_MAX));
             }
             let volume = log
                 .volumes
                 .entry(opened.id)
-                .or_insert_with(|| Volume::new(new_state(opened)));
+                .or_insert_with(|| Volume::new(new_state(opened, valid_lsn)));
             if let Some(damage) = &volume.damage {
                 return Err(CacheError::VolumeDamaged {
                     name: volume.state.name.clone(),
@@ -425,7 +432,7 @@ impl<W: World> Cache<W> {
     }
 }
 
-fn new_state(opened: &Opened) -> VolumeState {
+fn new_state(opened: &Opened, valid_lsn: u64) -> VolumeState {
     VolumeState {
         id: opened.id,
         name: opened.name.clone(),
@@ -433,8 +440,10 @@ fn new_state(opened: &Opened) -> VolumeState {
         epoch: opened.epoch,
         nonce: opened.nonce,
         published: Seq(0),
-        valid_lsn: 0,
+        last: Seq(0),
+        valid_lsn,
         attached: false,
+        damaged: false,
         intents: Vec::new(),
     }
 }
@@ -562,11 +571,11 @@ impl<W: World> CacheVolume<W> {
                 }
                 Verdict::Go | Verdict::After(_) => {}
             }
-            if shared.log.borrow().has_room(pages, 1) {
+            if shared.log.borrow().has_room(pages, Spare::States) {
                 break;
             }
             throttled = true;
-            let chunks = shared.log.borrow().chunks_for(pages) + 1;
+            let chunks = shared.log.borrow().chunks_for(pages) + Spare::States.chunks();
             shared
                 .chunks_wanted
                 .set(shared.chunks_wanted.get().max(chunks));
@@ -592,7 +601,7 @@ impl<W: World> CacheVolume<W> {
             .get(&self.id)
             .map_or(0, |volume| volume.dirty_bytes);
         let of_volume = budget::admit(own, bytes, shared.config.volume_dirty_bytes_max);
-        let of_all = budget::admit(log.dirty_bytes, bytes, shared.config.dirty_bytes_max);
+        let of_all = budget::admit(log.dirty_bytes, bytes, shared.dirty_bytes_max());
         match (of_volume, of_all) {
             (Verdict::Wait, _) | (_, Verdict::Wait) => Verdict::Wait,
             (Verdict::After(a), Verdict::After(b)) => Verdict::After(a.max(b)),
@@ -866,7 +875,7 @@ impl<W: World> CacheVolume<W> {
         own > 0
             && (shared.writers_waiting.get() > 0
                 || budget::pressed(own, shared.config.volume_dirty_bytes_max)
-                || budget::pressed(log.dirty_bytes, shared.config.dirty_bytes_max))
+                || budget::pressed(log.dirty_bytes, shared.dirty_bytes_max()))
     }
 }
 
@@ -970,20 +979,32 @@ impl<W: World> Shared<W> {
         mark.reached(target).await.or_else(|_broken| self.check())
     }
 
+    /// As configured, as far as the log can hold it: it needs room to turn, and on a full disk it is
+    /// smaller than it was meant to be.
+    fn dirty_bytes_max(&self) -> u64 {
+        let holds = self.size_limit.get() / 8 * 5;
+        self.config.dirty_bytes_max.min(holds)
+    }
+
     /// Counts a waiting writer while it waits.
     async fn waiting(&self, freed: impl Future<Output = ()>) {
         let _waiting = Waiting::new(&self.writers_waiting);
         freed.await;
     }
 
-    /// Waits until a state record fits. It may use the chunk that writers leave.
+    /// Waits until a state record fits. It may use a chunk that writers leave.
     async fn room_for_state(&self) -> Result<(), CacheError> {
+        self.room(Spare::Reclaim).await
+    }
+
+    /// Waits until a state record fits beside what is spared for others.
+    async fn room(&self, spare: Spare) -> Result<(), CacheError> {
         loop {
             self.check()?;
-            if self.log.borrow().has_room(0, 0) {
+            if self.log.borrow().has_room(0, spare) {
                 return Ok(());
             }
-            self.chunks_wanted.set(self.chunks_wanted.get().max(2));
+            self.chunks_wanted.set(self.chunks_wanted.get().max(3));
             self.space_wanted.notify_one();
             self.commit_wanted.notify_one();
             self.space_freed.notified().await;

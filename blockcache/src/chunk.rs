@@ -16,6 +16,11 @@ pub(crate) const SUPERBLOCK_BYTES: u64 = 64 * 1024;
 /// Where the copies are.
 pub(crate) const SUPERBLOCK_AT: [u64; 2] = [0, 4096];
 
+/// The unit that a disk writes wholly or not at all.
+const SECTOR: usize = 512;
+/// A smaller chunk has no room for a header, a batch and a footer to speak of.
+pub(crate) const CHUNK_BYTES_MIN: u32 = 64 * 1024;
+
 const SUPER_MAGIC: &[u8; 8] = b"GLIDELOG";
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"GCHK");
 const FOOTER_MAGIC: u32 = u32::from_le_bytes(*b"GFOT");
@@ -32,8 +37,15 @@ pub(crate) struct Superblock {
     pub(crate) chunk_bytes: u32,
     /// Of two copies the higher generation counts.
     pub(crate) generation: u64,
+    /// Write chunks with lower ordinals are gone for good: durable before the first of them is
+    /// overwritten, so that one that is missing later was not evicted but lost.
+    pub(crate) oldest_live: u64,
     /// A write or fsync failed; memory and disk may differ (rule 8).
     pub(crate) stopped: bool,
+    /// A start found durable records missing, and has not yet noted so with each volume.
+    pub(crate) damaged: bool,
+    /// Where it stopped: the last batch whose writes were answered.
+    pub(crate) answered_lsn: u64,
 }
 
 impl Superblock {
@@ -44,11 +56,11 @@ impl Superblock {
         out.put(&self.cache.0);
         out.put_u32(self.chunk_bytes);
         out.put_u64(self.generation);
+        out.put_u64(self.oldest_live);
         out.put_u8(u8::from(self.stopped));
-        out.resize(PAGE - 4, 0);
-        let crc = crc32c(&[&out]);
-        out.put_u32(crc);
-        out
+        out.put_u8(u8::from(self.damaged));
+        out.put_u64(self.answered_lsn);
+        sealed_page(out)
     }
 
     /// `Ok(None)`: not a superblock (torn, or never written).
@@ -63,8 +75,10 @@ impl Superblock {
             }
             let format = take.u16()?;
             let (cache, chunk_bytes) = (take.id()?, take.u32()?);
-            let (generation, stopped) = (take.u64()?, take.u8()? != 0);
-            let sound = page[PAGE - 4..PAGE] == crc32c(&[&page[..PAGE - 4]]).to_le_bytes();
+            let (generation, oldest_live) = (take.u64()?, take.u64()?);
+            let (stopped, damaged) = (take.u8()? != 0, take.u8()? != 0);
+            let answered_lsn = take.u64()?;
+            let sound = is_sound(page);
             Some((
                 format,
                 sound,
@@ -72,7 +86,10 @@ impl Superblock {
                     cache,
                     chunk_bytes,
                     generation,
+                    oldest_live,
                     stopped,
+                    damaged,
+                    answered_lsn,
                 },
             ))
         };
@@ -88,8 +105,22 @@ impl Superblock {
 
     fn plausible(&self) -> bool {
         let bytes = self.chunk_bytes;
-        bytes.is_power_of_two() && (16 * 1024..=256 * 1024 * 1024).contains(&bytes)
+        bytes.is_power_of_two() && (CHUNK_BYTES_MIN..=256 * 1024 * 1024).contains(&bytes)
     }
+}
+
+/// A page whose content, with its checksum, lies in its first sector: a power cut leaves the old one
+/// or the new one, never a mix that is neither. A chunk that is prepared again keeps its place so.
+fn sealed_page(mut out: Vec<u8>) -> Vec<u8> {
+    out.resize(SECTOR - 4, 0);
+    let crc = crc32c(&[&out]);
+    out.put_u32(crc);
+    out.resize(PAGE, 0);
+    out
+}
+
+fn is_sound(page: &[u8]) -> bool {
+    page[SECTOR - 4..SECTOR] == crc32c(&[&page[..SECTOR - 4]]).to_le_bytes()
 }
 
 /// What a chunk holds; write chunks are evicted in order, fill chunks in any.
@@ -109,6 +140,9 @@ pub(crate) struct ChunkHeader {
     pub(crate) ordinal: u64,
     /// Write chunks with lower ordinals are gone for good, even if their bytes are still there.
     pub(crate) oldest_live: u64,
+    /// Write chunks up to this ordinal had durable headers when this one was written: one of them
+    /// that is missing was lost, one beyond may never have been.
+    pub(crate) durable_ordinal: u64,
     /// The start record, repeated in every chunk of the process: which run of the server wrote this,
     /// which one came before it, and the last batch that counted then.
     pub(crate) process: Id,
@@ -128,18 +162,16 @@ impl ChunkHeader {
         out.put(&self.life.0);
         out.put_u64(self.ordinal);
         out.put_u64(self.oldest_live);
+        out.put_u64(self.durable_ordinal);
         out.put(&self.process.0);
         out.put(&self.previous.0);
         out.put_u64(self.accepted_lsn);
-        out.resize(PAGE - 4, 0);
-        let crc = crc32c(&[&out]);
-        out.put_u32(crc);
-        out
+        sealed_page(out)
     }
 
     pub(crate) fn decode(page: &[u8]) -> Option<Self> {
         let page = page.get(..PAGE)?;
-        if page[PAGE - 4..] != crc32c(&[&page[..PAGE - 4]]).to_le_bytes() {
+        if !is_sound(page) {
             return None;
         }
         let mut take = Take(page);
@@ -156,6 +188,7 @@ impl ChunkHeader {
             life: take.id()?,
             ordinal: take.u64()?,
             oldest_live: take.u64()?,
+            durable_ordinal: take.u64()?,
             process: take.id()?,
             previous: take.id()?,
             accepted_lsn: take.u64()?,
@@ -315,7 +348,10 @@ mod tests {
             cache: Id([3; 16]),
             chunk_bytes: 1 << 20,
             generation: 4,
+            oldest_live: 7,
             stopped: false,
+            damaged: true,
+            answered_lsn: 99,
         };
         let page = superblock.encode();
         assert_eq!(page.len(), PAGE);
@@ -334,7 +370,10 @@ mod tests {
             cache: Id([3; 16]),
             chunk_bytes: 1 << 20,
             generation: 4,
+            oldest_live: 7,
             stopped: false,
+            damaged: true,
+            answered_lsn: 99,
         };
         let mut page = superblock.encode();
         page[8] = 9;
@@ -349,13 +388,14 @@ mod tests {
             life: Id([1; 16]),
             ordinal: 7,
             oldest_live: 3,
+            durable_ordinal: 6,
             process: Id([5; 16]),
             previous: Id([4; 16]),
             accepted_lsn: 99,
         };
         let page = header.encode();
         assert_eq!(ChunkHeader::decode(&page), Some(header));
-        for at in 0..PAGE {
+        for at in 0..SECTOR {
             let mut bad = page.clone();
             bad[at] ^= 0x10;
             assert_eq!(ChunkHeader::decode(&bad), None, "flip at byte {at}");

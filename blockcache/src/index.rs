@@ -6,6 +6,7 @@
 //! at four times the memory and fifty times the time.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::extents::{Cover, ExtentMap};
 use crate::{PageNo, PageRange, Seq};
@@ -221,6 +222,39 @@ impl VolumeIndex {
                 self.partials.remove(&page.0);
             }
         }
+    }
+
+    /// A chunk goes of which it is not known what it holds: whatever points into it is forgotten.
+    /// Goes through the whole index.
+    pub(crate) fn evict_positions(&mut self, gone: &Range<u64>) {
+        self.regions.retain(|_key, region| {
+            for slot in region.slots.iter_mut().filter(|at| gone.contains(at)) {
+                *slot = 0;
+                region.used -= 1;
+            }
+            region.used > 0
+        });
+        self.partials.retain(|_page, overlays| {
+            overlays.retain(|overlay| !gone.contains(&overlay.at.0));
+            !overlays.is_empty()
+        });
+    }
+
+    /// Whole pages lie elsewhere now: those that still point to `from..` point to `to..`.
+    pub(crate) fn repoint(&mut self, pages: PageRange, from: Position, to: Position) {
+        for (n, page) in (pages.start.0..pages.end.0).enumerate() {
+            if self.slot(page) == from.0 + n as u64 {
+                self.set(page, to.0 + n as u64);
+            }
+        }
+    }
+
+    /// Some sectors of a page lie elsewhere now.
+    pub(crate) fn repoint_partial(&mut self, page: PageNo, from: Position, to: Position) {
+        let overlays = self.partials.get_mut(&page.0).into_iter().flatten();
+        overlays
+            .filter(|overlay| overlay.at == from)
+            .for_each(|overlay| overlay.at = to);
     }
 
     /// Zeros that are published need no memory any more.

@@ -17,6 +17,8 @@ mod chunk;
 mod codec;
 mod error;
 mod extents;
+#[cfg(test)]
+mod golden;
 mod index;
 mod log;
 mod record;

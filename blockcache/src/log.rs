@@ -33,6 +33,28 @@ const SPARE_BUFS_MAX: usize = 8;
 /// Bytes appended and not yet handed to the kernel, at which writers wait.
 pub(crate) const STAGED_PAGES_MAX: u32 = 16 * 1024;
 
+/// Ready chunks that an append leaves to others. Who makes room must never wait for room: freeing a
+/// chunk takes appends, so does publishing, and writers come last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spare {
+    /// By the reclaimer.
+    None,
+    /// By state records: a chunk for the reclaimer.
+    Reclaim,
+    /// By writers: a chunk for state records, without which nothing is published, and that one.
+    States,
+}
+
+impl Spare {
+    pub(crate) fn chunks(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Reclaim => 1,
+            Self::States => 2,
+        }
+    }
+}
+
 /// The number of a chunk in the file.
 pub(crate) type ChunkNo = u32;
 
@@ -62,6 +84,8 @@ pub(crate) struct Chunk {
     pub(crate) dirty: u32,
     /// Reads in flight: its space must not be reused.
     pub(crate) pins: u32,
+    /// Cuts that will read from it: the same, but for long, so nobody waits for them.
+    pub(crate) cuts: u32,
     /// The CRC of each data page, by page of the chunk.
     pub(crate) crcs: Vec<u32>,
 }
@@ -77,6 +101,7 @@ impl Chunk {
             written: 0,
             dirty: 0,
             pins: 0,
+            cuts: 0,
             crcs: Vec::new(),
         }
     }
@@ -120,6 +145,8 @@ pub(crate) struct Volume {
     pub(crate) last_lsn: u64,
     pub(crate) state_lsn: u64,
     pub(crate) state_chunk: ChunkNo,
+    /// The published seq in the newest state record: what a start will know.
+    pub(crate) noted: Seq,
     /// Why nothing may be written: records that should be there are not (rule 8).
     pub(crate) damage: Option<String>,
     /// Another epoch exists: writers must not wait for room that no publish will make.
@@ -144,6 +171,7 @@ impl Volume {
             last_lsn: 0,
             state_lsn: 0,
             state_chunk: 0,
+            noted: Seq(0),
             damage: None,
             fenced: false,
             dirtied: Rc::default(),
@@ -230,8 +258,8 @@ pub(crate) struct Log {
     pub(crate) next_age: u64,
     pub(crate) next_lsn: u64,
     pub(crate) durable_lsn: u64,
-    /// The newest state record: must be durable before a chunk is reused.
-    pub(crate) last_state_lsn: u64,
+    /// The newest state or moved record: must be durable before a chunk is reused.
+    pub(crate) last_kept_lsn: u64,
     pub(crate) dirty_bytes: u64,
     batch: Option<OpenBatch>,
     building: Option<Building>,
@@ -264,7 +292,7 @@ impl Log {
             next_age: 1,
             next_lsn,
             durable_lsn: next_lsn - 1,
-            last_state_lsn: 0,
+            last_kept_lsn: 0,
             dirty_bytes: 0,
             batch: None,
             building: None,
@@ -308,9 +336,8 @@ impl Log {
         )
     }
 
-    /// Whether a write of so many pages fits without waiting. `spare` ready chunks are left to
-    /// housekeeping (state records), which must go on when writers may not.
-    pub(crate) fn has_room(&self, pages: u64, spare: usize) -> bool {
+    /// Whether a write of so many pages fits without waiting, beside what is spared.
+    pub(crate) fn has_room(&self, pages: u64, spare: Spare) -> bool {
         let open = self.open.as_ref().map_or(0, |open| {
             let used = self
                 .batch
@@ -319,7 +346,7 @@ impl Log {
             u64::from(self.chunk_pages - open.next_page)
                 .saturating_sub(u64::from(open.footer.pages_with(used)) + 4)
         });
-        let ready = u64::try_from(self.ready.len().saturating_sub(spare)).unwrap_or(0);
+        let ready = u64::try_from(self.ready.len().saturating_sub(spare.chunks())).unwrap_or(0);
         let usable = u64::from(self.chunk_pages) * 15 / 16 - 4;
         // A header page per batch; a batch holds at least 64 pages when a write is that long.
         let need = pages + pages / 32 + 4;
@@ -421,13 +448,19 @@ impl Log {
     pub(crate) fn append_zeros(&mut self, id: Id, pages: PageRange, now: Instant) -> Appended {
         self.make_room(49, 0, 0);
         let stamp = self.stamp(id);
-        let (_, log_pages) = self.place(&Record::Zero { stamp, pages }, &[]);
-        self.note(stamp, Written::Zeros { pages }, log_pages, now)
+        self.place(&Record::Zero { stamp, pages }, &[]);
+        // Counted as a page, though it takes a fraction of one in the log: it takes memory until it
+        // is published, and a client that trims page by page must meet the dirty bound as well.
+        self.note(stamp, Written::Zeros { pages }, 1, now)
     }
 
     /// Appends what is known of a volume; returns the batch.
     pub(crate) fn append_state(&mut self, id: Id) -> u64 {
-        let record = Record::State(self.volumes[&id].state.clone());
+        let volume = self.volumes.get_mut(&id).expect("the caller knows it");
+        volume.state.last = volume.last;
+        volume.state.damaged = volume.damage.is_some();
+        volume.noted = volume.state.published;
+        let record = Record::State(volume.state.clone());
         self.make_room(record.encoded_len(), 0, 0);
         self.place(&record, &[]);
         let lsn = self.batch.as_ref().expect("just placed").lsn;
@@ -436,8 +469,45 @@ impl Log {
         volume.state_lsn = lsn;
         volume.state_chunk = chunk;
         volume.last_lsn = lsn;
-        self.last_state_lsn = lsn;
+        self.last_kept_lsn = lsn;
         lsn
+    }
+
+    /// Whether a record that must not be split fits now.
+    pub(crate) fn fits_whole(&self, record: &Record) -> bool {
+        let pages = record.data_pages() as u64;
+        !self.ready.is_empty() || self.chunk_fits(1 + record.encoded_len(), pages)
+    }
+
+    /// Appends an unpublished record again that lies in a chunk which must go. The caller has
+    /// checked that it fits.
+    pub(crate) fn append_moved(&mut self, moved: &Dirty, record: Record, data: &[u8]) {
+        let stamp = match &record {
+            Record::Write { stamp, .. }
+            | Record::Partial { stamp, .. }
+            | Record::Zero { stamp, .. } => *stamp,
+            other => unreachable!("{other:?} is never moved"),
+        };
+        let record = Record::Moved(Box::new(record));
+        let (len, pages) = (record.encoded_len(), record.data_pages() as u64);
+        while self.fit(len, 0, pages) != Some(pages) {
+            self.close_batch();
+            if !self.chunk_fits(len, pages) {
+                self.roll();
+            }
+            self.begin_batch(pages);
+        }
+        let (to, _) = self.place(&record, data);
+        let chunk = self.open.as_ref().expect("just placed").chunk;
+        let lsn = self.batch.as_ref().expect("just placed").lsn;
+        self.last_kept_lsn = lsn;
+        self.chunk_mut(moved.chunk).dirty -= 1;
+        self.chunk_mut(chunk).dirty += 1;
+        let volume = self.volumes.get_mut(&stamp.volume).expect("it is dirty");
+        volume.last_lsn = lsn;
+        let what = volume.repoint(moved.what, to);
+        let entry = volume.dirty_at(stamp.seq).expect("the caller has it");
+        (entry.what, entry.chunk) = (what, chunk);
     }
 
     fn stamp(&self, id: Id) -> Stamp {
@@ -582,10 +652,8 @@ impl Log {
         let (chunk, page) = (open.chunk, open.next_page);
         open.next_page += pages;
         self.staged_pages += pages;
-        match record {
-            Record::Write { crcs, .. } => self.chunk_mut(chunk).set_crcs(page, crcs),
-            Record::Partial { crc, .. } => self.chunk_mut(chunk).set_crcs(page, &[*crc]),
-            Record::Zero { .. } | Record::State(_) | Record::Fill { .. } => {}
+        if pages > 0 {
+            self.chunk_mut(chunk).set_crcs(page, record.crcs());
         }
         (self.position(chunk, page), pages + first)
     }
@@ -675,7 +743,7 @@ impl Log {
     /// Takes a free chunk into a new life; the header is to be written and made durable before
     /// [`Log::prepared`].
     pub(crate) fn prepare(&mut self, no: ChunkNo, kind: ChunkKind, life: Id) -> ChunkHeader {
-        let oldest_live = self.oldest_live();
+        let (oldest_live, durable_ordinal) = (self.oldest_live(), self.durable_ordinal());
         let counter = match kind {
             ChunkKind::Writes => &mut self.next_ordinal,
             ChunkKind::Fills => &mut self.next_fill_ordinal,
@@ -701,6 +769,7 @@ impl Log {
             } else {
                 0
             },
+            durable_ordinal,
             process: run.process,
             previous: run.previous,
             accepted_lsn: run.accepted_lsn,
@@ -717,8 +786,17 @@ impl Log {
         }
     }
 
+    /// The highest ordinal of a write chunk whose header is durable.
+    fn durable_ordinal(&self) -> u64 {
+        let durable = self.chunks.iter().filter(|chunk| {
+            chunk.kind == ChunkKind::Writes
+                && !matches!(chunk.state, ChunkState::Free | ChunkState::Preparing)
+        });
+        durable.map(|chunk| chunk.ordinal).max().unwrap_or(0)
+    }
+
     /// The lowest ordinal of a write chunk that still counts.
-    fn oldest_live(&self) -> u64 {
+    pub(crate) fn oldest_live(&self) -> u64 {
         let live = self.chunks.iter().filter(|chunk| {
             chunk.kind == ChunkKind::Writes
                 && !matches!(chunk.state, ChunkState::Free | ChunkState::Evicting)
@@ -770,6 +848,28 @@ impl Log {
 }
 
 impl Volume {
+    /// An unpublished record; none if it is not in the list (any more).
+    pub(crate) fn dirty_at(&mut self, seq: Seq) -> Option<&mut Dirty> {
+        let index = self.dirty.binary_search_by_key(&seq, |record| record.seq);
+        self.dirty.get_mut(index.ok()?)
+    }
+
+    /// The bytes of a record lie elsewhere now: its new self.
+    fn repoint(&mut self, what: Written, to: Position) -> Written {
+        match what {
+            Written::Pages { pages, at } => {
+                self.index.repoint(pages, at, to);
+                Written::Pages { pages, at: to }
+            }
+            Written::Sectors { page, overlay } => {
+                self.index.repoint_partial(page, overlay.at, to);
+                let overlay = Overlay { at: to, ..overlay };
+                Written::Sectors { page, overlay }
+            }
+            Written::Zeros { pages } => Written::Zeros { pages },
+        }
+    }
+
     /// The newest record wins.
     pub(crate) fn apply(&mut self, what: Written, seq: Seq) {
         match what {

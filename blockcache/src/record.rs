@@ -30,8 +30,9 @@ const PARTIAL: u8 = 2;
 const ZERO: u8 = 3;
 const STATE: u8 = 4;
 const FILL: u8 = 5;
+const MOVED: u8 = 6;
 
-const _: () = assert!(45 + 4 * RECORD_PAGES_MAX <= DESCRIPTORS_BYTES_MAX as u64);
+const _: () = assert!(46 + 4 * RECORD_PAGES_MAX <= DESCRIPTORS_BYTES_MAX as u64);
 const _: () = assert!(
     (INTENTS_MAX + 1) * (2 + TEXT_BYTES_MAX + 24) + 128 <= DESCRIPTORS_BYTES_MAX,
     "a full state record fits one batch"
@@ -67,6 +68,10 @@ pub(crate) enum Record {
     State(VolumeState),
     /// A decoded frame of an immutable object.
     Fill { key: FillKey, crcs: Vec<u32> },
+    /// A write, partial or zero record that was taken along from a chunk that had to go. It has its
+    /// old place in the order of its volume, and counts only while it is unpublished: what was
+    /// written after it may lie before it in the log.
+    Moved(Box<Record>),
 }
 
 /// The durable knowledge of one volume.
@@ -78,9 +83,13 @@ pub(crate) struct VolumeState {
     pub(crate) epoch: Epoch,
     pub(crate) nonce: Id,
     pub(crate) published: Seq,
+    /// The last write when this was written down: if it is not there at a start, it was lost.
+    pub(crate) last: Seq,
     /// LBA-keyed records in batches before this one do not count (rule 11).
     pub(crate) valid_lsn: u64,
     pub(crate) attached: bool,
+    /// A start found unpublished records of it missing, and nobody has accepted the loss yet.
+    pub(crate) damaged: bool,
     pub(crate) intents: Vec<Intent>,
 }
 
@@ -91,6 +100,27 @@ impl Record {
             Self::Write { crcs, .. } | Self::Fill { crcs, .. } => crcs.len(),
             Self::Partial { .. } => 1,
             Self::Zero { .. } | Self::State(_) => 0,
+            Self::Moved(record) => record.data_pages(),
+        }
+    }
+
+    /// Whose write it is, if it is one where it stands.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        match self {
+            Self::Write { stamp, .. } | Self::Partial { stamp, .. } | Self::Zero { stamp, .. } => {
+                Some(*stamp)
+            }
+            Self::State(_) | Self::Fill { .. } | Self::Moved(_) => None,
+        }
+    }
+
+    /// The checksums of its data pages.
+    pub(crate) fn crcs(&self) -> &[u32] {
+        match self {
+            Self::Write { crcs, .. } | Self::Fill { crcs, .. } => crcs,
+            Self::Partial { crc, .. } => std::slice::from_ref(crc),
+            Self::Zero { .. } | Self::State(_) => &[],
+            Self::Moved(record) => record.crcs(),
         }
     }
 
@@ -105,9 +135,10 @@ impl Record {
                     .iter()
                     .map(|i| 16 + 8 + 2 + i.replaces.0.len())
                     .sum();
-                1 + 16 + 2 + state.name.len() + 8 + 8 + 16 + 8 + 8 + 1 + 1 + tags
+                1 + 16 + 2 + state.name.len() + 8 + 8 + 16 + 8 + 8 + 8 + 1 + 1 + 1 + tags
             }
             Self::Fill { crcs, .. } => 1 + 16 + 4 + 4 + 4 * crcs.len(),
+            Self::Moved(record) => 1 + record.encoded_len(),
         }
     }
 
@@ -141,6 +172,10 @@ impl Record {
                 out.put(&key.object.0);
                 out.put_u32(key.frame);
                 put_crcs(out, crcs);
+            }
+            Self::Moved(record) => {
+                out.put_u8(MOVED);
+                record.encode(out);
             }
         }
         assert_eq!(
@@ -189,6 +224,10 @@ impl Record {
                     crcs: take_crcs(take)?,
                 })
             }
+            // The kinds that may be moved, so that nothing nests.
+            MOVED if matches!(take.0.first(), Some(&(WRITE | PARTIAL | ZERO))) => {
+                Some(Self::Moved(Box::new(Self::decode(take)?)))
+            }
             _ => None,
         }
     }
@@ -230,8 +269,10 @@ fn put_state(out: &mut Vec<u8>, state: &VolumeState) {
     out.put_u64(state.epoch.0);
     out.put(&state.nonce.0);
     out.put_u64(state.published.0);
+    out.put_u64(state.last.0);
     out.put_u64(state.valid_lsn);
     out.put_u8(u8::from(state.attached));
+    out.put_u8(u8::from(state.damaged));
     out.put_u8(u8::try_from(state.intents.len()).expect("at most INTENTS_MAX"));
     for intent in &state.intents {
         out.put(&intent.nonce.0);
@@ -247,8 +288,9 @@ fn take_state(take: &mut Take<'_>) -> Option<VolumeState> {
     let epoch = Epoch(take.u64()?);
     let nonce = take.id()?;
     let published = take.seq()?;
+    let last = take.seq()?;
     let valid_lsn = take.u64()?;
-    let attached = take.u8()? != 0;
+    let (attached, damaged) = (take.u8()? != 0, take.u8()? != 0);
     let intents = (0..take.u8()?)
         .map(|_| {
             let (nonce, cut) = (take.id()?, take.seq()?);
@@ -266,8 +308,10 @@ fn take_state(take: &mut Take<'_>) -> Option<VolumeState> {
         epoch,
         nonce,
         published,
+        last,
         valid_lsn,
         attached,
+        damaged,
         intents,
     })
 }
@@ -368,8 +412,10 @@ mod tests {
                 epoch: Epoch(3),
                 nonce: Id([2; 16]),
                 published: Seq(4),
+                last: Seq(9),
                 valid_lsn: 17,
                 attached: true,
+                damaged: false,
                 intents: vec![intent],
             }),
             Record::Fill {
@@ -379,6 +425,12 @@ mod tests {
                 },
                 crcs: vec![5],
             },
+            Record::Moved(Box::new(Record::Partial {
+                stamp,
+                page: PageNo(1),
+                mask: 0b10,
+                crc: 4,
+            })),
         ]
     }
 
@@ -392,7 +444,7 @@ mod tests {
         let head = BatchHead {
             lsn: 11,
             durable_lsn: 10,
-            data_pages: 5,
+            data_pages: 6,
         };
         seal_batch(&mut page, used, head, life);
         (page, head)

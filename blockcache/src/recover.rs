@@ -1,21 +1,26 @@
 //! What of a log counts at start. The choice of chunks is pure; the replay reads them in order.
 //!
-//! 1. The newest write-chunk header tells the oldest ordinal that counts (`oldest_live`).
-//! 2. Between the two every ordinal must be there. Where one is missing, clean records up to it are
-//!    dropped, since a newer one of the same page may have been in it (rule 1); unpublished records
-//!    that are missing are damage, told by name.
+//! 1. The superblock tells the oldest ordinal that counts, durable before an older one is overwritten.
+//! 2. From there on every ordinal whose header was durable once must be there. Where one is missing,
+//!    clean records are dropped, since a newer one of the same page may have been in it (rule 1); who
+//!    may have lost unpublished records is damaged, and told so by name.
 //! 3. Chunks are replayed in order. A chunk without a footer is scanned batch by batch; the first
 //!    hole in the batch numbers is the torn tail, and nothing behind it counts (rules 3, 4), unless
 //!    something proves that it had been durable: then it is damage too.
 
 use world::{Instant, World};
 
-use crate::cache::{Reader, is_fill, recovered};
-use crate::chunk::{Batch, ChunkHeader, FooterBuilder};
+use crate::cache::{Reader, is_fill};
+use crate::chunk::{ChunkHeader, FooterBuilder};
 use crate::index::Overlay;
 use crate::log::{ChunkNo, Dirty, FillAt, Log, Volume, Written};
 use crate::record::{Record, Stamp};
 use crate::{CacheError, Id, PageRange, Seq};
+
+mod accept;
+mod moved;
+
+use accept::Accepting;
 
 /// One chunk as its header tells.
 #[derive(Clone, Debug)]
@@ -30,15 +35,17 @@ pub(crate) struct ChunkScan {
 pub(crate) struct Plan {
     pub(crate) writes: Vec<(ChunkNo, ChunkHeader)>,
     pub(crate) fills: Vec<(ChunkNo, ChunkHeader)>,
-    /// The highest missing ordinal that should count.
-    pub(crate) missing: Option<u64>,
-    pub(crate) next_ordinal: u64,
+    /// Between this ordinal and...
+    pub(crate) live_from: u64,
+    /// ...this one all must be there.
+    pub(crate) durable_ordinal: u64,
+    pub(crate) newest_ordinal: u64,
     pub(crate) next_fill_ordinal: u64,
     pub(crate) newest_process: Id,
 }
 
-/// Decides from headers alone.
-pub(crate) fn plan(scans: Vec<ChunkScan>) -> Plan {
+/// Decides from headers, and what the superblock says of chunks that are gone, alone.
+pub(crate) fn plan(scans: Vec<ChunkScan>, oldest_live: u64) -> Plan {
     let all = scans
         .into_iter()
         .filter_map(|scan| Some((scan.no, scan.header?)));
@@ -46,27 +53,48 @@ pub(crate) fn plan(scans: Vec<ChunkScan>) -> Plan {
     fills.sort_by_key(|(_, header)| header.ordinal);
     writes.sort_by_key(|(_, header)| header.ordinal);
     let next_fill_ordinal = fills.last().map_or(1, |(_, header)| header.ordinal + 1);
+    let headers = || writes.iter().chain(&fills).map(|(_, header)| header);
+    let durable_ordinal = headers().map(|header| header.durable_ordinal).max();
     let Some((_, newest)) = writes.last().copied() else {
         return Plan {
+            durable_ordinal: durable_ordinal.unwrap_or(0),
+            live_from: oldest_live,
             fills,
-            next_ordinal: 1,
+            newest_ordinal: 0,
             next_fill_ordinal,
             ..Plan::default()
         };
     };
-    writes.retain(|(_, header)| header.ordinal >= newest.oldest_live);
-    let present: Vec<u64> = writes.iter().map(|(_, header)| header.ordinal).collect();
-    let missing = (newest.oldest_live..newest.ordinal)
-        .rev()
-        .find(|n| present.binary_search(n).is_err());
+    let live_from = oldest_live.max(newest.oldest_live);
+    writes.retain(|(_, header)| header.ordinal >= live_from);
     Plan {
         writes,
         fills,
-        missing,
-        next_ordinal: newest.ordinal + 1,
+        live_from,
+        durable_ordinal: durable_ordinal.unwrap_or(0),
+        newest_ordinal: newest.ordinal,
         next_fill_ordinal,
         newest_process: newest.process,
     }
+}
+
+impl Plan {
+    /// The highest ordinal that should be there and is not, if all up to `last` were in use.
+    fn missing(&self, last: u64) -> Option<u64> {
+        let present: Vec<u64> = self.writes.iter().map(|(_, h)| h.ordinal).collect();
+        (self.live_from..=last.max(self.durable_ordinal))
+            .rev()
+            .find(|ordinal| present.binary_search(ordinal).is_err())
+    }
+}
+
+/// What the superblock knows of the end of the last run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    /// Batches up to here were answered when the log stopped; 0 if it did not.
+    pub(crate) answered_lsn: u64,
+    /// An earlier start found damage and did not come to note it.
+    pub(crate) damaged: bool,
 }
 
 /// What the replay found besides the index.
@@ -75,17 +103,13 @@ pub(crate) struct Outcome {
     pub(crate) accepted_lsn: u64,
     /// Chunks that get their footer now.
     pub(crate) unsealed: Vec<(ChunkNo, FooterBuilder)>,
-    /// The last chunks, without anything that counts: they keep their ordinals and get a new life,
-    /// so that the ordinals stay dense and what was torn in them stays dead (rule 4).
+    /// The last chunks, without anything that counts: they get a new life before anything else, so
+    /// that what was torn in them stays dead (rule 4).
     pub(crate) unused: Vec<(ChunkNo, u64)>,
-}
-
-/// A chunk that counts.
-struct Accepted {
-    no: ChunkNo,
-    header: ChunkHeader,
-    /// Of a chunk without a footer, what the scan found; the others are read again.
-    scanned: Option<Vec<Batch>>,
+    /// After the last chunk that counts: the ordinals stay dense.
+    pub(crate) next_ordinal: u64,
+    /// Something that was durable is not there.
+    pub(crate) damaged: bool,
 }
 
 /// Replays the chunks of a plan into an empty log: first what is known of the volumes, whose newest
@@ -94,147 +118,34 @@ pub(crate) async fn replay<W: World>(
     log: &mut Log,
     plan: &Plan,
     reader: &Reader<'_, W>,
+    known: Known,
     now: Instant,
 ) -> Result<Outcome, CacheError> {
-    let mut outcome = Outcome::default();
-    let mut tail = Tail::default();
-    let mut accepted: Vec<Accepted> = Vec::new();
+    let mut accepting = Accepting::new(plan, known, now);
     for (no, header) in &plan.writes {
-        outcome.accepted_lsn = outcome.accepted_lsn.max(header.accepted_lsn);
-        tail.durable = tail.durable.max(header.accepted_lsn);
-        let (batches, footer) = match reader.footer(*no, header.life).await? {
-            // Written only after its records, and all before them, were durable.
-            Some(batches) => {
-                tail.durable = tail
-                    .durable
-                    .max(batches.last().map_or(0, |batch| batch.lsn));
-                (batches, None)
-            }
-            None => {
-                let scanned = reader.scan(*no, header.life, tail.expected).await?;
-                tail.durable = tail.durable.max(scanned.durable_lsn);
-                (scanned.batches, Some(scanned.footer))
-            }
-        };
-        if !tail.accepts(&batches, footer.is_some()) {
-            outcome.unused.push((*no, header.ordinal));
-            continue;
-        }
-        // Empty ones that something follows stay in the order, as sealed chunks without records.
-        for (empty, ordinal) in std::mem::take(&mut outcome.unused) {
-            let kept = plan
-                .writes
-                .iter()
-                .find(|(_, header)| header.ordinal == ordinal);
-            let (_, header) = *kept.expect("it came from the plan");
-            accepted.push(Accepted {
-                no: empty,
-                header,
-                scanned: Some(Vec::new()),
-            });
-            outcome.unsealed.push((empty, FooterBuilder::default()));
-        }
-        outcome.accepted_lsn = outcome.accepted_lsn.max(tail.expected.unwrap_or(1) - 1);
-        learn_states(log, *no, &batches);
-        let scanned = footer.is_some().then_some(batches);
-        accepted.push(Accepted {
-            no: *no,
-            header: *header,
-            scanned,
-        });
-        outcome.unsealed.extend(footer.map(|footer| (*no, footer)));
+        accepting.offer(log, reader, *no, *header).await?;
     }
-    accepted.extend(plan.fills.iter().map(|(no, header)| Accepted {
-        no: *no,
-        header: *header,
-        scanned: None,
-    }));
-    for chunk in accepted {
-        let batches = match chunk.scanned {
-            Some(batches) => Some(batches),
-            None => reader.footer(chunk.no, chunk.header.life).await?,
-        };
-        if let Some(batches) = batches {
-            install(log, chunk.no, &chunk.header, &batches, now);
-        }
+    let last = accepting.last_ordinal();
+    let missing = plan.missing(last);
+    let lost = Lost {
+        tail: accepting.tail.is_damaged() || known.damaged,
+        // With nothing behind it nobody is known to be unharmed.
+        chunk: missing.map(|ordinal| {
+            let behind = accepting.tail.resumed_at.filter(|_lsn| ordinal < last);
+            (ordinal, behind.unwrap_or(u64::MAX))
+        }),
+    };
+    if missing.is_some() {
+        accepting.adopt_nameless(log);
     }
-    finish(log, plan, tail.is_damaged());
+    let mut outcome = accepting.install(log, reader).await?;
+    outcome.next_ordinal = plan.live_from.max(last.max(missing.unwrap_or(0)) + 1);
+    outcome.damaged = finish(log, lost);
     Ok(outcome)
 }
 
-/// The newest state record of each volume counts.
-fn learn_states(log: &mut Log, no: ChunkNo, batches: &[Batch]) {
-    for batch in batches {
-        for (_, record) in batch.placed() {
-            let Record::State(state) = record else {
-                continue;
-            };
-            let volume = log
-                .volumes
-                .entry(state.id)
-                .or_insert_with(|| Volume::new(state.clone()));
-            volume.state = state.clone();
-            volume.last = state.published;
-            (volume.state_lsn, volume.state_chunk) = (batch.lsn, no);
-            volume.last_lsn = batch.lsn;
-            log.last_state_lsn = batch.lsn;
-        }
-    }
-}
-
-/// Follows the batch numbers through the chunks.
-#[derive(Debug, Default)]
-struct Tail {
-    /// The next batch number; none before the first batch.
-    expected: Option<u64>,
-    /// The highest batch that is known to have been durable once.
-    durable: u64,
-    /// The first batch number that is missing although later ones are there.
-    hole: Option<u64>,
-}
-
-impl Tail {
-    /// Whether the batches of the next chunk count.
-    fn accepts(&mut self, batches: &[Batch], unsealed: bool) -> bool {
-        let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
-            return false;
-        };
-        if self.expected.is_some_and(|expected| first.lsn > expected) && self.hole.is_none() {
-            self.hole = self.expected;
-        }
-        if self.hole.is_some() && unsealed {
-            // Behind a hole only what a footer vouches for counts.
-            return false;
-        }
-        self.expected = Some(last.lsn + 1);
-        true
-    }
-
-    /// Something that was durable is not there any more: no torn tail does that.
-    fn is_damaged(&self) -> bool {
-        let hole = self.hole.or(self.expected);
-        hole.is_some_and(|hole| hole <= self.durable)
-    }
-}
-
-/// Puts the records of one chunk into the log, in their order.
-fn install(log: &mut Log, no: ChunkNo, header: &ChunkHeader, batches: &[Batch], now: Instant) {
-    let written = batches.last().map_or(1, |batch| batch.page + batch.pages());
-    *log.chunk_mut(no) = recovered(header, header.ordinal, written);
-    for batch in batches {
-        for (page, record) in batch.placed() {
-            Place {
-                no,
-                lsn: batch.lsn,
-                now,
-            }
-            .replay(log, page, record);
-        }
-    }
-}
-
 /// Where and when a replayed record stands.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Place {
     no: ChunkNo,
     lsn: u64,
@@ -245,15 +156,13 @@ impl Place {
     fn replay(self, log: &mut Log, page: u32, record: &Record) {
         let at = log.position(self.no, page);
         let (stamp, what) = match record {
-            Record::State(_) => return,
+            Record::State(_) | Record::Moved(_) => return,
             Record::Fill { key, crcs } => {
-                log.chunk_mut(self.no).set_crcs(page, crcs);
                 let pages = u32::try_from(crcs.len()).expect("bounded by the parser");
                 log.fills.insert(*key, FillAt { at, pages });
                 return;
             }
             Record::Write { stamp, start, crcs } => {
-                log.chunk_mut(self.no).set_crcs(page, crcs);
                 let pages = PageRange::new(start.0, start.0 + crcs.len() as u64);
                 (stamp, Written::Pages { pages, at })
             }
@@ -261,30 +170,30 @@ impl Place {
                 stamp,
                 page: of,
                 mask,
-                crc,
-            } => {
-                log.chunk_mut(self.no).set_crcs(page, &[*crc]);
-                (
-                    stamp,
-                    Written::Sectors {
-                        page: *of,
-                        overlay: Overlay { at, mask: *mask },
-                    },
-                )
-            }
+                ..
+            } => (
+                stamp,
+                Written::Sectors {
+                    page: *of,
+                    overlay: Overlay { at, mask: *mask },
+                },
+            ),
             Record::Zero { stamp, pages } => (stamp, Written::Zeros { pages: *pages }),
         };
         self.replay_write(log, *stamp, what);
     }
 
+    /// Without a state record the volume was dropped from the log's knowledge.
+    fn counts(self, log: &Log, stamp: Stamp) -> bool {
+        let volume = log.volumes.get(&stamp.volume);
+        volume.is_some_and(|volume| self.lsn >= volume.state.valid_lsn)
+    }
+
     fn replay_write(self, log: &mut Log, stamp: Stamp, what: Written) {
-        // Without a state record the volume was dropped from the log's knowledge.
-        let Some(volume) = log.volumes.get_mut(&stamp.volume) else {
-            return;
-        };
-        if self.lsn < volume.state.valid_lsn {
+        if !self.counts(log, stamp) {
             return;
         }
+        let volume = log.volumes.get_mut(&stamp.volume).expect("it counts");
         volume.apply(what, stamp.seq);
         volume.last_lsn = volume.last_lsn.max(self.lsn);
         volume.last = volume.last.max(stamp.seq);
@@ -304,7 +213,7 @@ impl Place {
         let log_bytes = match what {
             Written::Pages { pages, .. } => u32::try_from(pages.bytes()).expect("one record"),
             Written::Sectors { .. } => crate::record::PAGE_U32,
-            Written::Zeros { .. } => 0,
+            Written::Zeros { .. } => crate::record::PAGE_U32,
         };
         let (chunk, since) = (self.no, self.now);
         volume.dirty.push_back(Dirty {
@@ -320,34 +229,57 @@ impl Place {
     }
 }
 
-/// Draws the consequences of what is missing.
-fn finish(log: &mut Log, plan: &Plan, damaged: bool) {
-    if damaged || plan.missing.is_some() {
+/// What is not there any more although it was durable once.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    /// Batches at the end of the log.
+    tail: bool,
+    /// A chunk, by its ordinal; and the first batch behind it.
+    chunk: Option<(u64, u64)>,
+}
+
+/// Draws the consequences of what is missing. True if a volume is damaged by it.
+fn finish(log: &mut Log, lost: Lost) -> bool {
+    let drop_clean = lost.tail || lost.chunk.is_some();
+    if drop_clean {
         tracing::error!(
-            missing_chunk = plan.missing,
-            damaged,
+            ?lost,
             "the cache log is damaged: cached data that the store also holds is dropped"
         );
     }
-    let drop_clean = damaged || plan.missing.is_some();
-    let ids: Vec<Id> = log.volumes.keys().copied().collect();
-    for id in ids {
-        let volume = log.volumes.get_mut(&id).expect("just listed");
-        let unpublished = volume.last > volume.state.published;
-        let open = volume.state.attached;
-        if drop_clean && !unpublished {
-            if open && damaged {
-                volume.damage =
-                    Some("durable records at the end of the log are missing".to_owned());
-            }
+    let mut damaged = false;
+    for volume in log.volumes.values_mut() {
+        if drop_clean {
             clear_clean(volume);
-        } else if drop_clean {
-            clear_clean(volume);
-            if damaged && volume.damage.is_none() {
-                volume.damage = Some("durable records of the log are missing".to_owned());
-            }
         }
+        if volume.damage.is_none() {
+            volume.damage = damage(volume, lost);
+        }
+        damaged |= volume.damage.is_some() && !volume.state.damaged;
     }
+    damaged
+}
+
+/// Why unpublished records of a volume may be missing, beyond a gap between those that are there.
+fn damage(volume: &Volume, lost: Lost) -> Option<String> {
+    let state = &volume.state;
+    if state.damaged {
+        return Some("an earlier start found unpublished writes missing".to_owned());
+    }
+    if volume.last < state.last {
+        let (from, to) = (volume.last.next(), state.last);
+        return Some(format!("writes {from} to {to} are missing"));
+    }
+    let concerned = state.attached || volume.last > state.published;
+    if concerned && lost.tail {
+        return Some("durable records at the end of the log are missing".to_owned());
+    }
+    // A record behind the lost chunk says how many writes there were before it.
+    let silent_since = |(_, resumed_at)| volume.last_lsn < resumed_at;
+    if concerned && lost.chunk.is_some_and(silent_since) {
+        return Some("a part of the log is not readable, and it may have held writes".to_owned());
+    }
+    None
 }
 
 /// Forgets clean pages: rebuilds the index from the dirty records alone.

@@ -2,10 +2,11 @@
 //!
 //! One volume on one host: random writes of whole sectors, zeros, flushes, cuts that are "published"
 //! into an image (the store as this test knows it), evictions forced by a small log, then a crash at
-//! a random operation, again and again. After each start the recovered seq must cover everything that
+//! a random operation, again and again. A second volume is written once and never published, so its
+//! records are taken along whenever their chunk has to go. After each start the recovered seq must cover everything that
 //! was promised, and the content must be exactly the model at that seq: a prefix, never a mix.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -20,6 +21,9 @@ const SECTOR: usize = 512;
 const PAGE: usize = 4096;
 const PAGES: u64 = 96;
 const VOLUME: Id = Id([7; 16]);
+const STILL: Id = Id([8; 16]);
+const STILL_NONCE: Id = Id([9; 16]);
+const STILL_PAGES: u64 = 8;
 const ROUNDS: u32 = 6;
 const SEEDS: u64 = 60;
 
@@ -87,7 +91,7 @@ async fn open(
 ) -> Result<(Cache<SimWorld>, CacheVolume<SimWorld>), CacheError> {
     let cache = Cache::open(world, config()).await?;
     let (nonce, published) = (model.borrow().store_nonce, model.borrow().store_cut);
-    if let Some(local) = cache.volumes().first() {
+    if let Some(local) = cache.volumes().iter().find(|local| local.id == VOLUME) {
         let known = local.nonce == nonce || local.intents.iter().any(|i| i.nonce == nonce);
         assert!(known, "the root's nonce {nonce} is in the log: {local:?}");
         assert_eq!(local.damage, None);
@@ -103,6 +107,46 @@ async fn open(
         })
         .await?;
     Ok((cache, volume))
+}
+
+/// Attaches the volume that never publishes; writes it at first, and finds it as it was later.
+async fn still(cache: &Cache<SimWorld>, written: &Cell<bool>) -> Result<(), CacheError> {
+    for local in cache.volumes().iter().filter(|local| local.id == STILL) {
+        assert_eq!(local.damage, None);
+    }
+    let opened = Opened {
+        id: STILL,
+        name: "still".into(),
+        size_bytes: STILL_PAGES * PAGE as u64,
+        epoch: Epoch(1),
+        nonce: STILL_NONCE,
+        published: Seq(0),
+    };
+    let volume = cache.attach(opened).await?;
+    let mut expected = stamped(77, 4 * PAGE);
+    expected.extend(vec![0; PAGE]);
+    expected.extend(stamped(78, PAGE));
+    expected[5 * PAGE + SECTOR..5 * PAGE + 2 * SECTOR].copy_from_slice(&stamped(79, SECTOR));
+    if !written.get() {
+        // Everything twice, so that an older record that outlives a newer one shows.
+        volume.write(0, Bytes::from(stamped(1, 8 * PAGE))).await?;
+        volume
+            .write(0, Bytes::from(expected[..4 * PAGE].to_vec()))
+            .await?;
+        volume.zero(4 * PAGE as u64, PAGE as u64).await?;
+        volume
+            .write(5 * PAGE as u64, Bytes::from(stamped(78, PAGE)))
+            .await?;
+        let at = (5 * PAGE + SECTOR) as u64;
+        volume.write(at, Bytes::from(stamped(79, SECTOR))).await?;
+        volume.flush().await?;
+        written.set(true);
+    }
+    let mut seen = vec![0; expected.len()];
+    let missing = volume.read(PageRange::new(0, 6), &mut seen).await?;
+    assert_eq!(missing, vec![]);
+    same(&seen, &expected, "the volume that never publishes");
+    Ok(())
 }
 
 /// Reads the whole volume: the cache, completed by the store.
@@ -165,10 +209,8 @@ async fn step(
                 stamped(first, bytes)
             };
             let range = usize::try_from(at).expect("small") * SECTOR;
-            model
-                .borrow_mut()
-                .writes
-                .insert(first, (range, data.clone()));
+            let written = (range, data.clone());
+            model.borrow_mut().writes.insert(first, written);
             let seq = if zero {
                 volume.zero(at * 512, len * 512).await?
             } else {
@@ -265,16 +307,18 @@ async fn publisher(world: SimWorld, volume: CacheVolume<SimWorld>, model: Rc<Ref
 async fn scenario(sim: Sim) -> (u32, u64) {
     let host = sim.host("node");
     let model = Rc::new(RefCell::new(Model::new()));
+    let written = Rc::new(Cell::new(false));
     let mut evictions = 0;
     for _ in 0..ROUNDS {
         let power = sim.chance(|chance| chance.one_in(2));
         let how = if power { Crash::Power } else { Crash::Process };
         let fuse = sim.chance(|chance| chance.between(20, 4000));
         sim.crash_after(host, fuse, how);
-        let inside = Rc::clone(&model);
+        let (inside, written) = (Rc::clone(&model), Rc::clone(&written));
         sim.start(host, move |world| async move {
             let (cache, volume) = open(world.clone(), &inside).await.expect("opens");
             check_recovered(&volume, &inside).await;
+            still(&cache, &written).await.expect("the disk is sound");
             world.spawn(publisher(world.clone(), volume.clone(), Rc::clone(&inside)));
             loop {
                 step(&world, &cache, &volume, &inside)

@@ -2,14 +2,16 @@
 //! is. A sync reads those positions, never the index, so that what is written meanwhile does not
 //! leak into it (rule 2).
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::rc::Rc;
 
 use world::{ETag, World};
 
 use super::{CacheVolume, Intent, Missing, Shared};
 use crate::extents::{Cover, ExtentMap};
 use crate::index::{Base, FULL_MASK, Overlay, Position, covered, prune};
-use crate::log::Written;
+use crate::log::{Log, Written};
 use crate::record::{INTENTS_MAX, TEXT_BYTES_MAX};
 use crate::{CacheError, Id, PAGE_BYTES, PageRange, Seq};
 
@@ -24,6 +26,26 @@ pub struct Cut<W: World> {
     pub extents: Vec<CutExtent>,
     pieces: ExtentMap<Piece>,
     volume: CacheVolume<W>,
+    /// Whatever becomes of the volume meanwhile, the space is not reused under the reader: the bytes
+    /// of another life would have sound checksums too.
+    _held: Held<W>,
+}
+
+/// Chunks that a cut reads from.
+struct Held<W: World> {
+    shared: Rc<Shared<W>>,
+    chunks: BTreeSet<u32>,
+}
+
+impl<W: World> Drop for Held<W> {
+    fn drop(&mut self) {
+        let mut log = self.shared.log.borrow_mut();
+        for chunk in &self.chunks {
+            log.chunk_mut(*chunk).cuts -= 1;
+        }
+        drop(log);
+        self.shared.space_wanted.notify_one();
+    }
 }
 
 /// A run of pages of a cut.
@@ -136,11 +158,19 @@ impl<W: World> CacheVolume<W> {
     async fn pieces(&self, seq: Seq) -> Result<Cut<W>, CacheError> {
         let shared = &self.cache.shared;
         let mut pieces = ExtentMap::default();
+        let mut held = Held {
+            shared: Rc::clone(shared),
+            chunks: BTreeSet::new(),
+        };
         let mut next = self.state().map_or(seq, |state| state.published).next();
         while next <= seq {
-            next = self.replay_step(&mut pieces, next, seq)?;
+            next = self.replay_step(&mut pieces, &mut held, next, seq)?;
             shared.world.yield_now().await;
         }
+        // Records that were moved just before may be on their way to the kernel still.
+        let lsn = shared.log.borrow().next_lsn - 1;
+        shared.commit_wanted.notify_one();
+        shared.reached(&shared.committed, lsn).await?;
         let extents = pieces
             .iter()
             .map(|(pages, piece)| CutExtent {
@@ -153,6 +183,7 @@ impl<W: World> CacheVolume<W> {
             extents,
             pieces,
             volume: self.clone(),
+            _held: held,
         })
     }
 }
@@ -162,12 +193,15 @@ impl<W: World> CacheVolume<W> {
     fn replay_step(
         &self,
         pieces: &mut ExtentMap<Piece>,
+        held: &mut Held<W>,
         mut next: Seq,
         seq: Seq,
     ) -> Result<Seq, CacheError> {
-        let log = self.cache.shared.log.borrow();
-        let volume = log
-            .volumes
+        let mut log = self.cache.shared.log.borrow_mut();
+        let Log {
+            volumes, chunks, ..
+        } = &mut *log;
+        let volume = volumes
             .get(&self.id)
             .ok_or(CacheError::UnknownVolume(self.id))?;
         let first = volume.dirty.front().map_or(seq.next(), |record| record.seq);
@@ -179,6 +213,9 @@ impl<W: World> CacheVolume<W> {
             }
             assert_eq!(record.seq, next, "dirty records are dense");
             add(pieces, record.what);
+            if held.chunks.insert(record.chunk) {
+                chunks[record.chunk as usize].cuts += 1;
+            }
             next = next.next();
         }
         Ok(next)

@@ -32,8 +32,11 @@ impl<W: World> Cache<W> {
         let at = shared.log.borrow().byte_of(chunk, page);
         let (_, written) = shared.file.write_at(at, buf).await;
         let mut log = shared.log.borrow_mut();
-        log.chunk_mut(chunk).pins -= 1;
-        if written.is_ok() {
+        let entry = log.chunk_mut(chunk);
+        entry.pins -= 1;
+        // A chunk that is being evicted has forgotten its frames already, this one was not among
+        // them, and soon its space holds something else.
+        if written.is_ok() && entry.state != ChunkState::Evicting {
             let at = log.position(chunk, page + 1);
             let pages = u32::try_from(pages).expect("bounded above");
             log.fills.insert(key, FillAt { at, pages });

@@ -10,15 +10,12 @@ use std::time::Duration;
 use world::sync::Notify;
 use world::{Buf, DiskError, DiskErrorKind, File, OpenMode, World};
 
+use super::reader::Reader;
 use super::{Cache, CacheConfig, Counters, Shared, WRITE_BYTES_MAX};
-use crate::chunk::{
-    Batch, ChunkHeader, ChunkKind, FORMAT, FooterBuilder, SUPERBLOCK_AT, SUPERBLOCK_BYTES,
-    Superblock, Trailer, open_footer,
-};
-use crate::codec::page_crc;
-use crate::log::{Chunk, ChunkState, Log, Run, Sealing};
-use crate::record::{PAGE, PAGE_U32, Record, open_batch, records};
-use crate::recover::{ChunkScan, Plan, plan, replay};
+use crate::chunk::{ChunkKind, FORMAT, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock};
+use crate::log::{Chunk, Log, Run, Sealing, Spare, Volume};
+use crate::record::{PAGE, PAGE_U32};
+use crate::recover::{Known, Plan, plan, replay};
 use crate::watermark::Watermark;
 use crate::{CacheError, Id};
 
@@ -27,8 +24,8 @@ const CHUNK_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const CHUNK_BYTES_MIN: u64 = 1024 * 1024;
 /// A log has at least so many chunks, so that evicting one of them is a small loss.
 const CHUNKS_MIN: u64 = 64;
-/// Bytes read at once when a chunk without a footer is scanned.
-const FOOTER_READ_BYTES: usize = 64 * 1024;
+/// Fewer chunks than this are no cache: two spared, one to write, one to read, and room to turn.
+const CHUNKS_LEAST: u64 = 8;
 /// How often, and how long apart, a folder that is in use is tried again.
 const BUSY_ATTEMPTS_MAX: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
@@ -47,7 +44,12 @@ impl<W: World> Cache<W> {
         };
         let chunk_bytes = u64::from(superblock.chunk_bytes);
         let file_bytes = file.size().await?;
-        let count = (file_bytes - SUPERBLOCK_BYTES) / chunk_bytes;
+        let chunks_bytes = file_bytes.checked_sub(SUPERBLOCK_BYTES);
+        let chunks_bytes = chunks_bytes.ok_or(CacheError::Damaged {
+            at: file_bytes,
+            what: "the file was cut short",
+        })?;
+        let count = chunks_bytes / chunk_bytes;
         check_size(&config, chunk_bytes, count)?;
         let reader = Reader {
             file: &file,
@@ -58,7 +60,7 @@ impl<W: World> Cache<W> {
         for no in 0..u32::try_from(count).unwrap_or(u32::MAX) {
             scans.push(reader.scan_head(no).await?);
         }
-        let plan = plan(scans);
+        let plan = plan(scans, superblock.oldest_live);
         let shared = Shared::new(world, file.clone(), config, superblock);
         let cache = Self {
             shared: Rc::new(shared),
@@ -67,8 +69,9 @@ impl<W: World> Cache<W> {
         if !fresh {
             cache.report();
         }
-        cache.start_tasks();
+        cache.start_log();
         cache.first_chunks().await?;
+        cache.start_reclaimer();
         Ok(cache)
     }
 
@@ -84,7 +87,16 @@ impl<W: World> Cache<W> {
         let mut log = Log::new(chunk_pages, Run::default(), 1);
         log.chunks
             .resize_with(usize::try_from(count).expect("bounded"), Chunk::free);
-        let outcome = replay(&mut log, &plan, reader, shared.world.now()).await?;
+        let before = *shared.superblock.borrow();
+        let known = Known {
+            answered_lsn: if before.stopped {
+                before.answered_lsn
+            } else {
+                0
+            },
+            damaged: before.damaged,
+        };
+        let outcome = replay(&mut log, &plan, reader, known, shared.world.now()).await?;
         log.run = Run {
             process: Id(shared.world.random_id()),
             previous: plan.newest_process,
@@ -92,15 +104,18 @@ impl<W: World> Cache<W> {
         };
         log.next_lsn = outcome.accepted_lsn + 1;
         log.durable_lsn = outcome.accepted_lsn;
-        let unused = outcome.unused;
-        log.next_ordinal = unused
-            .first()
-            .map_or(plan.next_ordinal, |(_, ordinal)| *ordinal);
+        log.next_ordinal = outcome.next_ordinal;
         log.next_fill_ordinal = plan.next_fill_ordinal;
-        log.next_age = plan.next_ordinal + plan.next_fill_ordinal;
+        log.next_age = plan.newest_ordinal + plan.next_fill_ordinal + 1;
         *shared.log.borrow_mut() = log;
         shared.committed.advance(outcome.accepted_lsn);
         shared.durable.advance(outcome.accepted_lsn);
+        if outcome.damaged && !before.damaged {
+            // What follows destroys the evidence, so a start after a crash in it must be told.
+            shared
+                .change_superblock(|superblock| superblock.damaged = true)
+                .await?;
+        }
         // Accepted records must be durable before a footer vouches for them: after a kill they may
         // only be in the page cache, and a power cut later would contradict what was served.
         shared.file.persist().await?;
@@ -116,7 +131,7 @@ impl<W: World> Cache<W> {
         shared
             .unused
             .borrow_mut()
-            .extend(unused.iter().map(|(no, _)| *no));
+            .extend(outcome.unused.iter().map(|(no, _)| *no));
         Ok(())
     }
 
@@ -128,27 +143,63 @@ impl<W: World> Cache<W> {
             // All of them, in order: each gets its old ordinal, and a new life.
             shared.prepare(&unused, ChunkKind::Writes).await?;
         }
-        shared.chunks_wanted.set(2);
-        loop {
-            shared.check()?;
-            if shared.log.borrow().ready.len() >= 2 {
-                break;
-            }
-            let wait = shared.space_freed.notified();
-            shared.space_wanted.notify_one();
-            wait.await;
-        }
+        self.ready_chunks().await?;
+        self.note_damage().await?;
         // Only now: everything of the stopped run that was not on the device is known to be gone.
-        if shared.superblock.borrow().stopped {
-            let superblock = {
-                let mut superblock = shared.superblock.borrow_mut();
+        let superblock = *shared.superblock.borrow();
+        if superblock.stopped || superblock.damaged {
+            let clear = |superblock: &mut Superblock| {
                 superblock.stopped = false;
-                superblock.generation += 1;
-                *superblock
+                superblock.damaged = false;
             };
-            write_superblock(&shared.file, &superblock).await?;
+            shared.change_superblock(clear).await?;
         }
         Ok(())
+    }
+
+    /// Waits until writers can go on, or it is clear that they cannot yet. With everything full of
+    /// unpublished records a start must not wait for what only comes after it.
+    async fn ready_chunks(&self) -> Result<(), CacheError> {
+        let shared = &self.shared;
+        let wanted = Spare::States.chunks() + 1;
+        while shared.log.borrow().ready.len() < wanted {
+            shared.chunks_wanted.set(wanted);
+            if !shared.reclaim_once().await? {
+                break;
+            }
+        }
+        let ready = shared.log.borrow().ready.len();
+        if ready >= wanted {
+            return Ok(());
+        }
+        if shared.log.borrow().volumes.is_empty() {
+            return Err(CacheError::TooSmall {
+                have: shared.size_limit.get(),
+                need: SUPERBLOCK_BYTES + CHUNKS_LEAST * shared.log.borrow().chunk_bytes(),
+            });
+        }
+        tracing::error!(
+            ready,
+            "the cache is full of unpublished writes; writers wait until some are published"
+        );
+        Ok(())
+    }
+
+    /// Writes down which volumes are damaged: the next start will not find out by itself.
+    async fn note_damage(&self) -> Result<(), CacheError> {
+        let shared = &self.shared;
+        let damaged: Vec<Id> = {
+            let log = shared.log.borrow();
+            let news = |v: &&Volume| v.damage.is_some() && !v.state.damaged;
+            let news = log.volumes.values().filter(news);
+            news.map(|volume| volume.state.id).collect()
+        };
+        let mut lsn = 0;
+        for id in damaged {
+            shared.room(Spare::None).await?;
+            lsn = shared.log.borrow_mut().append_state(id);
+        }
+        shared.flush_to(lsn).await
     }
 
     fn report(&self) {
@@ -267,11 +318,18 @@ async fn create<W: World>(
     let floor = 1_u64 << (u64::BITS - 1 - chosen.leading_zeros());
     let chosen = u32::try_from(floor).expect("at most 8 MiB");
     let chunk_bytes = config.chunk_bytes.unwrap_or(chosen);
+    assert!(
+        chunk_bytes.is_power_of_two() && chunk_bytes >= crate::chunk::CHUNK_BYTES_MIN,
+        "chunks of {chunk_bytes} bytes"
+    );
     let superblock = Superblock {
         cache: Id(world.random_id()),
         chunk_bytes,
         generation: 1,
+        oldest_live: 1,
         stopped: false,
+        damaged: false,
+        answered_lsn: 0,
     };
     if file.size().await? < SUPERBLOCK_BYTES {
         file.grow(SUPERBLOCK_BYTES).await?;
@@ -281,7 +339,10 @@ async fn create<W: World>(
     Ok(superblock)
 }
 
-async fn write_superblock<F: File>(file: &F, superblock: &Superblock) -> Result<(), CacheError> {
+pub(super) async fn write_superblock<F: File>(
+    file: &F,
+    superblock: &Superblock,
+) -> Result<(), CacheError> {
     let at = SUPERBLOCK_AT[usize::from(superblock.generation % 2 == 1)];
     let (_, written) = file.write_at(at, Buf::copy_of(&superblock.encode())).await;
     written?;
@@ -292,9 +353,9 @@ async fn write_superblock<F: File>(file: &F, superblock: &Superblock) -> Result<
 /// A cache must hold the largest write several times over, and not lose chunks by shrinking.
 fn check_size(config: &CacheConfig, chunk_bytes: u64, count: u64) -> Result<(), CacheError> {
     let chunks_for_writes = if config.chunk_bytes.is_some() {
-        8
+        CHUNKS_LEAST
     } else {
-        (2 * WRITE_BYTES_MAX).div_ceil(chunk_bytes) + 8
+        (2 * WRITE_BYTES_MAX).div_ceil(chunk_bytes) + CHUNKS_LEAST
     };
     let need = SUPERBLOCK_BYTES + chunk_bytes * chunks_for_writes;
     let have = config
@@ -307,145 +368,4 @@ fn check_size(config: &CacheConfig, chunk_bytes: u64, count: u64) -> Result<(), 
         });
     }
     Ok(())
-}
-
-/// Reads chunks at start.
-pub(crate) struct Reader<'a, W: World> {
-    file: &'a W::File,
-    chunk_bytes: u64,
-    /// The last run stopped: the page cache may show what the device never got (rule 8).
-    from_device: bool,
-}
-
-impl<W: World> Reader<'_, W> {
-    async fn read(&self, at: u64, len: usize) -> Result<Buf, CacheError> {
-        let buf = Buf::zeroed(len);
-        let (buf, read) = if self.from_device {
-            self.file.read_device_at(at, buf).await
-        } else {
-            self.file.read_at(at, buf).await
-        };
-        read?;
-        Ok(buf)
-    }
-
-    fn start(&self, no: u32) -> u64 {
-        SUPERBLOCK_BYTES + u64::from(no) * self.chunk_bytes
-    }
-
-    /// Header and trailer of one chunk.
-    async fn scan_head(&self, no: u32) -> Result<ChunkScan, CacheError> {
-        let page = match self.read(self.start(no), PAGE).await {
-            Ok(page) => page,
-            // An unreadable chunk is a missing one: what that means depends on the others.
-            Err(CacheError::Disk(error)) if matches!(error.kind, DiskErrorKind::Io(_)) => {
-                tracing::error!(%error, chunk = no, "unreadable chunk in the cache log");
-                return Ok(ChunkScan { no, header: None });
-            }
-            Err(error) => return Err(error),
-        };
-        Ok(ChunkScan {
-            no,
-            header: ChunkHeader::decode(&page),
-        })
-    }
-
-    /// The batches of a sealed chunk; none if it has no sound footer.
-    pub(crate) async fn footer(&self, no: u32, life: Id) -> Result<Option<Vec<Batch>>, CacheError> {
-        let end = self.start(no) + self.chunk_bytes;
-        let first = FOOTER_READ_BYTES.min(usize::try_from(self.chunk_bytes).expect("bounded") / 2);
-        let tail = self.read(end - first as u64, first).await?;
-        let chunk_len = usize::try_from(self.chunk_bytes).expect("bounded");
-        let Some(trailer) = Trailer::peek(&tail[first - PAGE..], chunk_len) else {
-            return Ok(None);
-        };
-        let len = trailer.footer_bytes();
-        if len <= first {
-            return Ok(open_footer(&tail[first - len..], life));
-        }
-        let whole = self.read(end - len as u64, len).await?;
-        Ok(open_footer(&whole, life))
-    }
-
-    /// The batches of a chunk without a footer, in order, as long as header and data are sound and
-    /// the batch numbers follow each other from `expected` (where given).
-    pub(crate) async fn scan(
-        &self,
-        no: u32,
-        life: Id,
-        expected: Option<u64>,
-    ) -> Result<Scanned, CacheError> {
-        let len = usize::try_from(self.chunk_bytes).expect("bounded");
-        let chunk = self.read(self.start(no), len).await?;
-        let mut scanned = Scanned::default();
-        let mut next = expected;
-        let mut page = 1;
-        while let Some((batch, durable_lsn, descriptors)) = sound_batch(&chunk, page, life) {
-            if next.is_some_and(|next| next != batch.lsn) {
-                break;
-            }
-            next = Some(batch.lsn + 1);
-            page += batch.pages() as usize;
-            scanned.footer.add(batch.lsn, batch.page, descriptors);
-            scanned.durable_lsn = scanned.durable_lsn.max(durable_lsn);
-            scanned.batches.push(batch);
-        }
-        // Anything sound behind the break tells what was durable when it was written.
-        let beyond = (page..len / PAGE).filter_map(|page| open_batch(&chunk[page * PAGE..], life));
-        let durable = beyond.map(|(head, _)| head.durable_lsn).max().unwrap_or(0);
-        scanned.durable_lsn = scanned.durable_lsn.max(durable);
-        Ok(scanned)
-    }
-}
-
-/// A chunk without a footer, as far as it is sound.
-#[derive(Debug, Default)]
-pub(crate) struct Scanned {
-    pub(crate) batches: Vec<Batch>,
-    pub(crate) footer: FooterBuilder,
-    /// The highest durable batch number that the sound batches, and those behind a break, tell of.
-    pub(crate) durable_lsn: u64,
-}
-
-/// The batch whose header is at `page`, if header and every data page are as they were written.
-fn sound_batch(chunk: &[u8], page: usize, life: Id) -> Option<(Batch, u64, &[u8])> {
-    let header = chunk.get(page * PAGE..(page + 1) * PAGE)?;
-    let (head, descriptors) = open_batch(header, life)?;
-    let batch = Batch {
-        lsn: head.lsn,
-        page: u32::try_from(page).ok()?,
-        records: records(descriptors)?,
-    };
-    for (first, record) in batch.placed() {
-        let crcs = match record {
-            Record::Write { crcs, .. } | Record::Fill { crcs, .. } => crcs.as_slice(),
-            Record::Partial { crc, .. } => std::slice::from_ref(crc),
-            Record::Zero { .. } | Record::State(_) => &[],
-        };
-        for (n, crc) in crcs.iter().enumerate() {
-            let at = (first as usize + n) * PAGE;
-            if page_crc(chunk.get(at..at + PAGE)?) != *crc {
-                return None;
-            }
-        }
-    }
-    Some((batch, head.durable_lsn, descriptors))
-}
-
-/// A chunk's state after recovery.
-pub(crate) fn recovered(header: &ChunkHeader, age: u64, written: u32) -> Chunk {
-    Chunk {
-        state: ChunkState::Sealed,
-        kind: header.kind,
-        life: header.life,
-        ordinal: header.ordinal,
-        age,
-        written,
-        ..Chunk::free()
-    }
-}
-
-/// Only fill chunks count for themselves.
-pub(crate) fn is_fill(header: &ChunkHeader) -> bool {
-    header.kind == ChunkKind::Fills
 }

@@ -11,8 +11,9 @@ use std::rc::Rc;
 
 use world::{Buf, DiskError, DiskErrorKind, File, World};
 
-use super::{Cache, Shared};
-use crate::chunk::{ChunkKind, Trailer, open_footer};
+use super::open::write_superblock;
+use super::{Cache, Shared, Spare};
+use crate::chunk::{ChunkKind, Superblock, Trailer, open_footer};
 use crate::index::Position;
 use crate::log::{Chunk, ChunkNo, ChunkState, Log, Sealing};
 use crate::record::{PAGE, Record};
@@ -26,12 +27,17 @@ const GROW_CHUNKS: u32 = 4;
 const PREPARE_CHUNKS_MAX: usize = 8;
 
 impl<W: World> Cache<W> {
-    pub(super) fn start_tasks(&self) {
+    pub(super) fn start_log(&self) {
         let world = &self.shared.world;
         world.spawn(committer(Rc::clone(&self.shared)));
         world.spawn(flusher(Rc::clone(&self.shared)));
         world.spawn(sealer(Rc::clone(&self.shared)));
-        world.spawn(reclaimer(Rc::clone(&self.shared)));
+    }
+
+    /// Last: until then the opener reclaims by itself.
+    pub(super) fn start_reclaimer(&self) {
+        let reclaimer = reclaimer(Rc::clone(&self.shared));
+        self.shared.world.spawn(reclaimer);
     }
 }
 
@@ -89,8 +95,8 @@ async fn sealer<W: World>(shared: Rc<Shared<W>>) {
             let Some(sealing) = shared.log.borrow_mut().sealing.pop_front() else {
                 break;
             };
-            if shared.seal(sealing).await.is_err() {
-                return;
+            if let Err(error) = shared.seal(sealing).await {
+                return shared.stop_for(error).await;
             }
             shared.space_wanted.notify_one();
         }
@@ -104,9 +110,10 @@ async fn sealer<W: World>(shared: Rc<Shared<W>>) {
                 footer: full.footer,
                 last_lsn: 0,
             };
-            if shared.seal(sealing).await.is_err() {
-                return;
+            if let Err(error) = shared.seal(sealing).await {
+                return shared.stop_for(error).await;
             }
+            shared.space_wanted.notify_one();
         }
     }
 }
@@ -121,14 +128,16 @@ async fn reclaimer<W: World>(shared: Rc<Shared<W>>) {
                 Err(CacheError::Stopped(_)) => return,
                 Err(CacheError::Disk(error)) => return shared.stop(error).await,
                 Err(error) => {
-                    // A footer that cannot be read back: the chunk stays, its data is still checked
-                    // page by page when it is read.
-                    tracing::error!(%error, "the cache cannot evict its oldest chunk; replace the disk of `cache.dir`");
+                    tracing::error!(%error, "the cache cannot reclaim space; replace the disk of `cache.dir`");
                     break;
                 }
             }
         }
-        shared.chunks_wanted.set(0);
+        // Kept where it could not be met: what frees chunks later wakes this task and not the
+        // writer, who would wait for ever behind a target that was forgotten.
+        if shared.log.borrow().ready.len() >= shared.chunks_wanted.get() {
+            shared.chunks_wanted.set(0);
+        }
     }
 }
 
@@ -140,13 +149,35 @@ impl<W: World> Shared<W> {
         let page = {
             let mut superblock = self.superblock.borrow_mut();
             superblock.stopped = true;
+            // What was answered, flushed or not, is what the next start must account for.
+            superblock.answered_lsn = self.committed.value();
             superblock.generation += 1;
-            (superblock.generation, superblock.encode())
+            *superblock
         };
-        let at = crate::chunk::SUPERBLOCK_AT[usize::from(page.0 % 2 == 1)];
-        let (_, written) = self.file.write_at(at, Buf::copy_of(&page.1)).await;
-        if written.is_ok() && self.file.persist().await.is_ok() {
+        if write_superblock(&self.file, &page).await.is_ok() {
             tracing::warn!("the next start will read the log from the device");
+        }
+    }
+
+    /// Writes the superblock with a change, durably.
+    pub(super) async fn change_superblock(
+        &self,
+        change: impl FnOnce(&mut Superblock),
+    ) -> Result<(), CacheError> {
+        let superblock = {
+            let mut superblock = self.superblock.borrow_mut();
+            change(&mut superblock);
+            superblock.generation += 1;
+            *superblock
+        };
+        write_superblock(&self.file, &superblock).await
+    }
+
+    /// As [`Shared::stop`], for a task that cannot go on. A footer that fails is a write that fails:
+    /// without a sealer no chunk would ever be evicted, and writers would wait for ever.
+    async fn stop_for(&self, error: CacheError) {
+        if let CacheError::Disk(error) = error {
+            self.stop(error).await;
         }
     }
 
@@ -167,7 +198,7 @@ impl<W: World> Shared<W> {
     }
 
     /// One step towards enough ready chunks; false if nothing is wanted or nothing can be done.
-    async fn reclaim_once(self: &Rc<Self>) -> Result<bool, CacheError> {
+    pub(super) async fn reclaim_once(self: &Rc<Self>) -> Result<bool, CacheError> {
         self.check()?;
         let (wanted, fills_wanted) = {
             let log = self.log.borrow();
@@ -202,6 +233,8 @@ impl<W: World> Shared<W> {
         let victim = victim(&self.log.borrow());
         match victim {
             Some(victim) => self.evict(victim).await.map(|()| true),
+            // Somebody waits, and nothing may go: perhaps because of a few old records at the end.
+            None if wanted > 0 && self.chunks_wanted.get() > 0 => self.relocate().await,
             None => Ok(false),
         }
     }
@@ -209,20 +242,27 @@ impl<W: World> Shared<W> {
     fn free_chunks(&self, count: usize) -> Vec<ChunkNo> {
         let log = self.log.borrow();
         let numbered = (0..).zip(&log.chunks);
-        let free = numbered.filter(|(_, chunk)| chunk.state == ChunkState::Free && chunk.pins == 0);
+        let free = numbered.filter(|(_, chunk)| {
+            chunk.state == ChunkState::Free && chunk.pins == 0 && chunk.cuts == 0
+        });
         free.map(|(no, _)| no).take(count).collect()
     }
 
-    /// Gives free chunks a new life: header first, durable, before any record of that life (rule 4);
-    /// and before that, durable knowledge of what was published, as the old life may hold records
-    /// that only this knowledge makes superfluous.
+    /// Gives free chunks a new life: header first, durable, before any record of that life (rule 4).
+    /// Before that, durable knowledge of what was published, as the old life may hold records that
+    /// only this knowledge makes superfluous; then of the end of the old life.
     pub(super) async fn prepare(
         &self,
         free: &[ChunkNo],
         kind: ChunkKind,
     ) -> Result<(), CacheError> {
-        let state_lsn = self.log.borrow().last_state_lsn;
+        let state_lsn = self.log.borrow().last_kept_lsn;
         self.flush_to(state_lsn).await?;
+        let oldest_live = self.log.borrow().oldest_live();
+        if oldest_live > self.superblock.borrow().oldest_live {
+            self.change_superblock(|superblock| superblock.oldest_live = oldest_live)
+                .await?;
+        }
         for &no in free {
             let life = Id(self.world.random_id());
             let (at, header) = {
@@ -279,14 +319,22 @@ impl<W: World> Shared<W> {
             let log = self.log.borrow();
             (log.chunk(victim).kind, log.chunk(victim).life)
         };
-        let batches = self.read_footer(victim, life).await?;
+        let batches = self.read_footer(victim, life).await;
         self.carry_states(victim).await?;
         {
             let mut log = self.log.borrow_mut();
-            for batch in &batches {
-                for (page, record) in batch.placed() {
-                    let at = log.position(victim, page);
-                    forget_record(&mut log, record, at);
+            match batches {
+                Ok(batches) => batches.iter().for_each(|batch| {
+                    for (page, record) in batch.placed() {
+                        let at = log.position(victim, page);
+                        forget_record(&mut log, record, at);
+                    }
+                }),
+                // Everything in it is in the store: it may go without being read. If it stayed, so
+                // would all after it, and writers would wait for ever.
+                Err(error) => {
+                    tracing::warn!(%error, chunk = victim, "evicting a chunk whose footer is not readable");
+                    forget_chunk(&mut log, victim);
                 }
             }
             log.chunk_mut(victim).state = ChunkState::Evicting;
@@ -333,24 +381,25 @@ impl<W: World> Shared<W> {
         open_footer(&footer, life).ok_or_else(damaged)
     }
 
-    /// Writes again what a chunk that goes is the last to know of volumes. Volumes of which nothing
-    /// is left are dropped instead.
+    /// Writes again what a chunk that goes is the last to know of volumes, and what was published since
+    /// a volume's state was last written: of records that a start does not find it must know that
+    /// the store has them. Volumes of which nothing is left are dropped instead.
     async fn carry_states(&self, victim: ChunkNo) -> Result<(), CacheError> {
         let concerned: Vec<Id> = {
             let log = self.log.borrow();
-            let of_victim = log
-                .volumes
-                .values()
-                .filter(|volume| volume.state_chunk == victim);
-            of_victim.map(|volume| volume.state.id).collect()
+            let due = log.volumes.values().filter(|volume| {
+                volume.state_chunk == victim || volume.noted < volume.state.published
+            });
+            due.map(|volume| volume.state.id).collect()
         };
         for id in concerned {
-            self.room_for_state().await?;
+            self.room(Spare::None).await?;
             let mut log = self.log.borrow_mut();
             let Some(volume) = log.volumes.get(&id) else {
                 continue;
             };
-            let idle = !volume.state.attached
+            let idle = volume.state_chunk == victim
+                && !volume.state.attached
                 && volume.state.intents.is_empty()
                 && volume.dirty.is_empty()
                 && volume.damage.is_none()
@@ -382,6 +431,7 @@ fn victim(log: &Log) -> Option<ChunkNo> {
     let first_write = sealed(ChunkKind::Writes).min_by_key(|(_, chunk)| chunk.ordinal);
     let write = first_write
         .filter(|(_, chunk)| chunk.state == ChunkState::Sealed && chunk.dirty == 0)
+        .filter(|(_, chunk)| chunk.cuts == 0)
         .map(|(no, chunk)| (chunk.age, no));
     let fill = sealed(ChunkKind::Fills)
         .filter(|(_, chunk)| chunk.state == ChunkState::Sealed)
@@ -390,9 +440,20 @@ fn victim(log: &Log) -> Option<ChunkNo> {
     write.into_iter().chain(fill).min().map(|(_, no)| no)
 }
 
+/// The same for a chunk whose records are not known.
+fn forget_chunk(log: &mut Log, victim: ChunkNo) {
+    let first = log.position(victim, 0);
+    let gone = first.0..first.0 + u64::from(log.chunk_pages);
+    for volume in log.volumes.values_mut() {
+        volume.index.evict_positions(&gone);
+    }
+    log.fills.retain(|_key, fill| !gone.contains(&fill.at.0));
+}
+
 /// The index forgets a record, where it still points to it.
 fn forget_record(log: &mut Log, record: &Record, at: Position) {
     match record {
+        Record::Moved(record) => forget_record(log, record, at),
         Record::Write { stamp, start, crcs } => {
             let pages = PageRange::new(start.0, start.0 + crcs.len() as u64);
             if let Some(volume) = log.volumes.get_mut(&stamp.volume) {

@@ -19,8 +19,10 @@ fn log(chunks: ChunkNo) -> Log {
         epoch: crate::Epoch(1),
         nonce: Id([2; 16]),
         published: Seq(0),
+        last: Seq(0),
         valid_lsn: 0,
         attached: true,
+        damaged: false,
         intents: Vec::new(),
     };
     log.volumes.insert(VOLUME, Volume::new(state));
@@ -38,7 +40,7 @@ fn hand_out(log: &mut Log) {
 fn appends_go_on_in_the_open_chunk_after_all_was_handed_out() {
     let mut log = log(2);
     for _ in 0..50 {
-        assert!(log.has_room(1, 0), "50 batches of 2 pages fit one chunk");
+        assert!(log.has_room(1, Spare::None), "50 batches of 2 pages fit one chunk");
         log.append_write(VOLUME, 0, &[1; PAGE], Instant::default());
         hand_out(&mut log);
     }
@@ -51,7 +53,7 @@ fn room_that_was_granted_is_there() {
     let mut log = log(6);
     for round in 0_u64.. {
         let pages = 1 + round * 37 % 97;
-        if !log.has_room(pages, 0) {
+        if !log.has_room(pages, Spare::None) {
             break;
         }
         let bytes = usize::try_from(pages).expect("small") * PAGE;

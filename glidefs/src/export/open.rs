@@ -60,8 +60,9 @@ impl<W: World> Site<W> {
     /// What the log knows under a name: the volume of the root, if there are several.
     pub(crate) fn local_volume(&self, name: &str, root: Option<&RootView>) -> Option<LocalVolume> {
         let mut found: Vec<LocalVolume> = self.cache.volumes();
-        found.retain(|local| local.name == name);
         let id = root.map(|root| root.volume);
+        // A damaged log may know a volume by its id alone.
+        found.retain(|local| local.name == name || Some(local.id) == id);
         found.sort_by_key(|local| (Some(local.id) != id, !local.attached));
         found.into_iter().next()
     }

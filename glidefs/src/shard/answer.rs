@@ -181,9 +181,13 @@ async fn delete<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDo
     }
     let seen = registry.site().shelf.ask(name).await.seen;
     let plan = registry.site().plan(name, Wish::default(), &seen);
+    let root = match &seen {
+        Seen::Root(root) => Some(root),
+        Seen::Absent | Seen::Unreachable(_) => None,
+    };
     let held = registry
         .site()
-        .local_volume(name, None)
+        .local_volume(name, root)
         .is_some_and(|l| l.attached);
     let lost = matches!(
         plan,
@@ -200,7 +204,7 @@ async fn delete<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDo
         }
         registry.remove(name);
     }
-    let local = registry.site().local_volume(name, None);
+    let local = registry.site().local_volume(name, root);
     let before = closed(registry, name, &seen)?;
     if let Some(local) = local {
         forget(registry, &local).await?;
