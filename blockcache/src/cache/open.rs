@@ -231,14 +231,14 @@ async fn read_superblock<F: File>(
         return Ok(None);
     }
     let mut newest: Option<Superblock> = None;
-    let mut blank = true;
+    let mut unborn = size <= SUPERBLOCK_BYTES;
     for at in SUPERBLOCK_AT {
         if size < at + PAGE as u64 {
             continue;
         }
         let (page, read) = file.read_at(at, Buf::zeroed(PAGE)).await;
         read?;
-        blank &= page.iter().all(|byte| *byte == 0);
+        unborn &= Superblock::may_be_torn(&page);
         if let Some(found) = Superblock::decode(&page, foreign)? {
             let newer = newest.is_none_or(|known| found.generation > known.generation);
             newest = if newer { Some(found) } else { newest };
@@ -246,8 +246,9 @@ async fn read_superblock<F: File>(
     }
     match newest {
         Some(superblock) => Ok(Some(superblock)),
-        // A creation that a power cut interrupted: nothing was served from it.
-        None if blank => Ok(None),
+        // A creation that a power cut interrupted: chunks are added only behind a durable superblock,
+        // so nothing was served from it.
+        None if unborn => Ok(None),
         None => Err(foreign(
             "this is not a glidefs cache log, or both copies of its superblock are damaged; \
              point `cache.dir` at an empty folder, or move this file away (unpublished writes in \
