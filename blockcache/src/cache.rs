@@ -214,6 +214,8 @@ struct Shared<W: World> {
 #[derive(Clone, Copy, Debug, Default)]
 struct Counters {
     persists: u64,
+    /// The reclaimer has done what it can.
+    reclaimed: Notify,
     evictions: u64,
     throttled: u64,
 }
@@ -1026,7 +1028,11 @@ impl<W: World> Shared<W> {
         self.committed.break_off();
         self.durable.break_off();
         self.persists_done.break_off();
-        for waiters in [&self.space_freed, &self.dirty_freed, &self.dirty_grown] {
+        let freed = [&self.space_freed, &self.reclaimed];
+        for waiters in freed
+            .into_iter()
+            .chain([&self.dirty_freed, &self.dirty_grown])
+        {
             waiters.notify_waiters();
         }
     }

@@ -27,6 +27,8 @@ const CHUNK_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const CHUNK_BYTES_MIN: u64 = 1024 * 1024;
 /// A log has at least so many chunks, so that evicting one of them is a small loss.
 const CHUNKS_MIN: u64 = 64;
+/// Chunks that a start waits for, if they can be had.
+const READY_AT_START: usize = 2;
 /// Bytes read at once when a chunk without a footer is scanned.
 const FOOTER_READ_BYTES: usize = 64 * 1024;
 /// How often, and how long apart, a folder that is in use is tried again.
@@ -128,13 +130,15 @@ impl<W: World> Cache<W> {
             // All of them, in order: each gets its old ordinal, and a new life.
             shared.prepare(&unused, ChunkKind::Writes).await?;
         }
-        shared.chunks_wanted.set(2);
+        shared.chunks_wanted.set(READY_AT_START);
+        let mut overgrown = false;
         loop {
             shared.check()?;
-            if shared.log.borrow().ready.len() >= 2 {
+            let before = shared.log.borrow().ready.len();
+            if before >= READY_AT_START {
                 break;
             }
-            let wait = shared.space_freed.notified();
+            let wait = shared.reclaimed.notified();
             shared.space_wanted.notify_one();
             wait.await;
         }
@@ -142,6 +146,17 @@ impl<W: World> Cache<W> {
         if shared.superblock.borrow().stopped {
             let superblock = {
                 let mut superblock = shared.superblock.borrow_mut();
+            let after = shared.log.borrow().ready.len();
+            if after > before {
+                continue;
+            }
+            // All others hold what is not published. One is enough to publish, which frees some;
+            // with none the cache would never open again, as each crash ends a chunk.
+            if after > 0 {
+                break;
+            }
+            shared.overgrow(overgrown)?;
+            overgrown = true;
                 superblock.stopped = false;
                 superblock.generation += 1;
                 *superblock
@@ -174,6 +189,23 @@ impl<W: World> Shared<W> {
         Self {
             world,
             file,
+    /// Lets the file grow by one chunk beyond its configured size. Once; a disk that has no room even
+    /// for that is an error.
+    fn overgrow(&self, again: bool) -> Result<(), CacheError> {
+        let log = self.log.borrow();
+        let need = SUPERBLOCK_BYTES + (log.chunks.len() as u64 + 1) * log.chunk_bytes();
+        let have = self.size_limit.get();
+        if again {
+            return Err(CacheError::TooSmall { have, need });
+        }
+        tracing::warn!(
+            bytes = need,
+            "the cache is full of unpublished writes; its file grows beyond the configured size, so that they can be published"
+        );
+        self.size_limit.set(need);
+        Ok(())
+    }
+
             size_limit: Cell::new(config.size_bytes_max),
             config,
             log: RefCell::new(Log::new(chunk_pages, Run::default(), 1)),
@@ -196,6 +228,7 @@ impl<W: World> Shared<W> {
             unpinned: Notify::new(),
             writers_waiting: Cell::new(0),
             open_fills: RefCell::new(None),
+            reclaimed: Notify::new(),
             sealing_fills: RefCell::new(VecDeque::new()),
             unused: RefCell::new(Vec::new()),
         }

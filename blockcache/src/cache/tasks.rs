@@ -129,6 +129,7 @@ async fn reclaimer<W: World>(shared: Rc<Shared<W>>) {
             }
         }
         shared.chunks_wanted.set(0);
+        shared.reclaimed.notify_waiters();
     }
 }
 
