@@ -94,6 +94,11 @@ impl<W: World> Cache<W> {
         };
         log.next_lsn = outcome.accepted_lsn + 1;
         log.durable_lsn = outcome.accepted_lsn;
+        #[cfg(feature = "planted")]
+        {
+            let planted = shared.config.planted;
+            log.superseded_is_free = planted == Some(super::Planted::SupersededIsFree);
+        }
         let unused = outcome.unused;
         log.next_ordinal = unused
             .first()
@@ -141,11 +146,6 @@ impl<W: World> Cache<W> {
             let wait = shared.reclaimed.notified();
             shared.space_wanted.notify_one();
             wait.await;
-        }
-        // Only now: everything of the stopped run that was not on the device is known to be gone.
-        if shared.superblock.borrow().stopped {
-            let superblock = {
-                let mut superblock = shared.superblock.borrow_mut();
             let after = shared.log.borrow().ready.len();
             if after > before {
                 continue;
@@ -157,6 +157,11 @@ impl<W: World> Cache<W> {
             }
             shared.overgrow(overgrown)?;
             overgrown = true;
+        }
+        // Only now: everything of the stopped run that was not on the device is known to be gone.
+        if shared.superblock.borrow().stopped {
+            let superblock = {
+                let mut superblock = shared.superblock.borrow_mut();
                 superblock.stopped = false;
                 superblock.generation += 1;
                 *superblock
@@ -184,11 +189,6 @@ impl<W: World> Cache<W> {
 }
 
 impl<W: World> Shared<W> {
-    fn new(world: W, file: W::File, config: CacheConfig, superblock: Superblock) -> Self {
-        let chunk_pages = superblock.chunk_bytes / PAGE_U32;
-        Self {
-            world,
-            file,
     /// Lets the file grow by one chunk beyond its configured size. Once; a disk that has no room even
     /// for that is an error.
     fn overgrow(&self, again: bool) -> Result<(), CacheError> {
@@ -206,6 +206,11 @@ impl<W: World> Shared<W> {
         Ok(())
     }
 
+    fn new(world: W, file: W::File, config: CacheConfig, superblock: Superblock) -> Self {
+        let chunk_pages = superblock.chunk_bytes / PAGE_U32;
+        Self {
+            world,
+            file,
             size_limit: Cell::new(config.size_bytes_max),
             config,
             log: RefCell::new(Log::new(chunk_pages, Run::default(), 1)),
@@ -223,12 +228,12 @@ impl<W: World> Shared<W> {
             space_wanted: Notify::new(),
             chunks_wanted: Cell::new(0),
             space_freed: Notify::new(),
+            reclaimed: Notify::new(),
             dirty_freed: Notify::new(),
             dirty_grown: Notify::new(),
             unpinned: Notify::new(),
             writers_waiting: Cell::new(0),
             open_fills: RefCell::new(None),
-            reclaimed: Notify::new(),
             sealing_fills: RefCell::new(VecDeque::new()),
             unused: RefCell::new(Vec::new()),
         }
