@@ -63,6 +63,14 @@ impl Superblock {
         sealed_page(out)
     }
 
+    /// Whether the page can be what a power cut left of a superblock on a new file: of its first
+    /// sector and its checksum, each is there or zero, and there is nothing else.
+    pub(crate) fn may_be_torn(page: &[u8]) -> bool {
+        let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+        let (first, rest) = page.split_at(512);
+        (first.starts_with(SUPER_MAGIC) || zero(first)) && zero(&rest[..rest.len() - 4])
+    }
+
     /// `Ok(None)`: not a superblock (torn, or never written).
     pub(crate) fn decode(
         page: &[u8],

@@ -104,6 +104,11 @@ impl<W: World> Cache<W> {
         };
         log.next_lsn = outcome.accepted_lsn + 1;
         log.durable_lsn = outcome.accepted_lsn;
+        #[cfg(feature = "planted")]
+        {
+            let planted = shared.config.planted;
+            log.superseded_is_free = planted == Some(super::Planted::SupersededIsFree);
+        }
         log.next_ordinal = outcome.next_ordinal;
         log.next_fill_ordinal = plan.next_fill_ordinal;
         log.next_age = plan.newest_ordinal + plan.next_fill_ordinal + 1;
@@ -162,11 +167,19 @@ impl<W: World> Cache<W> {
     async fn ready_chunks(&self) -> Result<(), CacheError> {
         let shared = &self.shared;
         let wanted = Spare::States.chunks() + 1;
+        let mut overgrown = false;
         while shared.log.borrow().ready.len() < wanted {
             shared.chunks_wanted.set(wanted);
-            if !shared.reclaim_once().await? {
+            if shared.reclaim_once().await? {
+                continue;
+            }
+            // All others hold what is not published. One is enough to publish, which frees some;
+            // with none the cache would never open again, as each crash ends a chunk.
+            if overgrown || !shared.log.borrow().ready.is_empty() {
                 break;
             }
+            shared.overgrow();
+            overgrown = true;
         }
         let ready = shared.log.borrow().ready.len();
         if ready >= wanted {
@@ -220,6 +233,17 @@ impl<W: World> Cache<W> {
 }
 
 impl<W: World> Shared<W> {
+    /// Lets the file grow by one chunk beyond its configured size.
+    fn overgrow(&self) {
+        let log = self.log.borrow();
+        let need = SUPERBLOCK_BYTES + (log.chunks.len() as u64 + 1) * log.chunk_bytes();
+        tracing::warn!(
+            bytes = need,
+            "the cache is full of unpublished writes; its file grows beyond the configured size, so that they can be published"
+        );
+        self.size_limit.set(need);
+    }
+
     fn new(world: W, file: W::File, config: CacheConfig, superblock: Superblock) -> Self {
         let chunk_pages = superblock.chunk_bytes / PAGE_U32;
         Self {
@@ -282,14 +306,14 @@ async fn read_superblock<F: File>(
         return Ok(None);
     }
     let mut newest: Option<Superblock> = None;
-    let mut blank = true;
+    let mut unborn = size <= SUPERBLOCK_BYTES;
     for at in SUPERBLOCK_AT {
         if size < at + PAGE as u64 {
             continue;
         }
         let (page, read) = file.read_at(at, Buf::zeroed(PAGE)).await;
         read?;
-        blank &= page.iter().all(|byte| *byte == 0);
+        unborn &= Superblock::may_be_torn(&page);
         if let Some(found) = Superblock::decode(&page, foreign)? {
             let newer = newest.is_none_or(|known| found.generation > known.generation);
             newest = if newer { Some(found) } else { newest };
@@ -297,8 +321,9 @@ async fn read_superblock<F: File>(
     }
     match newest {
         Some(superblock) => Ok(Some(superblock)),
-        // A creation that a power cut interrupted: nothing was served from it.
-        None if blank => Ok(None),
+        // A creation that a power cut interrupted: chunks are added only behind a durable superblock,
+        // so nothing was served from it.
+        None if unborn => Ok(None),
         None => Err(foreign(
             "this is not a glidefs cache log, or both copies of its superblock are damaged; \
              point `cache.dir` at an empty folder, or move this file away (unpublished writes in \

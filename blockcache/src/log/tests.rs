@@ -40,7 +40,10 @@ fn hand_out(log: &mut Log) {
 fn appends_go_on_in_the_open_chunk_after_all_was_handed_out() {
     let mut log = log(2);
     for _ in 0..50 {
-        assert!(log.has_room(1, Spare::None), "50 batches of 2 pages fit one chunk");
+        assert!(
+            log.has_room(1, Spare::None),
+            "50 batches of 2 pages fit one chunk"
+        );
         log.append_write(VOLUME, 0, &[1; PAGE], Instant::default());
         hand_out(&mut log);
     }
