@@ -400,9 +400,13 @@ impl<W: World> Cache<W> {
             if !log.volumes.contains_key(&volume) {
                 return Ok(());
             }
-            let state = &mut log.volumes.get_mut(&volume).expect("just seen").state;
-            state.attached = false;
-            state.intents.clear();
+            let forgotten = log.volumes.get_mut(&volume).expect("just seen");
+            forgotten.state.attached = false;
+            forgotten.state.intents.clear();
+            // Nor is it known any more what the store once held: an operator may accept a root that
+            // went back behind it.
+            (forgotten.state.published, forgotten.state.epoch) = (Seq(0), Epoch(0));
+            forgotten.last = Seq(0);
             log.append_state(volume)
         };
         self.shared.dirty_freed.notify_waiters();

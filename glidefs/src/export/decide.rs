@@ -14,11 +14,12 @@
 //! operator accepts their loss, so that nothing answered is dropped in silence. A root whose last
 //! nonce is one that this log made or durably intended is the only proof that its records still
 //! count. A read-only export reads no records of the log, so it needs none of this.
+//! A root that is older than what this log has seen published is refused, whoever owns it (rule 24).
 //! "Take, records stay" also covers an open root after a detach that was intended
 //! here: raising the epoch changes the root's version, so a detach that is still on its way to the
 //! store can no longer land.
 
-use blockcache::{Id, LocalVolume};
+use blockcache::{Id, LocalVolume, Seq};
 
 use crate::volume::{RootView, VolumeState};
 
@@ -76,6 +77,11 @@ pub(crate) enum Refusal {
     Salvage(u64),
     /// Unpublished records of the log are unreadable: what, for people.
     Damaged(String),
+    /// The root is older than one that this log has seen published (rule 24).
+    RolledBack {
+        cut: Seq,
+        seen: Seq,
+    },
 }
 
 /// What this node knows and wants.
@@ -116,6 +122,13 @@ fn decide_with_root(root: &RootView, ours: Ours<'_>) -> Plan {
     let local = ours.local.filter(|local| local.id == root.volume);
     let detached = root.state == VolumeState::Detached;
     let owned_here = root.owner.as_ref().is_some_and(|o| o.cache == ours.cache);
+    // Whoever takes a volume begins at its cut, so neither number ever falls.
+    if let Some(local) = local.filter(|l| root.cut < l.published || root.epoch < l.epoch) {
+        return Plan::Refuse(Refusal::RolledBack {
+            cut: root.cut,
+            seen: local.published,
+        });
+    }
     if !(detached || owned_here || root.owner.is_none()) {
         return Plan::ReadOnly;
     }

@@ -336,3 +336,6 @@ pub(crate) fn refused(name: &str, refusal: Refusal) -> ConnectError {
         )),
     }
 }
+        Refusal::RolledBack { cut, seen } => ConnectError::Refused(format!(
+            "the root `nbd/{name}/root` in the store is older than one that this node has seen (cut {cut}, seen {seen}); bring the newer one back, or accept the older state with `DELETE /api/exports/{name}` (the volume in the store stays as it is)"
+        )),

@@ -191,7 +191,12 @@ async fn delete<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDo
         .is_some_and(|l| l.attached);
     let lost = matches!(
         plan,
-        Plan::Refuse(Refusal::Vanished | Refusal::Salvage(_) | Refusal::Damaged(_))
+        Plan::Refuse(
+            Refusal::Vanished
+                | Refusal::Salvage(_)
+                | Refusal::Damaged(_)
+                | Refusal::RolledBack { .. }
+        )
     );
     if lost {
         // It can never be drained: the operator says that the local copy may go.

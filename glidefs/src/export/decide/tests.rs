@@ -85,7 +85,7 @@ fn unpublished_records_become_salvage_once_somebody_else_published() {
 #[test]
 fn clean_records_are_dropped_once_somebody_else_published() {
     let clean = LocalVolume {
-        published: Seq(120),
+        last: Seq(90),
         dirty_bytes: 0,
         ..local()
     };
@@ -120,6 +120,28 @@ fn a_store_ahead_of_the_disk_makes_the_log_stale() {
     let seen = Seen::Root(root(HERE, VolumeState::Open, INTENDED));
     let records = Records::Drop;
     assert_eq!(open(seen, Some(&behind)), Plan::Resume { records });
+}
+
+#[test]
+fn a_root_older_than_one_seen_before_is_refused_whoever_owns_it() {
+    let ahead = LocalVolume {
+        published: Seq(101),
+        ..local()
+    };
+    let later = LocalVolume {
+        epoch: Epoch(8),
+        ..local()
+    };
+    for owner in [HERE, ELSEWHERE] {
+        for (log, seen) in [(&ahead, Seq(101)), (&later, Seq(90))] {
+            let root = Seen::Root(root(owner, VolumeState::Open, KNOWN));
+            let refusal = Refusal::RolledBack {
+                cut: Seq(100),
+                seen,
+            };
+            assert_eq!(open(root, Some(log)), Plan::Refuse(refusal));
+        }
+    }
 }
 
 #[test]
