@@ -9,12 +9,14 @@ mod answer;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use blockcache::{Cache, CacheConfig, CacheError};
 use world::sync::{Receiver, Semaphore};
 use world::{StoreErrorKind, World};
 
 use crate::control::{ExportDocument, Request, ServerDocument};
+use crate::device::ConnectError;
 use crate::export::clients::Sharing;
 use crate::export::document::of_export;
 use crate::export::open::Wish;
@@ -22,8 +24,15 @@ use crate::export::registry::Registry;
 use crate::export::shelf::Shelf;
 use crate::export::site::{ExportConfig, Site};
 use crate::sync::SyncConfig;
+use crate::sync::backoff::Backoff;
 use crate::volume::{BucketConfig, Owner, VolumeError};
 use answer::Answers;
+
+/// Between two attempts to bring a volume back while the store does not answer.
+const BRING_BACK: Backoff = Backoff {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(30),
+};
 
 /// Everything a shard is told.
 #[derive(Clone, Debug)]
@@ -45,7 +54,7 @@ impl ShardConfig {
             exports: ExportConfig {
                 create_bytes: None,
                 sharing: Sharing::OneClient,
-                grace: std::time::Duration::from_secs(30),
+                grace: Duration::from_secs(30),
                 sync: SyncConfig::default(),
             },
         }
@@ -81,7 +90,10 @@ impl<W: World> Shard<W> {
     pub async fn open(world: W, store: W::Store, config: ShardConfig) -> Result<Self, ShardError> {
         let cache = Box::pin(Cache::open(world.clone(), config.cache)).await?;
         let shelf = Shelf::new(world.clone(), store, config.bucket);
-        let held = cache.volumes().into_iter().filter(|local| local.attached);
+        // With an intent open, a detach may not have got through: until it has, nobody else may open
+        // the volume.
+        let held = cache.volumes().into_iter();
+        let held = held.filter(|local| local.attached || !local.intents.is_empty());
         let held: Vec<String> = held.map(|local| local.name).collect();
         if let Err(error) = Box::pin(shelf.bucket()).await {
             // Guests that run on what the log holds must not wait for the store. Without any, a
@@ -144,13 +156,33 @@ impl<W: World> Shard<W> {
 }
 
 /// Opens a volume that this log holds, without a client: its unpublished writes go to the store,
-/// and if nobody comes back, it is detached. Tried once; a client who connects tries again.
+/// and if nobody comes back, it is detached. Tried until the store answers or a client was faster.
 fn bring_back<W: World>(registry: &Rc<Registry<W>>, name: String) {
     let (registry, world) = (Rc::clone(registry), registry.site().world.clone());
+    let task = world.clone();
     world.spawn(async move {
-        let _door = registry.door(&name).await;
-        if let Err(error) = Box::pin(registry.opened(&name, Wish::default())).await {
-            tracing::error!(export = %name, %error, "a volume that the cache holds could not be brought back");
+        let mut failures = 0;
+        while registry.get(&name).is_none() && !registry.site().closing.get() {
+            let door = registry.door(&name).await;
+            let opened = Box::pin(registry.opened(&name, Wish::default())).await;
+            drop(door);
+            match opened {
+                Ok(_) => return,
+                Err(ConnectError::Unavailable(why)) => {
+                    failures += 1;
+                    if failures == 1 {
+                        tracing::error!(export = %name, why, "a volume that the cache holds cannot be brought back now; trying again");
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(export = %name, %error, "a volume that the cache holds could not be brought back");
+                    return;
+                }
+            }
+            let mut chance = [0; 4];
+            task.fill_random(&mut chance);
+            let wait = BRING_BACK.wait(failures, u32::from_le_bytes(chance));
+            task.sleep(wait).await;
         }
     });
 }
