@@ -54,6 +54,21 @@ pub struct CacheConfig {
     pub volume_dirty_bytes_max: u64,
     /// The size of a chunk in a log that does not exist yet; none: chosen by the size.
     pub chunk_bytes: Option<u32>,
+    /// A rule broken on purpose, for the simulation to find.
+    #[cfg(feature = "planted")]
+    pub planted: Option<Planted>,
+}
+
+/// Which rule of the log a build for tests breaks.
+#[cfg(feature = "planted")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// Rule 1: the newest clean chunk goes first.
+    EvictionOrder,
+    /// Rule 2: a superseded record no longer keeps its chunk, though its replacement may be lost.
+    SupersededIsFree,
+    /// Rule 4: a recycled chunk goes on with the life that it had.
+    LifeStays,
 }
 
 impl CacheConfig {
@@ -65,6 +80,8 @@ impl CacheConfig {
             dirty_bytes_max: size_bytes_max / 2,
             volume_dirty_bytes_max: size_bytes_max / 4,
             chunk_bytes: None,
+            #[cfg(feature = "planted")]
+            planted: None,
         }
     }
 }

@@ -26,6 +26,8 @@ mod recover;
 mod types;
 mod watermark;
 
+#[cfg(feature = "planted")]
+pub use cache::Planted;
 pub use cache::{
     Cache, CacheConfig, CacheStats, CacheVolume, Cut, CutContent, CutExtent, FillKey, Intent,
     Known, LocalVolume, Missing, Opened, Patch, WRITE_BYTES_MAX,

@@ -261,6 +261,9 @@ pub(crate) struct Log {
     /// The newest state or moved record: must be durable before a chunk is reused.
     pub(crate) last_kept_lsn: u64,
     pub(crate) dirty_bytes: u64,
+    /// Rule 2 is broken on purpose.
+    #[cfg(feature = "planted")]
+    pub(crate) superseded_is_free: bool,
     batch: Option<OpenBatch>,
     building: Option<Building>,
     staged: VecDeque<Staged>,
@@ -287,6 +290,8 @@ impl Log {
             ready: VecDeque::new(),
             ready_fills: None,
             sealing: VecDeque::new(),
+            #[cfg(feature = "planted")]
+            superseded_is_free: false,
             next_ordinal: 1,
             next_fill_ordinal: 1,
             next_age: 1,
@@ -531,6 +536,20 @@ impl Log {
         volume.last = stamp.seq;
         volume.last_lsn = lsn;
         volume.dirty_bytes += u64::from(log_bytes);
+        #[cfg(feature = "planted")]
+        if self.superseded_is_free
+            && let Written::Pages { pages: by, .. } = what
+        {
+            let superseded = volume.dirty.iter_mut().filter(|old| match old.what {
+                Written::Pages { pages, .. } => pages.overlap(by) == Some(pages),
+                Written::Sectors { .. } | Written::Zeros { .. } => false,
+            });
+            for old in superseded {
+                self.chunks[old.chunk as usize].dirty -= 1;
+                self.chunks[chunk as usize].dirty += 1;
+                old.chunk = chunk;
+            }
+        }
         volume.dirty.push_back(Dirty {
             seq: stamp.seq,
             what,

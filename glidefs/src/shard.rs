@@ -56,6 +56,8 @@ impl ShardConfig {
                 sharing: Sharing::OneClient,
                 grace: Duration::from_secs(30),
                 sync: SyncConfig::default(),
+                #[cfg(feature = "planted")]
+                trust_any_nonce: false,
             },
         }
     }

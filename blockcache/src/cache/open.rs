@@ -104,6 +104,11 @@ impl<W: World> Cache<W> {
         };
         log.next_lsn = outcome.accepted_lsn + 1;
         log.durable_lsn = outcome.accepted_lsn;
+        #[cfg(feature = "planted")]
+        {
+            let planted = shared.config.planted;
+            log.superseded_is_free = planted == Some(super::Planted::SupersededIsFree);
+        }
         log.next_ordinal = outcome.next_ordinal;
         log.next_fill_ordinal = plan.next_fill_ordinal;
         log.next_age = plan.newest_ordinal + plan.next_fill_ordinal + 1;

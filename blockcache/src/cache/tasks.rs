@@ -231,6 +231,11 @@ impl<W: World> Shared<W> {
             return Ok(true);
         }
         let victim = victim(&self.log.borrow());
+        #[cfg(feature = "planted")]
+        let victim = match self.config.planted {
+            Some(super::Planted::EvictionOrder) => newest_clean(&self.log.borrow()),
+            _ => victim,
+        };
         match victim {
             Some(victim) => self.evict(victim).await.map(|()| true),
             // Somebody waits, and nothing may go: perhaps because of a few old records at the end.
@@ -265,6 +270,11 @@ impl<W: World> Shared<W> {
         }
         for &no in free {
             let life = Id(self.world.random_id());
+            #[cfg(feature = "planted")]
+            let life = match self.config.planted {
+                Some(super::Planted::LifeStays) => Id([no.to_le_bytes()[0]; 16]),
+                _ => life,
+            };
             let (at, header) = {
                 let mut log = self.log.borrow_mut();
                 (log.byte_of(no, 0), log.prepare(no, kind, life).encode())
@@ -413,6 +423,15 @@ impl<W: World> Shared<W> {
         self.commit_wanted.notify_one();
         Ok(())
     }
+}
+
+#[cfg(feature = "planted")]
+fn newest_clean(log: &Log) -> Option<ChunkNo> {
+    let clean = (0..)
+        .zip(&log.chunks)
+        .filter(|(_, chunk)| chunk.state == ChunkState::Sealed && chunk.dirty == 0);
+    let newest = clean.max_by_key(|(_, chunk)| chunk.age);
+    newest.map(|(no, _)| no)
 }
 
 /// The next chunk to go: the oldest write chunk if it may go (no later one may before it, rule 1),

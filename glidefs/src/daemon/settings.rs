@@ -87,6 +87,8 @@ pub(super) fn shard(config: &Config) -> ShardConfig {
             },
             ..SyncConfig::default()
         },
+        #[cfg(feature = "planted")]
+        trust_any_nonce: false,
     };
     shard
 }

@@ -74,6 +74,8 @@ impl<W: World> Site<W> {
             Seen::Absent | Seen::Unreachable(_) => None,
         };
         let local = self.local_volume(name, root);
+        #[cfg(feature = "planted")]
+        let local = local.map(|local| self.planted(local, root));
         let ours = Ours {
             cache: self.owner.cache,
             local: local.as_ref(),
@@ -92,6 +94,17 @@ impl<W: World> Site<W> {
             ..root.clone()
         };
         decide(&Seen::Root(unowned), ours)
+    }
+
+    #[cfg(feature = "planted")]
+    fn planted(&self, local: LocalVolume, root: Option<&RootView>) -> LocalVolume {
+        let nonce = root
+            .filter(|_| self.config.trust_any_nonce)
+            .map(|r| r.nonce);
+        LocalVolume {
+            nonce: nonce.unwrap_or(local.nonce),
+            ..local
+        }
     }
 
     async fn perform(
@@ -331,11 +344,11 @@ pub(crate) fn refused(name: &str, refusal: Refusal) -> ConnectError {
         Refusal::Damaged(what) => ConnectError::Refused(format!(
             "`{name}` has unpublished writes in this node's cache that cannot be read ({what}); it stays closed here until you accept their loss with `DELETE /api/exports/{name}`"
         )),
+        Refusal::RolledBack { cut, seen } => ConnectError::Refused(format!(
+            "the root `nbd/{name}/root` in the store is older than one that this node has seen (cut {cut}, seen {seen}); bring the newer one back, or accept the older state with `DELETE /api/exports/{name}` (the volume in the store stays as it is)"
+        )),
         Refusal::Unavailable(why) => ConnectError::Unavailable(format!(
             "`{name}` cannot be opened: the store cannot be asked ({why})"
         )),
     }
 }
-        Refusal::RolledBack { cut, seen } => ConnectError::Refused(format!(
-            "the root `nbd/{name}/root` in the store is older than one that this node has seen (cut {cut}, seen {seen}); bring the newer one back, or accept the older state with `DELETE /api/exports/{name}` (the volume in the store stays as it is)"
-        )),

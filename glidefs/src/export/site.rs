@@ -36,4 +36,8 @@ pub struct ExportConfig {
     /// From the end of the last connection to drain and detach (rule 15).
     pub grace: Duration,
     pub sync: SyncConfig,
+    /// Rule 11 is broken on purpose, for the simulation to find: whoever published last, the log's
+    /// records count.
+    #[cfg(feature = "planted")]
+    pub trust_any_nonce: bool,
 }

@@ -76,7 +76,7 @@ impl Lives<'_> {
         let node = Rc::new(node);
         stage.follow(&node);
         let guest = stage.guest(&node, Load::drawn(sim, Tolerance::Reads));
-        let how = self.end(&node, &guest, how).await?;
+        let how = Box::pin(self.end(&node, &guest, how)).await?;
         self.owe(how);
         stage.dismiss(&guest)
     }

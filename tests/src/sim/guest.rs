@@ -72,7 +72,6 @@ impl Load {
 #[derive(Debug)]
 pub(super) struct Guest {
     sim: Sim,
-    pub(super) host: HostId,
     pub(super) pid: Pid,
     state: Rc<State>,
     /// Connections, to say goodbye.
@@ -136,7 +135,6 @@ impl Guest {
         });
         Self {
             sim: sim.clone(),
-            host,
             pid,
             state,
             clients,
@@ -401,9 +399,23 @@ enum Request {
     Change,
 }
 
+/// How often a guest waits until the server has seen that the client before it is gone.
+const IN_USE_TRIES_MAX: u32 = 100;
+
 /// A connection that may write.
 async fn connect(world: &SimWorld) -> Result<NbdClient<SimWorld>, ClientError> {
-    let client = NbdClient::connect(world, &socket(), NAME, Options::default()).await?;
+    let mut tries = 0;
+    let client = loop {
+        match NbdClient::connect(world, &socket(), NAME, Options::default()).await {
+            Err(ClientError::Refused { text, .. })
+                if text.contains("in use by") && tries < IN_USE_TRIES_MAX =>
+            {
+                tries += 1;
+                world.sleep(Duration::from_millis(5)).await;
+            }
+            other => break other?,
+        }
+    };
     if client.export().flags & export::READ_ONLY != 0 {
         let (kind, text) = (0, "the export is read-only".to_owned());
         return Err(ClientError::Refused { kind, text });

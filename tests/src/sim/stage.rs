@@ -34,6 +34,8 @@ pub(super) struct Settings {
     pub(super) volume_bytes: u64,
     chunk_bytes: u32,
     chunks: u64,
+    /// Eighths of the cache that may be dirty.
+    dirty_eighths: u64,
     delay: Duration,
     interval: Duration,
     blocks_per_batch: u32,
@@ -56,6 +58,7 @@ impl Settings {
             } else {
                 chance.between(28, 40)
             },
+            dirty_eighths: if tiny { chance.between(2, 6) } else { 2 },
             delay: Duration::from_millis([20, 200, 1_500][chance.index(3)]),
             interval: Duration::from_millis([1, 50, 400][chance.index(3)]),
             blocks_per_batch: [1, 3, 25][chance.index(3)],
@@ -125,6 +128,8 @@ impl Stage {
         let size = 64 * 1024 + s.chunks * u64::from(s.chunk_bytes);
         let mut cache = CacheConfig::new("/cache", size);
         cache.chunk_bytes = Some(s.chunk_bytes);
+        cache.volume_dirty_bytes_max = size / 8 * s.dirty_eighths;
+        cache.dirty_bytes_max = cache.dirty_bytes_max.max(cache.volume_dirty_bytes_max);
         let bucket = BucketConfig {
             compression: s.compression,
             password: None,
@@ -360,6 +365,14 @@ impl Stage {
         bail!("never settled: {last}")
     }
 
+    /// Nobody is let in, and the reason names `what`.
+    pub(super) async fn refuses(&self, node: &Node, what: &str) -> Result<()> {
+        match self.connects(node).await {
+            Some(Err(why)) if why.contains(what) => Ok(()),
+            other => bail!("no refusal that names `{what}`: {other:?}"),
+        }
+    }
+
     /// Connects once and leaves: what the client was told. None if its host crashed.
     async fn connects(&self, node: &Node) -> Option<Result<Access, String>> {
         let call = self.sim.call(node.host, |world| async move {
@@ -518,6 +531,18 @@ async fn patiently<T>(
             other => return other,
         }
     }
+}
+
+#[cfg(feature = "planted")]
+fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
+    use blockcache::Planted;
+    config.cache.planted = match plant {
+        Some(Plant::Rule1) => Some(Planted::EvictionOrder),
+        Some(Plant::Rule2) => Some(Planted::SupersededIsFree),
+        Some(Plant::Rule4) => Some(Planted::LifeStays),
+        Some(Plant::Rule11) | None => None,
+    };
+    config.exports.trust_any_nonce = plant == Some(Plant::Rule11);
 }
 
 #[cfg(not(feature = "planted"))]
