@@ -6,7 +6,8 @@
 //! a full cache slows writers down (6); a failed fsync stops the log for good (8).
 //!
 //! Reading order: `types`, `record` and `chunk` (the bytes), `log` (what is decided in memory),
-//! `cache` (effects in order) with `cache/tasks` (the background), `recover` (a start).
+//! `cache` (effects in order) with `cache/volume` and `cache/tasks` (the background), `recover` (a
+//! start).
 //!
 //! Deliberately absent: a journal beside the data (the log is the metadata), sizes of volumes as
 //! limits (the front door checks ranges), any knowledge of object stores beyond an opaque tag.

@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use world::{Buf, File, World};
 
-use super::{Cache, FillKey, Pins, Shared};
+use super::shared::Pins;
+use super::{Cache, FillKey, Shared};
 use crate::chunk::{ChunkKind, FooterBuilder, footer_cost};
 use crate::codec::page_crc;
 use crate::log::{ChunkNo, ChunkState, FillAt, Open};

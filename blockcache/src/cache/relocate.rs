@@ -10,9 +10,10 @@ use std::rc::Rc;
 
 use world::{Buf, File, World};
 
-use super::{Pins, Shared, Spare};
+use super::Shared;
+use super::shared::Pins;
 use crate::chunk::ChunkKind;
-use crate::log::{ChunkNo, ChunkState, Dirty, Log, Written};
+use crate::log::{ChunkNo, ChunkState, Dirty, Log, Spare, Written};
 use crate::record::{Record, Stamp};
 use crate::{CacheError, Id, PAGE_BYTES};
 
