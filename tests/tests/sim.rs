@@ -1,11 +1,6 @@
 //! A slice of the simulation: some seeds of every scenario, the same trace twice, the seeds that
 //! once found a bug, and the bugs that are planted to be found. Long runs: `cargo sim --seeds N`.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "reads the list of seeds from the source tree"
-)]
-
 use glidefs_tests::sim::{Run, Scenario};
 
 /// Seeds of each scenario in this slice.
