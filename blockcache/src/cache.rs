@@ -219,8 +219,12 @@ struct Shared<W: World> {
     unpinned: Notify,
     /// Writers that wait now: syncs should hurry.
     writers_waiting: std::cell::Cell<u32>,
-    /// The file may grow to here: the configured size, or what a full disk left.
+    /// State records that wait for room: without them nothing is published, and no room is made.
+    states_waiting: std::cell::Cell<u32>,
+    /// The file may grow to here: the configured size, what a full disk left, or a little more where
+    /// nothing could be published otherwise.
     size_limit: std::cell::Cell<u64>,
+    disk_full: std::cell::Cell<bool>,
     /// The fill chunk in use, and those that wait for their footer.
     open_fills: RefCell<Option<Open>>,
     sealing_fills: RefCell<VecDeque<Open>>,

@@ -224,6 +224,22 @@ impl VolumeIndex {
         }
     }
 
+    /// The sectors of this overlay are in the store. Whatever lies below it here is older than that, and
+    /// would show through: the whole page is the store's from now on, but for newer overlays.
+    pub(crate) fn uncover_partial(&mut self, page: PageNo, at: Position) {
+        let Some(overlays) = self.partials.get_mut(&page.0) else {
+            return;
+        };
+        let Some(listed) = overlays.iter().position(|overlay| overlay.at == at) else {
+            return;
+        };
+        overlays.drain(..=listed);
+        if overlays.is_empty() {
+            self.partials.remove(&page.0);
+        }
+        self.set(page.0, 0);
+    }
+
     /// A chunk goes of which it is not known what it holds: whatever points into it is forgotten.
     /// Goes through the whole index.
     pub(crate) fn evict_positions(&mut self, gone: &Range<u64>) {

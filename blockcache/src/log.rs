@@ -121,6 +121,8 @@ pub(crate) struct Dirty {
     pub(crate) chunk: ChunkNo,
     pub(crate) log_bytes: u32,
     pub(crate) since: Instant,
+    /// Taken along from a chunk that had to go: what was written after it may lie before it.
+    pub(crate) moved: bool,
 }
 
 /// What a record wrote, and where the bytes are.
@@ -259,6 +261,9 @@ pub(crate) struct Log {
     /// The newest state or moved record: must be durable before a chunk is reused.
     pub(crate) last_kept_lsn: u64,
     pub(crate) dirty_bytes: u64,
+    /// Chunks whose unpublished records were moved since anybody got room or anything was published:
+    /// once around the log wins all that there is to win.
+    pub(crate) relocated: usize,
     /// Rule 2 is broken on purpose.
     #[cfg(feature = "planted")]
     pub(crate) superseded_is_free: bool,
@@ -297,6 +302,7 @@ impl Log {
             durable_lsn: next_lsn - 1,
             last_kept_lsn: 0,
             dirty_bytes: 0,
+            relocated: 0,
             batch: None,
             building: None,
             staged: VecDeque::new(),
@@ -639,9 +645,15 @@ impl Log {
                 }
             }
             let record = volume.dirty.pop_front().expect("just seen");
+            // The chunk of a newer write of the same page may go before the one that this record was
+            // moved to, and then an old page would be read (rule 1). The store has it now.
+            if record.moved {
+                volume.unpoint(record.what);
+            }
             volume.dirty_bytes -= u64::from(record.log_bytes);
             self.dirty_bytes -= u64::from(record.log_bytes);
             self.chunks[record.chunk as usize].dirty -= 1;
+            self.relocated = 0;
         }
         true
     }
@@ -656,6 +668,7 @@ impl Log {
         volume.state.valid_lsn = valid_lsn;
         volume.damage = None;
         self.dirty_bytes -= volume.dirty_bytes;
+        self.relocated = 0;
         volume.dirty_bytes = 0;
         for record in volume.dirty.drain(..) {
             self.chunks[record.chunk as usize].dirty -= 1;
@@ -685,6 +698,15 @@ impl Volume {
                 Written::Sectors { page, overlay }
             }
             Written::Zeros { pages } => Written::Zeros { pages },
+        }
+    }
+
+    /// The index forgets a record that is published, where it still points to it.
+    fn unpoint(&mut self, what: Written) {
+        match what {
+            Written::Pages { pages, at } => self.index.evict(pages, at),
+            Written::Sectors { page, overlay } => self.index.uncover_partial(page, overlay.at),
+            Written::Zeros { .. } => {}
         }
     }
 

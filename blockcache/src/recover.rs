@@ -150,6 +150,8 @@ struct Place {
     no: ChunkNo,
     lsn: u64,
     now: Instant,
+    /// Not where the record was written at first.
+    moved: bool,
 }
 
 impl Place {
@@ -222,6 +224,7 @@ impl Place {
             chunk,
             log_bytes,
             since,
+            moved: self.moved,
         });
         volume.dirty_bytes += u64::from(log_bytes);
         log.dirty_bytes += u64::from(log_bytes);

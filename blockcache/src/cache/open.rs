@@ -167,19 +167,18 @@ impl<W: World> Cache<W> {
     async fn ready_chunks(&self) -> Result<(), CacheError> {
         let shared = &self.shared;
         let wanted = Spare::States.chunks() + 1;
-        let mut overgrown = false;
         while shared.log.borrow().ready.len() < wanted {
             shared.chunks_wanted.set(wanted);
             if shared.reclaim_once().await? {
                 continue;
             }
-            // All others hold what is not published. One is enough to publish, which frees some;
-            // with none the cache would never open again, as each crash ends a chunk.
-            if overgrown || !shared.log.borrow().ready.is_empty() {
+            // All others hold what is not published. What state records need is enough to publish,
+            // which frees some; without it the cache would never get out of this, as each crash
+            // ends a chunk.
+            let publishes = shared.log.borrow().ready.len() > Spare::Reclaim.chunks();
+            if publishes || !shared.overgrow() {
                 break;
             }
-            shared.overgrow();
-            overgrown = true;
         }
         let ready = shared.log.borrow().ready.len();
         if ready >= wanted {
@@ -193,7 +192,7 @@ impl<W: World> Cache<W> {
         }
         tracing::error!(
             ready,
-            "the cache is full of unpublished writes; writers wait until some are published"
+            "the cache is full of unpublished writes; writers wait until some are published (raise `cache.disk_size_gb` if that does not end)"
         );
         Ok(())
     }
@@ -233,23 +232,14 @@ impl<W: World> Cache<W> {
 }
 
 impl<W: World> Shared<W> {
-    /// Lets the file grow by one chunk beyond its configured size.
-    fn overgrow(&self) {
-        let log = self.log.borrow();
-        let need = SUPERBLOCK_BYTES + (log.chunks.len() as u64 + 1) * log.chunk_bytes();
-        tracing::warn!(
-            bytes = need,
-            "the cache is full of unpublished writes; its file grows beyond the configured size, so that they can be published"
-        );
-        self.size_limit.set(need);
-    }
-
     fn new(world: W, file: W::File, config: CacheConfig, superblock: Superblock) -> Self {
         let chunk_pages = superblock.chunk_bytes / PAGE_U32;
         Self {
             world,
             file,
             size_limit: Cell::new(config.size_bytes_max),
+            disk_full: Cell::new(false),
+            states_waiting: Cell::new(0),
             config,
             log: RefCell::new(Log::new(chunk_pages, Run::default(), 1)),
             superblock: RefCell::new(superblock),

@@ -3,8 +3,10 @@
 //!
 //! Chunks go in their order (rule 1), so one volume that publishes nothing (fenced, damaged, not
 //! opened since a start) would hold everything behind its oldest record, and in the end stop all
-//! volumes of the log. Only done while a writer waits, and while at least a quarter of the log would
-//! be won by going once around.
+//! volumes of the log. Only done while a writer waits, while at least a quarter of the log would
+//! be won by going once around. Once around without room for anybody ends it until something is
+//! published: what is full then is full of unpublished records, and moving them again would wear the
+//! disk out for nothing.
 
 use std::rc::Rc;
 
@@ -33,6 +35,7 @@ impl<W: World> Shared<W> {
             records = records.len(),
             "moving unpublished writes to the end of the cache log"
         );
+        self.log.borrow_mut().relocated += 1;
         for (id, record) in records {
             let data = self.raw_pages(source, &record).await;
             let mut log = self.log.borrow_mut();
@@ -85,7 +88,8 @@ fn source(log: &Log) -> Option<ChunkNo> {
     });
     let (no, oldest) = used.min_by_key(|(_, chunk)| chunk.ordinal)?;
     let capacity = log.chunks.len() as u64 * log.chunk_bytes();
-    let worth = log.dirty_bytes <= capacity / 4 * DIRTY_QUARTERS_MAX;
+    let worth =
+        log.dirty_bytes <= capacity / 4 * DIRTY_QUARTERS_MAX && log.relocated < log.chunks.len();
     let may = oldest.state == ChunkState::Sealed && oldest.dirty > 0 && oldest.cuts == 0;
     if !may || !worth {
         return None;

@@ -79,9 +79,14 @@ impl<W: World> Shared<W> {
 
     /// Waits until a state record fits beside what is spared for others.
     pub(super) async fn room(&self, spare: Spare) -> Result<(), CacheError> {
+        let _waiting = Waiting::new(&self.states_waiting);
         loop {
             self.check()?;
             if self.log.borrow().has_room(0, spare) {
+                // What the reclaimer appends is no reason to go around once more.
+                if spare != Spare::None {
+                    self.log.borrow_mut().relocated = 0;
+                }
                 return Ok(());
             }
             self.chunks_wanted.set(self.chunks_wanted.get().max(3));

@@ -23,6 +23,10 @@ use crate::{CacheError, Id, PageRange};
 pub(super) const READY_CHUNKS_MIN: usize = 3;
 /// Chunks that the file grows by at once.
 const GROW_CHUNKS: u32 = 4;
+/// Chunks that the file may have beyond its configured size, where nothing could be published without
+/// them. Each start ends a chunk, so this is also about how many crashes a log bears that is full and
+/// whose store is down. At the bound it waits for a larger `cache.disk_size_gb`.
+const OVERGROWN_CHUNKS_MAX: u64 = 64;
 /// Chunks whose headers share one fdatasync.
 const PREPARE_CHUNKS_MAX: usize = 8;
 
@@ -239,7 +243,9 @@ impl<W: World> Shared<W> {
         match victim {
             Some(victim) => self.evict(victim).await.map(|()| true),
             // Somebody waits, and nothing may go: perhaps because of a few old records at the end.
-            None if wanted > 0 && self.chunks_wanted.get() > 0 => self.relocate().await,
+            None if wanted > 0 && self.chunks_wanted.get() > 0 => {
+                Ok(self.relocate().await? || self.states_are_stuck() && self.overgrow())
+            }
             None => Ok(false),
         }
     }
@@ -317,10 +323,35 @@ impl<W: World> Shared<W> {
                     "the disk of `cache.dir` is full: the cache stays at this size; free space or lower `cache.disk_size_gb` (docs/runbooks/cache-disk-full.md)"
                 );
                 self.size_limit.set(start);
+                self.disk_full.set(true);
                 Ok(false)
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A state record waits, and what is ready is spared for the reclaimer, who has nothing to
+    /// reclaim before something is published.
+    fn states_are_stuck(&self) -> bool {
+        self.states_waiting.get() > 0 && self.log.borrow().ready.len() <= Spare::Reclaim.chunks()
+    }
+
+    /// Lets the file grow by one chunk beyond its configured size; false at the bound, and on a full
+    /// disk.
+    pub(super) fn overgrow(&self) -> bool {
+        let log = self.log.borrow();
+        let chunks = log.chunks.len() as u64 + 1;
+        let need = crate::chunk::SUPERBLOCK_BYTES + chunks * log.chunk_bytes();
+        let most = self.config.size_bytes_max + OVERGROWN_CHUNKS_MAX * log.chunk_bytes();
+        if self.disk_full.get() || need > most {
+            return false;
+        }
+        tracing::warn!(
+            bytes = need,
+            "the cache is full of unpublished writes; its file grows a little beyond the configured size, so that they can be published"
+        );
+        self.size_limit.set(need);
+        true
     }
 
     /// Frees a chunk whose records are all in the store (promise 6).

@@ -117,6 +117,7 @@ impl<W: World> CacheVolume<W> {
                 Verdict::Go | Verdict::After(_) => {}
             }
             if shared.log.borrow().has_room(pages, Spare::States) {
+                shared.log.borrow_mut().relocated = 0;
                 break;
             }
             throttled = true;

@@ -157,7 +157,7 @@ impl Log {
         volume.last_lsn = lsn;
         let what = volume.repoint(moved.what, to);
         let entry = volume.dirty_at(stamp.seq).expect("the caller has it");
-        (entry.what, entry.chunk) = (what, chunk);
+        (entry.what, entry.chunk, entry.moved) = (what, chunk, true);
     }
 
     fn stamp(&self, id: Id) -> Stamp {
@@ -201,6 +201,7 @@ impl Log {
             chunk,
             log_bytes,
             since: now,
+            moved: false,
         });
         Appended {
             seq: stamp.seq,

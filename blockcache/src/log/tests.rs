@@ -1,6 +1,8 @@
 //! The log in memory: where appends go, and that room which was granted is there.
 
 use super::*;
+use crate::index::{Base, Found};
+use crate::record::Stamp;
 
 const VOLUME: Id = Id([7; 16]);
 
@@ -70,4 +72,70 @@ fn room_that_was_granted_is_there() {
         log.ready.len() <= 1,
         "room was refused before it was used up"
     );
+}
+
+/// A moved record that is published no longer serves as a copy: in its new chunk it may outlive newer
+/// writes of its pages, which lie before it, and in its old one an older page lies under it.
+#[test]
+fn a_moved_record_is_forgotten_once_it_is_published() {
+    let mut log = log(4);
+    let one = PageRange::new(0, 1);
+    log.append_write(VOLUME, 0, &[1; PAGE], Instant::default());
+    publish(&mut log, 1);
+    log.append_write(VOLUME, 512, &[2; 512], Instant::default());
+    log.append_write(VOLUME, PAGE as u64, &[3; PAGE], Instant::default());
+    move_all(&mut log);
+    let found = log.volumes[&VOLUME].index.lookup(one, Seq(1)).remove(0).1;
+    assert!(matches!(found, Found::Overlaid { .. }), "{found:?}");
+    log.append_write(VOLUME, 1024, &[4; 512], Instant::default());
+    publish(&mut log, 3);
+    let index = &log.volumes[&VOLUME].index;
+    let found = index.lookup(one, Seq(3)).remove(0).1;
+    let Found::Overlaid { base, overlays } = found else {
+        panic!("{found:?}");
+    };
+    assert_eq!((base, overlays.len()), (Base::Absent, 1), "{overlays:?}");
+    let second = index.lookup(PageRange::new(1, 2), Seq(3)).remove(0).1;
+    assert_eq!(second, Found::Absent);
+}
+
+fn publish(log: &mut Log, to: u64) {
+    hand_out(log);
+    let volume = log
+        .volumes
+        .get_mut(&VOLUME)
+        .expect("the volume of the test");
+    volume.state.published = Seq(to);
+    assert!(!log.sweep_published(VOLUME, 100));
+}
+
+fn move_all(log: &mut Log) {
+    hand_out(log);
+    let unpublished: Vec<Dirty> = log.volumes[&VOLUME].dirty.iter().cloned().collect();
+    for record in unpublished {
+        let stamp = Stamp {
+            volume: VOLUME,
+            epoch: crate::Epoch(1),
+            seq: record.seq,
+        };
+        let (again, pages) = match record.what {
+            Written::Pages { pages, .. } => {
+                let (start, crcs) = (pages.start, vec![0; 1]);
+                (Record::Write { stamp, start, crcs }, 1)
+            }
+            Written::Sectors { page, overlay } => {
+                let (mask, crc) = (overlay.mask, 0);
+                let record = Record::Partial {
+                    stamp,
+                    page,
+                    mask,
+                    crc,
+                };
+                (record, 1)
+            }
+            Written::Zeros { pages } => (Record::Zero { stamp, pages }, 0),
+        };
+        log.append_moved(&record, again, &vec![0; pages * PAGE]);
+    }
+    hand_out(log);
 }

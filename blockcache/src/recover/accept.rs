@@ -278,6 +278,7 @@ fn install(log: &mut Log, moved: &mut Moved, no: ChunkNo, batches: &[Batch], now
                 no,
                 lsn: batch.lsn,
                 now,
+                moved: false,
             };
             if let Some(stamp) = record.stamp()
                 && place.counts(log, stamp)

@@ -25,6 +25,7 @@ impl Moved {
                     no,
                     lsn: batch.lsn,
                     now,
+                    moved: true,
                 };
                 if let Some(stamp) = record.stamp() {
                     // Moved twice: the later copy outlives the other.
