@@ -144,6 +144,43 @@ fn a_volume_that_publishes_nothing_does_not_stop_the_others() {
     }
 }
 
+/// A cut that cannot be uploaded is dropped and taken again later: while it is not held, its chunks are
+/// moved out of the way, and it is the same cut all the same.
+#[test]
+fn a_cut_that_is_taken_again_is_the_same_and_holds_nobody_up_meanwhile() {
+    let sim = Sim::new(3, limits());
+    let host = sim.host("node");
+    let done = sim.block_on(host, |world| async move {
+        let cache = open(&world, config()).await;
+        let still = cache.attach(opened(1, Seq(0))).await.expect("attaches");
+        let busy = cache.attach(opened(2, Seq(0))).await.expect("attaches");
+        for number in 0..20 {
+            let at = number * PAGE as u64;
+            still.write(at, page(number)).await.expect("room");
+        }
+        let cut = still.cut(Id([9; 16]), ETag("v".into())).await;
+        let cut = cut.expect("sound").expect("dirty");
+        let (seq, extents) = (cut.seq, cut.extents.clone());
+        drop(cut);
+        still.write(0, page(99)).await.expect("room");
+        world.spawn(publisher(world.clone(), busy.clone()));
+        for n in 0..2_000_u64 {
+            let at = n % 300 * PAGE as u64;
+            busy.write(at, page(n)).await.expect("room");
+        }
+        let again = still.cut_again(seq).await.expect("its records are there");
+        assert_eq!(again.extents, extents);
+        let mut out = vec![0; 20 * PAGE];
+        let missing = again.read(PageRange::new(0, 20), &mut out).await;
+        assert_eq!(missing.expect("readable"), vec![]);
+        for (number, bytes) in (0..).zip(out.chunks_exact(PAGE)) {
+            assert_eq!(bytes, page(number), "page {number}");
+        }
+    });
+    done.expect("nobody waits for ever").expect("lives");
+    sim.end();
+}
+
 /// Everything is unpublished and writers wait; the process dies. A start must not wait for room
 /// that only a publish after it makes, however often it is repeated.
 #[test]

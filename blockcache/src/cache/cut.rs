@@ -123,6 +123,15 @@ impl<W: World> CacheVolume<W> {
         self.pieces(seq).await.map(Some)
     }
 
+    /// The cut at `seq` once more, with the extents that it had. For one that was dropped because it
+    /// could not be uploaded: the chunks that a cut holds can neither go nor be moved, and all chunks
+    /// behind them wait.
+    ///
+    /// `seq` is that of a cut of this volume that is not published.
+    pub async fn cut_again(&self, seq: Seq) -> Result<Cut<W>, CacheError> {
+        self.pieces(seq).await
+    }
+
     /// Makes an intent to publish everything written so far durable, and returns that cut. For a
     /// publish that only changes other fields of the root, or when nothing is dirty.
     pub async fn intend(&self, nonce: Id, replaces: ETag) -> Result<Seq, CacheError> {
@@ -164,7 +173,12 @@ impl<W: World> CacheVolume<W> {
         };
         let mut next = self.state().map_or(seq, |state| state.published).next();
         while next <= seq {
+            let before = next;
             next = self.replay_step(&mut pieces, &mut held, next, seq)?;
+            if next == before {
+                // Its records were dropped meanwhile.
+                return Err(CacheError::UnknownVolume(self.id));
+            }
             shared.world.yield_now().await;
         }
         // Records that were moved just before may be on their way to the kernel still.

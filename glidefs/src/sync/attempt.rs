@@ -21,7 +21,8 @@ pub(crate) struct Attempt<W: World> {
     pub(super) nonce: Id,
     /// What the root will say. Without a cut: what it says now.
     seq: Seq,
-    /// Until its data is in the store. The log keeps the records until they are published.
+    /// Until it was read, or could not be uploaded. The log keeps the records until they are
+    /// published, so it can be taken again.
     cut: RefCell<Option<Cut<W>>>,
     segments: Vec<Segment>,
     size_bytes: Option<u64>,
@@ -32,6 +33,12 @@ pub(crate) struct Attempt<W: World> {
 struct Segment {
     plan: SegmentPlan,
     uploaded: RefCell<Option<Uploaded>>,
+}
+
+impl Segment {
+    fn is_uploaded(&self) -> bool {
+        self.uploaded.borrow().is_some()
+    }
 }
 
 impl<W: World> Syncer<W> {
@@ -87,22 +94,24 @@ impl<W: World> Syncer<W> {
     /// Uploads the segments that are not in the store yet, several at a time; stops at the first
     /// failure. A root must never name a segment that is not there.
     pub(super) async fn upload(&self, attempt: &Attempt<W>) -> Result<(), SyncError> {
-        // Out of its place while it is used: one task syncs, and puts it back if it fails.
-        let Some(cut) = attempt.cut.take() else {
+        if attempt.segments.iter().all(Segment::is_uploaded) {
+            attempt.cut.take();
             return Ok(());
-        };
-        let uploaded = self.upload_all(attempt, &cut).await;
-        if uploaded.is_err() {
-            attempt.cut.replace(Some(cut));
         }
-        uploaded
+        // Not kept over a failure: what a cut holds cannot go, so one volume that cannot be uploaded
+        // would in the end stop the writers of all.
+        let cut = match attempt.cut.take() {
+            Some(cut) => cut,
+            None => self.local.cut_again(attempt.seq).await?,
+        };
+        self.upload_all(attempt, &cut).await
     }
 
     async fn upload_all(&self, attempt: &Attempt<W>, cut: &Cut<W>) -> Result<(), SyncError> {
         let next = Cell::new(0);
         let failure = RefCell::new(None);
-        let open = |s: &&Segment| s.uploaded.borrow().is_none();
-        let todo: Vec<&Segment> = attempt.segments.iter().filter(open).collect();
+        let open = attempt.segments.iter().filter(|s| !s.is_uploaded());
+        let todo: Vec<&Segment> = open.collect();
         let workers = self.site.config.sync.uploads_max.max(1).min(todo.len());
         let worker = || async {
             while failure.borrow().is_none() {
