@@ -28,10 +28,14 @@ impl Watermark {
         self.state.borrow().value
     }
 
-    /// Raises the mark and wakes who waits for it or less.
+    /// Raises the mark and wakes who waits for it or less; not after the break: what was noted then as
+    /// the last that was answered stays the last.
     pub(crate) fn advance(&self, to: u64) {
         let woken: Vec<Waker> = {
             let mut state = self.state.borrow_mut();
+            if state.broken {
+                return;
+            }
             state.value = state.value.max(to);
             let value = state.value;
             state
@@ -73,5 +77,24 @@ impl Watermark {
 impl fmt::Debug for Watermark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Watermark({})", self.value())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A write that reaches the kernel after the log has stopped is not in what the stop noted as
+    /// answered: were it answered all the same, its loss would look like a torn tail.
+    #[test]
+    fn nothing_is_reached_after_the_break() {
+        let mark = Watermark::default();
+        mark.advance(3);
+        mark.break_off();
+        mark.advance(5);
+        assert_eq!(mark.value(), 3);
+        let mut cx = std::task::Context::from_waker(Waker::noop());
+        let mut late = std::pin::pin!(mark.reached(5));
+        assert_eq!(late.as_mut().poll(&mut cx), Poll::Ready(Err(Broken)));
     }
 }
