@@ -198,8 +198,23 @@ fn a_failed_condition_is_a_conflict() {
 
 #[test]
 fn a_replace_of_what_is_gone_is_not_found_also_where_the_store_says_precondition() {
-    let answers = vec![status(412, &code("PreconditionFailed")), status(404, "")];
+    let answers = vec![
+        status(412, &code("PreconditionFailed")),
+        status(404, ""),
+        status(404, &code("NoSuchKey")),
+    ];
     assert_eq!(told(answers, replace).0, StoreErrorKind::NotFound);
+}
+
+/// The answer to a HEAD has no body, so a gateway's 404 looks like the store's.
+#[test]
+fn a_404_to_a_head_is_no_absence_unless_a_get_says_so() {
+    let answers = vec![
+        status(412, &code("PreconditionFailed")),
+        status(404, ""),
+        status(404, "<html>no route</html>"),
+    ];
+    assert_eq!(told(answers, replace).0, StoreErrorKind::Conflict);
 }
 
 #[test]

@@ -58,6 +58,10 @@ impl LinuxFile {
         let failed = |operation| move |errno| disk_error(operation, path, errno);
         let fd = match open_at(path, OFlags::empty()) {
             Err(Errno::NOENT) if mode == OpenMode::Create => create(path).map_err(failed("create")),
+            // Whoever created it may have died before its name was durable.
+            Ok(fd) if mode == OpenMode::Create => persist_folder(folder_of(path))
+                .map(|()| fd)
+                .map_err(failed("persist the folder of")),
             other => other.map_err(failed("open")),
         }?;
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|errno| {
@@ -271,7 +275,12 @@ pub(super) fn create_folder(folder: &Path) -> Result<(), Errno> {
     let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP;
     match rustix::fs::mkdir(folder, mode) {
         Ok(()) => persist_folder(folder_of(folder)),
-        Err(Errno::EXIST) => Ok(()),
+        // Whoever created it may have died before its name was durable. A folder above that may not
+        // be opened is not one that we create anything in.
+        Err(Errno::EXIST) => match persist_folder(folder_of(folder)) {
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => Ok(()),
+            other => other,
+        },
         Err(Errno::NOENT) if folder_of(folder) != folder => {
             create_folder(folder_of(folder))?;
             create_folder(folder)

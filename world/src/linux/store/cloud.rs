@@ -203,10 +203,15 @@ impl Cloud {
         // Is it gone, or another version? A wrong answer here (it changed since) is still one that
         // was true at some moment after the request.
         match self.store.head(&path).await {
-            Err(error) => match Failure::of_head(&error) {
-                gone if gone.kind == StoreErrorKind::NotFound => Err(gone),
-                _ => Err(refused),
-            },
+            // The answer to a HEAD has no body, and a 404 without one may be a proxy's. That of a GET
+            // says whether it is this key that is missing (protocol rule 16).
+            Err(error) if Failure::of_head(&error).kind == StoreErrorKind::NotFound => {
+                match self.get(key, Part::All).await {
+                    Err(gone) if gone.kind == StoreErrorKind::NotFound => Err(gone),
+                    _ => Err(refused),
+                }
+            }
+            Err(_) => Err(refused),
             Ok(meta) if self.is_quoted(seen) && meta.e_tag.as_ref() == Some(&seen.0) => {
                 self.replace_by_bare_etag(&path, seen, body).await
             }

@@ -15,6 +15,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, Timespec};
@@ -35,6 +36,9 @@ const NANOS_PER_SECOND: i64 = 1_000_000_000;
 pub(super) struct Files {
     root: PathBuf,
     staging: PathBuf,
+    /// Set once the disk has refused to keep a name: from then on nothing is answered, reads
+    /// included. A reader would find the name in memory and take it for durable.
+    failed: OnceLock<String>,
 }
 
 impl Files {
@@ -45,6 +49,7 @@ impl Files {
         let files = Self {
             staging: root.join(STAGING),
             root,
+            failed: OnceLock::new(),
         };
         create_folder(&files.staging)?;
         files.sweep_staging()?;
@@ -103,7 +108,7 @@ impl Files {
             }
             Err(errno) => return Err(self.unclear(errno)),
         }
-        persist_folder(folder_of(&path)).map_err(|errno| self.unclear(errno))?;
+        self.persist_name(&path)?;
         Ok(staged.etag.clone())
     }
 
@@ -117,7 +122,7 @@ impl Files {
         }
         let staged = self.stage(body, found.modified)?;
         rustix::fs::rename(&staged.path, &path).map_err(|errno| self.unclear(errno))?;
-        persist_folder(folder_of(&path)).map_err(|errno| self.unclear(errno))?;
+        self.persist_name(&path)?;
         Ok(staged.etag.clone())
     }
 
@@ -133,7 +138,7 @@ impl Files {
             Err(errno) => return gone(self.failure(errno)),
         };
         match rustix::fs::unlink(&path) {
-            Ok(()) => persist_folder(folder_of(&path)).map_err(|errno| self.unclear(errno)),
+            Ok(()) => self.persist_name(&path),
             Err(errno) => gone(self.failure(errno)),
         }
     }
@@ -183,7 +188,30 @@ impl Files {
         Ok(staged)
     }
 
+    /// The folder holds the name of what was created, replaced or removed, also after a power cut.
+    fn persist_name(&self, path: &Path) -> Result<(), Failure> {
+        let folder = folder_of(path);
+        persist_folder(folder).map_err(|errno| {
+            let why = format!(
+                "the disk did not keep a change of {} ({errno}): what was stored may be gone after \
+                 a power cut; check the disk, then restart",
+                folder.display()
+            );
+            tracing::error!("{why}");
+            self.failed.get_or_init(|| why.clone());
+            Failure::new(StoreErrorKind::Unknown, why)
+        })
+    }
+
+    fn check_sound(&self) -> Result<(), Failure> {
+        match self.failed.get() {
+            None => Ok(()),
+            Some(why) => Err(Failure::new(StoreErrorKind::Refused, why.clone())),
+        }
+    }
+
     fn path(&self, key: &str) -> Result<PathBuf, Failure> {
+        self.check_sound()?;
         let bad = |part: &str| part.is_empty() || part == "." || part == ".." || part == STAGING;
         if key.split('/').any(bad) || key.contains('\0') {
             let why = "a key consists of names, with single slashes in between";
@@ -193,6 +221,7 @@ impl Files {
     }
 
     fn check_present(&self) -> Result<(), Failure> {
+        self.check_sound()?;
         match rustix::fs::stat(&self.staging) {
             Ok(_) => Ok(()),
             Err(errno) => {

@@ -151,3 +151,21 @@ fn an_object_that_is_open_stays_as_it_was() {
     let bytes = read_range(&found.fd, 0, found.size).expect("readable");
     assert_eq!(&*bytes, b"old");
 }
+
+/// A name that the disk refused to keep is still seen in memory: a read-back would take it for stored.
+#[test]
+fn after_a_name_was_not_kept_nothing_is_answered() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = files(&folder);
+    let etag = files.create("root", &body("1")).expect("created");
+    let lost = files.persist_name(&folder.path().join("nowhere/root"));
+    assert_eq!(kind(lost), StoreErrorKind::Unknown);
+    assert_eq!(kind(files.get("root", &Part::All)), StoreErrorKind::Refused);
+    let replaced = files.replace("root", &etag, &body("2"));
+    assert_eq!(kind(replaced), StoreErrorKind::Refused);
+    assert_eq!(
+        kind(files.create("seg", &body("3"))),
+        StoreErrorKind::Refused
+    );
+    assert_eq!(kind(files.list("", "", 9)), StoreErrorKind::Refused);
+}
