@@ -99,8 +99,9 @@ impl<W: World> Shard<W> {
         let held: Vec<String> = held.map(|local| local.name).collect();
         if let Err(error) = Box::pin(shelf.bucket()).await {
             // Guests that run on what the log holds must not wait for the store. Without any, a
-            // mistake in the config is better said at once.
-            if held.is_empty() && !is_outage(&error) {
+            // mistake in the config is better said at once; and with a wrong password, or a prefix of
+            // a later version, nothing can be served either way.
+            if !is_of_store(&error) || held.is_empty() && !is_outage(&error) {
                 return Err(ShardError::Store(error));
             }
             tracing::error!(%error, "the store cannot be used now; serving what the cache holds, and trying again");
@@ -187,6 +188,10 @@ fn bring_back<W: World>(registry: &Rc<Registry<W>>, name: String) {
             task.sleep(wait).await;
         }
     });
+}
+
+fn is_of_store(error: &VolumeError) -> bool {
+    matches!(error, VolumeError::Store(_))
 }
 
 fn is_outage(error: &VolumeError) -> bool {

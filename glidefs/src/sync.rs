@@ -38,6 +38,10 @@ const BACKOFF: Backoff = Backoff {
     longest: Duration::from_secs(30),
 };
 
+/// How often in all the store may answer with an unreadable root, before an export that was resumed
+/// without asking it ends: what it serves may be over since long (promise 7).
+const UNREADABLE_ANSWERS_MAX: u32 = 3;
+
 /// When to sync, and how much at a time.
 #[derive(Clone, Debug)]
 pub struct SyncConfig {
@@ -304,6 +308,10 @@ impl<W: World> Syncer<W> {
             Verdict::Halt => {
                 tracing::error!(export = %name, %error, "the cache log has stopped; nothing more is published");
                 self.export.orders.halt(text.clone());
+                // Who waits for the detach must not wait for a task that has ended.
+                if self.export.role() == Role::Leaving {
+                    self.export.end(Role::Closed);
+                }
             }
         }
         self.export.orders.failed(text);
@@ -345,9 +353,23 @@ impl<W: World> Syncer<W> {
     /// root agrees (rule 14).
     async fn prove(&self) -> Task {
         let mut failures = 0;
+        let mut unreadable = 0;
         loop {
             let asked = self.site.shelf.ask(self.export.name()).await;
             match asked.seen {
+                // Once may be something on the way that answers in the store's place.
+                Seen::Unreadable(why) => {
+                    unreadable += 1;
+                    tracing::error!(export = %self.export.name(), error = %why, "what the store holds of the volume cannot be read; restore the object that is named");
+                    if unreadable == UNREADABLE_ANSWERS_MAX {
+                        self.export.end(Role::Vanished);
+                        return Task::Ends;
+                    }
+                    self.export.orders.failed(why);
+                    if self.back_off(unreadable).await == Task::Ends {
+                        return Task::Ends;
+                    }
+                }
                 Seen::Unreachable(why) => {
                     failures += 1;
                     if self.export.causes.raise("sync", why.clone()) {

@@ -13,7 +13,9 @@ use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, 
 use glidefs::export::connection::Connection;
 use glidefs::shard::{Drain, Shard, ShardConfig};
 use glidefs::volume::{BucketConfig, Compression};
-use world::sim::{Crash, HostId, Odds, Sim, SimConfig, SimWorld, StoreFaults};
+use world::sim::{
+    Corruption, Crash, DiskFaults, HostId, Odds, Sim, SimConfig, SimWorld, StoreFaults,
+};
 use world::{Peer, World};
 
 const VOLUME_BYTES: u64 = 64 << 20;
@@ -419,6 +421,116 @@ fn a_vanished_root_is_an_error_and_never_a_new_volume() {
             "{refused:?}"
         );
     });
+}
+
+/// A node that lost its volume to another while its store was out of reach, or was restored with the
+/// wrong password, must not go on from its log as if it could not ask (promise 7).
+#[test]
+fn a_root_that_cannot_be_read_is_an_error_and_no_outage() {
+    simulate(32, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        a.kill();
+        let sound = sim.objects();
+        assert!(sim.corrupt("nbd/vm/root", &Corruption::FlipBit { at: 40, bit: 0 }));
+        let a = start(&sim, "a").await;
+        let refused = a.connect("vm").await.expect_err("not readable");
+        assert!(refused.to_string().contains("nbd/vm/root"), "{refused}");
+        sim.restore_objects(&sound);
+        let device = a.connect("vm").await.expect("readable again");
+        assert_eq!(stamp(&device, 1).await, 1);
+    });
+}
+
+/// The same for one that was opened while the store was out: it ends once the store answers.
+#[test]
+fn an_export_resumed_in_an_outage_ends_if_its_root_is_not_readable_afterwards() {
+    simulate(33, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        a.kill();
+        sim.set_store_outage(None, true);
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("the log holds the epoch");
+        assert_eq!(stamp(&device, 1).await, 1);
+        assert!(sim.corrupt("nbd/vm/root", &Corruption::FlipBit { at: 40, bit: 0 }));
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(300)).await;
+        let late = device.write(0, page(9), Fua::No).await;
+        assert_eq!(late, Err(IoError::Io));
+    });
+}
+
+#[test]
+fn another_volume_of_the_same_name_is_not_mixed_up_in_an_outage() {
+    for seed in 0..8 {
+        simulate(seed, |sim| async move {
+            let a = start(&sim, "a").await;
+            let device = a.connect("vm").await.expect("created");
+            write(&device, 1, 1).await;
+            a.drain("vm").await;
+            a.kill();
+            for key in sim.keys().iter().filter(|key| key.starts_with("nbd/")) {
+                assert!(sim.delete_object(key));
+            }
+            let b = start(&sim, "b").await;
+            let device = b.connect("vm").await.expect("created anew");
+            write(&device, 1, 2).await;
+            drop(device);
+            let name = "vm".to_owned();
+            let left = b.control.ask(|reply| Request::Delete(name, reply)).await;
+            left.expect("given up");
+            let a = start(&sim, "a").await;
+            let device = a.connect("vm").await.expect("taken");
+            assert_eq!(stamp(&device, 1).await, 2);
+            a.kill();
+            sim.set_store_outage(None, true);
+            let a = start(&sim, "a").await;
+            let device = a.connect("vm").await.expect("the log holds the epoch");
+            write(&device, 2, 3).await;
+            sim.set_store_outage(None, false);
+            a.drain("vm").await;
+            assert_eq!((stamp(&device, 1).await, stamp(&device, 2).await), (2, 3));
+        });
+    }
+}
+
+/// The detach of an idle export meets a disk that fails: who connects then must not wait for a task
+/// that has ended.
+#[test]
+fn a_client_that_returns_while_the_log_stops_is_told_and_does_not_wait() {
+    for seed in 0..20 {
+        simulate(seed, |sim| async move {
+            let a = start(&sim, "a").await;
+            let device = a.connect("vm").await.expect("created");
+            write(&device, 1, 1).await;
+            a.drain("vm").await;
+            let faults = DiskFaults {
+                persist_error: Odds::one_in(1),
+                ..DiskFaults::default()
+            };
+            sim.set_disk_faults(a.world.host(), faults);
+            drop(device);
+            // Beyond the grace time: the detach has met the disk.
+            sim.sleep(Duration::from_millis(30_000 + 10 * seed)).await;
+            let early = a.connect("vm").await;
+            sim.sleep(Duration::from_secs(60)).await;
+            drop(early);
+            sim.sleep(Duration::from_secs(60)).await;
+            // Reads may go on; nothing is acknowledged.
+            match a.connect("vm").await {
+                Ok(device) => {
+                    let written = device.write(0, page(2), Fua::No).await;
+                    assert_eq!(written, Err(IoError::Io));
+                }
+                Err(refused) => assert!(matches!(refused, ConnectError::Unavailable(_))),
+            }
+        });
+    }
 }
 
 #[test]

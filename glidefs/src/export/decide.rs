@@ -7,6 +7,7 @@
 //!  detached or ownerless take, records stay                   drop clean, take (*)       take
 //!  open, another's       read-only                            read-only                  read-only
 //!  absent                refuse: vanished                     refuse: vanished           create, or unknown
+//!  unreadable            refuse                               refuse                     refuse
 //!  not to be asked       resume if the epoch is held, else unavailable
 //! ```
 //!
@@ -30,6 +31,8 @@ pub(crate) enum Seen {
     Absent,
     /// It could not be asked: why, for people.
     Unreachable(String),
+    /// It answered, and what is there cannot be read (damage, a newer format, another password).
+    Unreadable(String),
 }
 
 /// What to do with the LBA-keyed records of the log before anything else.
@@ -73,6 +76,8 @@ pub(crate) enum Refusal {
     /// Pending or suspended: states of a later version.
     NotInThisVersion,
     Unavailable(String),
+    /// The root, or what it names, is there and not readable (promise 7): which object, and why.
+    Unreadable(String),
     /// So many bytes were answered here and never published, and somebody else published since.
     Salvage(u64),
     /// Unpublished records of the log are unreadable: what, for people.
@@ -102,6 +107,7 @@ pub(crate) fn decide(seen: &Seen, ours: Ours<'_>) -> Plan {
             },
             _ => Plan::Refuse(Refusal::Unavailable(why.clone())),
         },
+        Seen::Unreadable(why) => Plan::Refuse(Refusal::Unreadable(why.clone())),
         Seen::Absent => match (ours.local, ours.create_bytes) {
             (Some(_), _) => Plan::Refuse(Refusal::Vanished),
             (None, Some(size_bytes)) => Plan::Create { size_bytes },

@@ -71,7 +71,7 @@ impl<W: World> Site<W> {
     pub(crate) fn plan(&self, name: &str, wish: Wish, seen: &Seen) -> Plan {
         let root = match seen {
             Seen::Root(root) => Some(root),
-            Seen::Absent | Seen::Unreachable(_) => None,
+            Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
         };
         let local = self.local_volume(name, root);
         #[cfg(feature = "planted")]
@@ -117,7 +117,7 @@ impl<W: World> Site<W> {
         let plan = self.plan(name, wish, &seen);
         let root = match &seen {
             Seen::Root(root) => Some(root),
-            Seen::Absent | Seen::Unreachable(_) => None,
+            Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
         };
         let local = self.local_volume(name, root);
         match (plan, volume, local) {
@@ -244,10 +244,26 @@ impl<W: World> Site<W> {
         root: RootView,
         volume: Option<Volume<W>>,
     ) -> Result<Attempted<W>, ConnectError> {
+        self.retire_namesakes(&root).await?;
         let opened = opened(&root);
         let attached = Box::pin(self.cache.attach(opened.clone())).await;
         let local = attached.map_err(|error| cache_failed(&root.name, &error))?;
         Ok(Attempted::Opened(self.export(opened, Some(local), volume)))
+    }
+
+    /// Another volume that had this name is over. A start during an outage knows names alone, and must
+    /// not resume that one in place of this.
+    async fn retire_namesakes(&self, root: &RootView) -> Result<(), ConnectError> {
+        let known = self.cache.volumes().into_iter();
+        for old in known.filter(|l| l.name == root.name && l.id != root.volume && l.attached) {
+            let Some(held) = self.cache.volume(old.id) else {
+                continue;
+            };
+            let retired = held.detached().await;
+            retired.map_err(|error| cache_failed(&root.name, &error))?;
+            tracing::error!(export = %root.name, volume = %old.id, dirty_bytes = old.dirty_bytes, "the store holds another volume of this name now; unpublished writes of the old one are kept in the cache log");
+        }
+        Ok(())
     }
 
     fn export(
@@ -346,6 +362,9 @@ pub(crate) fn refused(name: &str, refusal: Refusal) -> ConnectError {
         )),
         Refusal::RolledBack { cut, seen } => ConnectError::Refused(format!(
             "the root `nbd/{name}/root` in the store is older than one that this node has seen (cut {cut}, seen {seen}); bring the newer one back, or accept the older state with `DELETE /api/exports/{name}` (the volume in the store stays as it is)"
+        )),
+        Refusal::Unreadable(why) => ConnectError::Unavailable(format!(
+            "`{name}` cannot be opened: what the store holds of it cannot be read ({why})"
         )),
         Refusal::Unavailable(why) => ConnectError::Unavailable(format!(
             "`{name}` cannot be opened: the store cannot be asked ({why})"

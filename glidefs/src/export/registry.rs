@@ -169,7 +169,7 @@ impl<W: World> Exports for Registry<W> {
             (Plan::Create { size_bytes }, _) => (size_bytes, Access::ReadWrite),
             (Plan::ReadOnly, Seen::Root(root)) => (root.size_bytes, Access::ReadOnly),
             (_, Seen::Root(root)) => (root.size_bytes, Access::ReadWrite),
-            (_, Seen::Absent | Seen::Unreachable(_)) => {
+            (_, Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_)) => {
                 let size = local_bytes.expect("only a known volume resumes unasked");
                 (size, Access::ReadWrite)
             }

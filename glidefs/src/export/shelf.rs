@@ -59,7 +59,12 @@ impl<W: World> Shelf<W> {
         match self.ask_store(name).await {
             Ok(asked) => asked,
             Err(error) => Asked {
-                seen: Seen::Unreachable(error.to_string()),
+                // An outage, or what was read: a node that goes on from its log while the root is
+                // not readable would serve what a newer owner may have replaced.
+                seen: match error {
+                    VolumeError::Store(error) => Seen::Unreachable(error.to_string()),
+                    error => Seen::Unreadable(error.to_string()),
+                },
                 volume: None,
             },
         }

@@ -99,12 +99,13 @@ async fn get<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocum
 fn closed<W: World>(registry: &Registry<W>, name: &str, seen: &Seen) -> Answer<ExportDocument> {
     let root = match seen {
         Seen::Root(root) => Some(root),
-        Seen::Absent | Seen::Unreachable(_) => None,
+        Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
     };
     let local = registry.site().local_volume(name, root);
     match (seen, root, local) {
         (_, None, None) => match seen {
             Seen::Unreachable(why) => Err(unavailable(format!("the store cannot be asked: {why}"))),
+            Seen::Unreadable(why) => Err(unavailable(format!("the volume cannot be read: {why}"))),
             Seen::Absent | Seen::Root(_) => Err(ControlError::new(
                 ControlErrorKind::NotFound,
                 format!("no export `{name}`"),
@@ -183,7 +184,7 @@ async fn delete<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDo
     let plan = registry.site().plan(name, Wish::default(), &seen);
     let root = match &seen {
         Seen::Root(root) => Some(root),
-        Seen::Absent | Seen::Unreachable(_) => None,
+        Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
     };
     let held = registry
         .site()

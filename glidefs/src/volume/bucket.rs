@@ -472,7 +472,8 @@ async fn first_key<W: World>(
 
 pub(crate) fn check_size(size_bytes: u64) -> Result<(), VolumeError> {
     let pages = size_bytes.div_ceil(blockcache::PAGE_BYTES);
-    if size_bytes > 0 && pages <= super::extent::VOLUME_PAGES_MAX {
+    let whole = size_bytes.is_multiple_of(blockcache::SECTOR_BYTES);
+    if size_bytes > 0 && whole && pages <= super::extent::VOLUME_PAGES_MAX {
         return Ok(());
     }
     let text = format!("a volume cannot have {size_bytes} bytes");

@@ -23,6 +23,8 @@ pub(crate) const SNAPSHOTS_MAX: usize = 128;
 pub(crate) const VOLUMES_MAX: usize = 256;
 pub(crate) const KEYS_MAX: usize = 64;
 const HOST_BYTES_MAX: usize = 255;
+/// Epochs and cuts count up by one, so a number beyond this is no count.
+const COUNT_MAX: u64 = 1 << 62;
 
 pub(crate) const ENVELOPE: Envelope = Envelope {
     magic: *b"GLIDROOT",
@@ -194,7 +196,9 @@ impl Root {
         if self.volumes.len() > VOLUMES_MAX || self.snapshots.len() > SNAPSHOTS_MAX {
             return Err("its lists are too long");
         }
-        if self.size_bytes.div_ceil(blockcache::PAGE_BYTES) > VOLUME_PAGES_MAX || self.epoch == 0 {
+        let whole = self.size_bytes.is_multiple_of(blockcache::SECTOR_BYTES);
+        let pages = self.size_bytes.div_ceil(blockcache::PAGE_BYTES);
+        if !whole || pages > VOLUME_PAGES_MAX || !(1..=COUNT_MAX).contains(&self.epoch) {
             return Err("its size or epoch is impossible");
         }
         if self
@@ -250,6 +254,9 @@ impl Content {
     fn check(&self) -> Result<(), &'static str> {
         if self.tail.len() > TAIL_SEGMENTS_MAX {
             return Err("its tail is too long");
+        }
+        if self.cut_seq > COUNT_MAX || self.cut_epoch > COUNT_MAX {
+            return Err("its cut is impossible");
         }
         let mut ids: Vec<[u8; 16]> = self.tail.iter().map(|segment| segment.id).collect();
         ids.sort_unstable();
