@@ -12,7 +12,7 @@ use glidefs::control::{
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::connection::Connection;
 use glidefs::shard::{Drain, Shard, ShardConfig};
-use glidefs::volume::{BucketConfig, Compression};
+use glidefs::volume::{BucketConfig, Compression, KeyringCost};
 use world::sim::{Crash, HostId, Odds, Sim, SimConfig, SimWorld, StoreFaults};
 use world::{Peer, World};
 
@@ -34,6 +34,7 @@ fn config(password: Option<&str>) -> ShardConfig {
     let bucket = BucketConfig {
         compression: Compression::Lz4,
         password: password.map(str::to_owned),
+        cost: KeyringCost::LEAST,
     };
     let mut config = ShardConfig::new(CacheConfig::new("/cache", 256 << 20), bucket, "node");
     config.exports.create_bytes = Some(VOLUME_BYTES);
