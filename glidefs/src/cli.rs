@@ -132,6 +132,12 @@ enum ExportCommand {
         /// The epoch that you have seen; the promotion fails if it has changed
         #[arg(long, value_name = "EPOCH")]
         expected_epoch: Option<u64>,
+        /// Fail if the volume's root has a lower epoch: it was rolled back
+        #[arg(long, value_name = "EPOCH")]
+        min_epoch: Option<u64>,
+        /// Fail if the volume's root holds less than this write: it was rolled back
+        #[arg(long, value_name = "SEQ")]
+        min_seq: Option<u64>,
     },
     /// Make an export larger; clients see it when they connect again
     Grow {

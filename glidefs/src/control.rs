@@ -122,6 +122,10 @@ pub struct PutDocument {
 pub struct PromoteDocument {
     pub force: bool,
     pub expected_epoch: Option<u64>,
+    /// The least that the root must hold to be taken (rule 24): whoever saw newer knows that it was
+    /// rolled back, which a node that is new to the volume cannot.
+    pub min_epoch: Option<u64>,
+    pub min_seq: Option<u64>,
 }
 
 /// A refusal or a failure, with the HTTP status that fits it.

@@ -15,6 +15,8 @@
 //! The details are in `docs/format/nbd.md`.
 
 mod conn;
+#[cfg(test)]
+mod golden;
 mod handshake;
 mod inbox;
 mod listener;

@@ -58,6 +58,7 @@ use world::{ETag, UnixTime, World};
 pub use bucket::{Bucket, BucketConfig};
 pub use codec::Compression;
 pub use error::VolumeError;
+pub use keyring::KeyringCost;
 pub use name::VolumeName;
 pub use publish::Published;
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};

@@ -12,7 +12,7 @@ use glidefs::control::{
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::connection::Connection;
 use glidefs::shard::{Drain, Shard, ShardConfig};
-use glidefs::volume::{BucketConfig, Compression};
+use glidefs::volume::{BucketConfig, Compression, KeyringCost};
 use world::sim::{
     Corruption, Crash, DiskFaults, HostId, Odds, Sim, SimConfig, SimWorld, StoreFaults,
 };
@@ -36,6 +36,7 @@ fn config(password: Option<&str>) -> ShardConfig {
     let bucket = BucketConfig {
         compression: Compression::Lz4,
         password: password.map(str::to_owned),
+        cost: KeyringCost::LEAST,
     };
     let mut config = ShardConfig::new(CacheConfig::new("/cache", 256 << 20), bucket, "node");
     config.exports.create_bytes = Some(VOLUME_BYTES);
@@ -87,6 +88,7 @@ impl Node {
         let how = PromoteDocument {
             force: true,
             expected_epoch: Some(self.get(name).await.epoch),
+            ..PromoteDocument::default()
         };
         let name = name.to_owned();
         let promoted = self
@@ -362,6 +364,7 @@ fn promote_without_force_is_refused_with_the_numbers() {
             PromoteDocument {
                 force: true,
                 expected_epoch: Some(9),
+                ..PromoteDocument::default()
             },
         ] {
             let asked = b
@@ -373,6 +376,51 @@ fn promote_without_force_is_refused_with_the_numbers() {
         }
         write(&device, 2, 2).await;
         assert_eq!(a.drain("vm").await.role, "read-write");
+    });
+}
+
+/// Rule 24: a node that is new to a volume cannot know by itself that its root went back.
+#[test]
+fn a_root_older_than_the_promoter_has_seen_is_not_taken() {
+    simulate(21, |sim| async move {
+        let (a, b) = (start(&sim, "a").await, start(&sim, "b").await);
+        let root = || sim.object("nbd/vm/root").expect("there is a root");
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        let old = root();
+        write(&device, 1, 2).await;
+        let seen = a.drain("vm").await;
+        let new = root();
+        a.kill();
+        sim.corrupt("nbd/vm/root", &Corruption::Replace(old.clone()));
+        let promote = async |epoch: u64, seq: u64| {
+            let how = PromoteDocument {
+                force: true,
+                expected_epoch: Some(seen.epoch),
+                min_epoch: Some(epoch),
+                min_seq: Some(seq),
+            };
+            let asked = b
+                .control
+                .ask(|reply| Request::Promote("vm".to_owned(), how, reply));
+            asked.await
+        };
+        for (epoch, seq) in [(0, seen.published_seq), (seen.epoch + 1, 0)] {
+            let refused = promote(epoch, seq).await.expect_err("older");
+            assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
+            assert!(refused.message.contains("rolled back"), "{refused}");
+            assert!(root() == old, "a refused root is not taken");
+        }
+        sim.corrupt("nbd/vm/root", &Corruption::Replace(new));
+        let taken = promote(seen.epoch, seen.published_seq).await;
+        assert_eq!(taken.expect("as new as was seen").role, "read-write");
+        let device = b.connect("vm").await.expect("promoted");
+        assert_eq!(stamp(&device, 1).await, 2);
+        // Also where it is open already.
+        let refused = promote(0, seen.published_seq + 1).await;
+        let refused = refused.expect_err("newer than there is");
+        assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
     });
 }
 

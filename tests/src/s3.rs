@@ -31,7 +31,7 @@ use s3s::dto::{
     CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput,
     DeleteObjectsInput, DeleteObjectsOutput, ETag, ETagCondition, GetObjectInput, GetObjectOutput,
     HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input,
-    ListObjectsV2Output, PutObjectInput, PutObjectOutput, StreamingBlob, UploadPartInput,
+    ListObjectsV2Output, PutObjectInput, PutObjectOutput, Range, StreamingBlob, UploadPartInput,
     UploadPartOutput,
 };
 use s3s::route::S3Route;
@@ -252,6 +252,20 @@ impl Endpoint {
         Ok(done)
     }
 
+    /// The last bytes of an object are all of it where it has fewer; the backend would look for
+    /// bytes before its beginning, and call that an internal error.
+    async fn bound_suffix(&self, request: &mut S3Request<GetObjectInput>) -> S3Result<()> {
+        let Some(Range::Suffix { length }) = request.input.range else {
+            return Ok(());
+        };
+        let mut whole = request.clone();
+        whole.input.range = None;
+        let size = self.files.get_object(whole).await?.output.content_length;
+        let length = length.min(bytes_of(size));
+        request.input.range = Some(Range::Suffix { length });
+        Ok(())
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "a slow store is slow in real time"
@@ -347,12 +361,13 @@ impl S3 for Endpoint {
 
     async fn get_object(
         &self,
-        request: S3Request<GetObjectInput>,
+        mut request: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
         count(&self.counts.get, 1);
         let if_match = request.input.if_match.clone();
         let if_none_match = request.input.if_none_match.clone();
         let effect = async {
+            self.bound_suffix(&mut request).await?;
             let response = self.files.get_object(request).await?;
             let tag = response.output.e_tag.as_ref();
             if let (Some(tag), Some(unwanted)) = (tag, if_none_match)

@@ -13,6 +13,7 @@
 //! Deliberately absent: the HTTP API and the config file (the edge), and more than one volume in a
 //! log but for one that keeps it busy.
 
+mod age;
 mod answers;
 mod copies;
 mod crash;
@@ -54,10 +55,12 @@ pub enum Scenario {
     Damage,
     /// The disk reports an error.
     Fsync,
+    /// The node dies with its disk while nothing is wrong with the store: how old is what it holds?
+    Age,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Crash,
         Self::Evict,
         Self::Loss,
@@ -66,6 +69,7 @@ impl Scenario {
         Self::Answers,
         Self::Damage,
         Self::Fsync,
+        Self::Age,
     ];
 
     pub fn name(self) -> &'static str {
@@ -78,6 +82,7 @@ impl Scenario {
             Self::Answers => "answers",
             Self::Damage => "damage",
             Self::Fsync => "fsync",
+            Self::Age => "age",
         }
     }
 
@@ -109,10 +114,18 @@ pub enum Plant {
     Rule4,
     /// Local records count whoever published last.
     Rule11,
+    /// A sync waits ten times as long as it is told to.
+    Late,
 }
 
 impl Plant {
-    pub const ALL: [Self; 4] = [Self::Rule1, Self::Rule2, Self::Rule4, Self::Rule11];
+    pub const ALL: [Self; 5] = [
+        Self::Rule1,
+        Self::Rule2,
+        Self::Rule4,
+        Self::Rule11,
+        Self::Late,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -120,6 +133,7 @@ impl Plant {
             Self::Rule2 => "rule2",
             Self::Rule4 => "rule4",
             Self::Rule11 => "rule11",
+            Self::Late => "late",
         }
     }
 
@@ -186,13 +200,16 @@ impl Run {
     }
 
     fn simulate(self, lines: usize) -> Result<(Outcome, u64), world::sim::Stuck> {
-        let config = SimConfig {
+        let mut config = SimConfig {
             steps_max: STEPS_MAX,
             time_max: TIME_MAX,
             trace_lines_max: lines.max(1),
             panic_lines_max: lines,
             ..SimConfig::default()
         };
+        if self.scenario == Scenario::Age {
+            config.delays.store = age::STORE;
+        }
         // Scenarios of one seed must not see the same numbers.
         let mixed = self.seed ^ (u64::from(self.scenario.name().as_bytes()[1]) << 56);
         Sim::simulate(mixed, config, move |sim| async move {
@@ -215,6 +232,7 @@ impl Run {
             Scenario::Answers => answers::play(&stage).await?,
             Scenario::Damage => damage::play(&stage).await?,
             Scenario::Fsync => fsync::play(&stage).await?,
+            Scenario::Age => age::play(&stage).await?,
         }
         Ok(stage.answers())
     }

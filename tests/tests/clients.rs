@@ -1,8 +1,8 @@
 //! Real NBD clients against the real server, over unix socket and TCP, with a real S3 endpoint
 //! and encryption behind it, and once with a folder.
 
-use anyhow::{Context, Result, ensure};
-use glidefs_tests::server::wait_until;
+use anyhow::{Context, Result, anyhow, ensure};
+use glidefs_tests::server::{Server, wait_until};
 use glidefs_tests::site::{Site, text};
 use glidefs_tests::tool::{self, Background};
 
@@ -210,6 +210,198 @@ fn a_filesystem_lives_on_it() -> Result<()> {
     let mounted = Mounted::new(&disk, &site.path("mounted"))?;
     tool::run("cmp", &[text(&image), text(&mounted.folder.join("file"))])?;
     Ok(())
+}
+
+/// The bytes that the integrity logs of nbd's suite expect at least; a size that both servers take.
+const TESTER_BYTES: u64 = 64 << 20;
+/// Its requests are larger than 32 MiB, which qemu-nbd takes no more than we do.
+const TOO_LARGE: &str = "integrityhuge";
+/// When a tester counts as stuck: it hangs where a server owes it an answer.
+const TESTER_SECONDS_MAX: &str = "60";
+
+/// One mode of nbd's tester, as `tests/run/simple_test` of its source calls it.
+struct Mode {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    /// A transaction log beside the tester.
+    log: Option<&'static str>,
+    /// So many at the same time on one export.
+    testers: usize,
+    access: Access,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    ReadWrite,
+    /// A read-only export: the tester must be refused.
+    ReadOnly,
+}
+
+const fn mode(name: &'static str, arguments: &'static [&'static str]) -> Mode {
+    Mode {
+        name,
+        arguments,
+        log: None,
+        testers: 1,
+        access: Access::ReadWrite,
+    }
+}
+
+const fn integrity(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    log: &'static str,
+) -> Mode {
+    let log = Some(log);
+    Mode {
+        log,
+        ..mode(name, arguments)
+    }
+}
+
+const MODES: [Mode; 10] = [
+    mode("read", &[]),
+    mode("oversize", &["-o"]),
+    mode("handshake", &["-h"]),
+    mode("write", &["-w"]),
+    mode("flush", &["-w", "-f"]),
+    integrity("integrity", &["-i"], "integrity-test.tr"),
+    integrity("integrityloose", &["-i", "-l"], "integrity-test.tr"),
+    integrity(TOO_LARGE, &["-i"], "integrityhuge-test.tr"),
+    Mode {
+        testers: 3,
+        ..mode("multi", &["-w", "-f"])
+    },
+    Mode {
+        access: Access::ReadOnly,
+        ..mode("rowrite", &["-w", "-F"])
+    },
+];
+
+/// nbd's own tester, on a fresh export of its own for each mode. What qemu-nbd passes must pass here.
+#[test]
+fn nbd_tester_passes_wherever_qemu_nbd_does() -> Result<()> {
+    let Some(folder) = tester() else {
+        return Ok(());
+    };
+    if !tool::are_here(&["qemu-nbd", "timeout"]) {
+        return Ok(());
+    }
+    let site = Site::with(|settings| settings.auto_create_size_gb = Some(0.0625))?;
+    // Another node: what the first one serves is read-only there.
+    let mut other = site.settings.clone();
+    other.cache_dir = site.path("cache-other");
+    let other = Server::start(&site.path("node-other"), &other)?;
+    for mode in &MODES {
+        let theirs = QemuNbd::start(&site, mode)?;
+        let expected = test(&folder, mode, &["-u", text(&theirs.socket)])?;
+        if let Err(said) = expected {
+            // A tester that fails everywhere would prove nothing.
+            ensure!(
+                mode.name == TOO_LARGE,
+                "{}: qemu-nbd fails: {said}",
+                mode.name
+            );
+            continue;
+        }
+        let server = match mode.access {
+            Access::ReadWrite => &site.server,
+            Access::ReadOnly => {
+                // Now there is a volume, and the first node owns it.
+                site.server.connect(mode.name)?.disconnect()?;
+                &other
+            }
+        };
+        // Several processes are one client only over TCP, by the address of their host.
+        let (host, port) = (server.nbd.ip().to_string(), server.nbd.port().to_string());
+        let to = match mode.testers {
+            1 => ["-u", text(&server.socket)],
+            _ => [host.as_str(), port.as_str()],
+        };
+        test(&folder, mode, &to)?.map_err(|said| {
+            let log = server.log_tail();
+            anyhow!("{}: qemu-nbd passes, and here: {said}\n{log}", mode.name)
+        })?;
+    }
+    Ok(())
+}
+
+/// Where `scripts/nbd-tester` puts the tester; none, with a word, if it has not been built. Also in
+/// CI: whether a mirror has the source package is not ours to say.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn tester() -> Option<std::path::PathBuf> {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("nbd-tester");
+    if folder.join("nbd-tester-client").is_file() {
+        return Some(folder);
+    }
+    eprintln!("skipped: scripts/nbd-tester has not built nbd-tester-client");
+    None
+}
+
+/// Runs a mode to its end: what the testers said if one of them failed.
+fn test(folder: &std::path::Path, mode: &Mode, to: &[&str]) -> Result<Result<(), String>> {
+    let client = folder.join("nbd-tester-client");
+    let mut arguments = vec![
+        "NBD_TEST_SILENT=1",
+        "timeout",
+        TESTER_SECONDS_MAX,
+        text(&client),
+    ];
+    arguments.extend(["-N", mode.name]);
+    arguments.extend(mode.arguments);
+    let log = mode.log.map(|log| folder.join(log));
+    if let Some(log) = &log {
+        arguments.extend(["-t", text(log)]);
+    }
+    arguments.extend(to);
+    let run = || tool::output("env", &arguments);
+    let outputs: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..mode.testers).map(|_| scope.spawn(run)).collect();
+        let ended = running.into_iter().map(|it| it.join().expect("no panic"));
+        ended.collect::<Result<_>>()
+    })?;
+    for output in outputs {
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Ok(Err(format!("{}: {said}", output.status)));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// A fresh image behind qemu-nbd, on a socket of its own, under the name of the mode.
+struct QemuNbd {
+    socket: std::path::PathBuf,
+    _process: Background,
+}
+
+impl QemuNbd {
+    fn start(site: &Site, mode: &Mode) -> Result<Self> {
+        let image = site.path(&format!("{}.raw", mode.name));
+        tool::run("truncate", &["-s", &TESTER_BYTES.to_string(), text(&image)])?;
+        let socket = site.path(&format!("{}.sock", mode.name));
+        let arguments = [
+            "--socket",
+            text(&socket),
+            "--export-name",
+            mode.name,
+            "--format",
+            "raw",
+            "--persistent",
+            "--shared",
+            "8",
+            text(&image),
+        ];
+        let read_only = (mode.access == Access::ReadOnly).then_some("--read-only");
+        let arguments: Vec<&str> = arguments.into_iter().chain(read_only).collect();
+        let mut process = Background::start("qemu-nbd", &arguments, &[])?;
+        let appears = wait_until(PATIENCE, || socket.exists() || !process.is_running());
+        ensure!(appears && process.is_running(), "qemu-nbd does not start");
+        Ok(Self {
+            socket,
+            _process: process,
+        })
+    }
 }
 
 /// The export as a loop device, through FUSE: no NBD in this kernel needed.

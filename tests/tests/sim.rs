@@ -66,6 +66,11 @@ fn a_failed_fsync_is_final_and_what_was_flushed_before_is_there() {
 }
 
 #[test]
+fn the_store_is_no_older_than_the_delay_and_one_sync_while_it_carries_the_load() {
+    slice(Scenario::Age);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace_of_the_whole_system() {
     for scenario in Scenario::ALL {
         let hash = |seed| {
@@ -135,5 +140,10 @@ mod planted {
     #[test]
     fn records_that_count_whoever_published_are_found() {
         found(Plant::Rule11, Scenario::Copies, 200);
+    }
+
+    #[test]
+    fn a_sync_that_waits_ten_times_the_delay_is_found() {
+        found(Plant::Late, Scenario::Age, 10);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Words of code that a part of the house must not contain, and why.
-const FORBIDDEN: [Rule; 6] = [
+const FORBIDDEN: [Rule; 7] = [
     Rule {
         within: "world/src/",
         words: &["blockcache", "glidefs"],
@@ -59,13 +59,78 @@ const FORBIDDEN: [Rule; 6] = [
         except: &["world/src/linux/ring.rs"],
         why: "unsafe lives beside the ring alone",
     },
+    Rule {
+        within: "glidefs/src/",
+        words: &["blockcache"],
+        except: &[
+            "glidefs/src/daemon",
+            "glidefs/src/export",
+            "glidefs/src/shard",
+            "glidefs/src/sync",
+            "glidefs/src/volume",
+        ],
+        why: "front doors and the edge meet the cache through what is between",
+    },
+];
+
+/// Modules of glidefs, and those beside it that each may name. Tests of a module too.
+const MODULES: [(&str, &[&str]); 13] = [
+    ("api", &["config", "control", "metrics"]),
+    ("cli", &["api", "config", "control", "daemon"]),
+    ("config", &["volume"]),
+    ("control", &[]),
+    (
+        "daemon",
+        &[
+            "api", "cli", "config", "control", "export", "nbd", "shard", "sync", "volume",
+        ],
+    ),
+    ("device", &[]),
+    ("export", &["control", "device", "sync", "volume"]),
+    ("metrics", &["control"]),
+    ("nbd", &["device"]),
+    ("race", &[]),
+    ("shard", &["control", "device", "export", "sync", "volume"]),
+    ("sync", &["export", "race", "volume"]),
+    ("volume", &[]),
+];
+const MODULES_IN: &str = "glidefs/src/";
+/// Files that stand above the modules.
+const ROOTS: [&str; 2] = ["lib.rs", "main.rs"];
+
+/// What a file that calls itself pure must not contain besides its tests: nothing waits, and nobody
+/// else is asked.
+const IMPURE: [&str; 12] = [
+    "async",
+    "await",
+    "spawn",
+    "sleep",
+    "World",
+    "Store",
+    "File",
+    "RefCell",
+    "Mutex",
+    "Instant",
+    "SystemTime",
+    "fs",
+];
+/// These must go on calling themselves so.
+const PURE: [&str; 6] = [
+    "blockcache/src/index.rs",
+    "blockcache/src/record.rs",
+    "glidefs/src/export/decide.rs",
+    "glidefs/src/nbd/handshake.rs",
+    "glidefs/src/sync/plan.rs",
+    "glidefs/src/volume/merge.rs",
 ];
 
 /// Crates that a crate may depend on, of ours.
-const OURS: [(&str, &[&str]); 3] = [
+const OURS: [(&str, &[&str]); 5] = [
     ("world", &[]),
     ("blockcache", &["world"]),
     ("glidefs", &["world", "blockcache"]),
+    ("tests", &["world", "blockcache", "glidefs"]),
+    ("benches", &["glidefs-tests"]),
 ];
 
 const LINES_MAX: usize = 800;
@@ -118,17 +183,145 @@ fn manifests_point_downwards() {
             .lines()
             .filter_map(|line| line.split_once(".workspace"));
         for (dependency, _) in dependencies {
-            let is_ours = OURS.iter().any(|(ours, _)| *ours == dependency);
+            let is_tests = dependency == "glidefs-tests";
+            let is_ours = is_tests || OURS.iter().any(|(ours, _)| *ours == dependency);
             assert!(
                 !is_ours || allowed.contains(&dependency),
                 "{name} must not depend on {dependency}"
             );
-            assert_ne!(
-                dependency, "glidefs-tests",
-                "{name} must not depend on its tests"
-            );
         }
     }
+}
+
+#[test]
+fn modules_of_glidefs_name_only_what_they_may() {
+    let mut broken = Vec::new();
+    let mut met: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (path, text) in sources() {
+        let Some(inside) = path.strip_prefix(MODULES_IN) else {
+            continue;
+        };
+        if ROOTS.contains(&inside) {
+            continue;
+        }
+        let own = inside.split(['/', '.']).next().unwrap_or_default();
+        let row = MODULES.iter().find(|(module, _)| *module == own);
+        let (module, allowed) =
+            row.unwrap_or_else(|| panic!("{path}: `{own}` is not in the table"));
+        let used = met.entry(module).or_default();
+        for named in modules_named(inside, &code_of(&text)) {
+            used.insert(named);
+            if named != own && !allowed.contains(&named) {
+                broken.push(format!("{path}: {own} must not name {named}"));
+            }
+        }
+    }
+    for (module, allowed) in MODULES {
+        let used = met.get(module);
+        for allowed in allowed {
+            if used.is_none_or(|used| !used.contains(allowed)) {
+                broken.push(format!("{module} does not name {allowed}: strike it out"));
+            }
+        }
+        assert!(used.is_some(), "no module {module}");
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// Modules at the top of glidefs that a file names, by `crate::` or by going up.
+fn modules_named(inside: &str, code: &str) -> BTreeSet<&'static str> {
+    // The file of a module at the top is one below the root.
+    let depth = inside.split('/').count();
+    let code: String = code.split_whitespace().collect::<Vec<_>>().join(" ");
+    let up = "super::".repeat(depth);
+    let starts = ["crate::", up.as_str()];
+    let mut named = BTreeSet::new();
+    for start in starts {
+        for (at, _) in code.match_indices(start) {
+            let rest = &code[at + start.len()..];
+            // `use crate::{a, b::{c}}`: what stands outside the inner braces.
+            let list = match rest.strip_prefix('{') {
+                Some(list) => outside_braces(list),
+                None => rest
+                    .split(|it: char| !(it.is_alphanumeric() || it == '_'))
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+            };
+            let first = list
+                .split(',')
+                .map(|item| item.split("::").next().unwrap_or_default().trim());
+            let known = first.filter_map(|first| {
+                MODULES
+                    .iter()
+                    .map(|(module, _)| *module)
+                    .find(|module| *module == first)
+            });
+            named.extend(known);
+        }
+    }
+    named
+}
+
+/// The text up to the brace that closes it, without what inner braces hold.
+fn outside_braces(list: &str) -> String {
+    let mut depth = 0_u32;
+    let mut outside = String::new();
+    for it in list.chars() {
+        match it {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            _ if depth == 0 => outside.push(it),
+            _ => {}
+        }
+    }
+    outside
+}
+
+#[test]
+fn pure_files_wait_for_nothing_and_ask_nobody() {
+    let mut broken = Vec::new();
+    let sources = sources();
+    for named in PURE {
+        let text = sources
+            .get(named)
+            .unwrap_or_else(|| panic!("no file {named}"));
+        assert!(
+            is_called_pure(text),
+            "{named} does not call itself pure any more"
+        );
+    }
+    let products = ["world/src/", "blockcache/src/", "glidefs/src/"];
+    let pure = sources.iter().filter(|(path, text)| {
+        products.iter().any(|it| path.starts_with(it)) && is_called_pure(text)
+    });
+    for (path, text) in pure {
+        if let Some(word) = impure(text) {
+            broken.push(format!("{path}: calls itself pure, and has `{word}`"));
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// "Pure" as a sentence of the module doc, without a "but"; what it says of other files in a list is
+/// about those.
+fn is_called_pure(text: &str) -> bool {
+    let doc = text.lines().take_while(|line| line.starts_with("//!"));
+    let doc = doc
+        .map(|line| line.trim_start_matches("//!").trim())
+        .filter(|line| !line.starts_with("- "))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let mut words = doc.split(' ');
+    words.any(|word| ["Pure.", "Pure:", "Pure,", "Pure;"].contains(&word))
+}
+
+fn impure(text: &str) -> Option<&'static str> {
+    let code = text.split("#[cfg(test)]\nmod tests {").next();
+    let code = code_of(code.expect("split gives at least one part"));
+    let words: BTreeSet<&str> = words(&code).collect();
+    IMPURE.into_iter().find(|word| words.contains(word))
 }
 
 #[test]
@@ -226,6 +419,28 @@ fn planted_violations_are_found() {
     let cache_rule = &FORBIDDEN[1];
     assert!(cache_rule.applies_to("blockcache/src/log.rs"));
     assert_eq!(cache_rule.broken_by("use tokio::time;"), Some("tokio"));
+    let named = |inside, code| modules_named(inside, code).into_iter().collect::<Vec<_>>();
+    assert_eq!(
+        named("nbd/conn.rs", "use crate::volume::Volume;"),
+        ["volume"]
+    );
+    assert_eq!(
+        named("nbd/conn.rs", "use crate::{device::{sync}, race};"),
+        ["device", "race"]
+    );
+    assert_eq!(named("nbd/conn.rs", "super::super::sync::plan()"), ["sync"]);
+    assert_eq!(named("nbd/conn.rs", "super::sync::plan()"), [""; 0]);
+    let pure = "//! Decides. Pure: no more.\nfn f() {}\n";
+    assert!(is_called_pure(pure) && impure(pure).is_none());
+    assert!(!is_called_pure("//! Pure but for a look.\n"));
+    assert!(!is_called_pure(
+        "//! Acts.\n//!\n//! - `a`: decides. Pure.\n"
+    ));
+    assert_eq!(impure("//! Pure.\nasync fn f() {}\n"), Some("async"));
+    assert_eq!(
+        impure("//! Pure.\n#[cfg(test)]\nmod tests {\nasync\n}\n"),
+        None
+    );
     let text = "a\nb\n#[cfg(test)]\nmod tests {\n}\n";
     assert_eq!(lines_outside_tests("x/src/a.rs", text), 2);
     assert_eq!(lines_outside_tests("x/src/a/tests.rs", text), 0);

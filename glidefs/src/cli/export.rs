@@ -34,10 +34,14 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
             named,
             force,
             expected_epoch,
+            min_epoch,
+            min_seq,
         } => {
             let wanted = PromoteDocument {
                 force,
                 expected_epoch,
+                min_epoch,
+                min_seq,
             };
             change(&named, Method::POST, "/promote", json(&wanted))?;
         }

@@ -11,7 +11,7 @@ use crate::export::clients::Sharing;
 use crate::export::site::ExportConfig;
 use crate::shard::ShardConfig;
 use crate::sync::SyncConfig;
-use crate::volume::BucketConfig;
+use crate::volume::{BucketConfig, KeyringCost};
 
 /// Google limits one object to about one change a second; others do not.
 const PUBLISH_INTERVAL_GCS: Duration = Duration::from_secs(1);
@@ -57,6 +57,7 @@ pub(super) fn bucket(config: &Config) -> BucketConfig {
             .password
             .as_ref()
             .map(|password| password.reveal().to_owned()),
+        cost: KeyringCost::default(),
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::rc::Rc;
 
-use blockcache::{CacheError, CacheVolume, Epoch, Id, LocalVolume, Opened};
+use blockcache::{CacheError, CacheVolume, Epoch, Id, LocalVolume, Opened, Seq};
 use world::World;
 
 use super::decide::{Ours, Plan, Records, Refusal, Seen, decide};
@@ -28,6 +28,29 @@ pub(crate) struct Wish {
     pub(crate) create_bytes: Option<u64>,
     /// Take the volume from another owner, if the root still has this epoch.
     pub(crate) force: Option<Epoch>,
+    pub(crate) floor: Floor,
+}
+
+/// An older state of the volume is not opened (rule 24). Both numbers grow with every owner and every
+/// publish, so either may be asked for alone; zero asks for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Floor {
+    pub(crate) epoch: Epoch,
+    pub(crate) seq: Seq,
+}
+
+impl Floor {
+    /// What is there, root or log, must be as new as what somebody saw.
+    pub(crate) fn check(self, name: &str, epoch: Epoch, cut: Seq) -> Result<(), ConnectError> {
+        if epoch >= self.epoch && cut >= self.seq {
+            return Ok(());
+        }
+        let Self { epoch: min, seq } = self;
+        Err(ConnectError::Refused(format!(
+            "`{name}` is at epoch {epoch} and cut {cut}, older than the epoch {min} and cut {seq} that were asked for: \
+             its root `nbd/{name}/root` was rolled back, or is another volume's; bring the newer one back, or ask for less"
+        )))
+    }
 }
 
 /// How an attempt ended.
@@ -120,6 +143,15 @@ impl<W: World> Site<W> {
             Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
         };
         let local = self.local_volume(name, root);
+        // Before anything is dropped or taken. Where the store cannot be asked, the log speaks for it.
+        let known = match (&seen, &local) {
+            (Seen::Root(root), _) => Some((root.epoch, root.cut)),
+            (Seen::Unreachable(_), Some(local)) => Some((local.epoch, local.published)),
+            (Seen::Unreachable(_), None) | (Seen::Absent, _) => None,
+        };
+        if let Some((epoch, cut)) = known {
+            wish.floor.check(name, epoch, cut)?;
+        }
         match (plan, volume, local) {
             (Plan::Refuse(refusal), _, _) => Err(refused(name, refusal)),
             (Plan::Create { size_bytes }, _, _) => self.create(name, size_bytes).await,

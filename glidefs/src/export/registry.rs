@@ -135,7 +135,7 @@ impl<W: World> Registry<W> {
     fn create_wish(&self) -> Wish {
         Wish {
             create_bytes: self.site.config.create_bytes,
-            force: None,
+            ..Wish::default()
         }
     }
 }

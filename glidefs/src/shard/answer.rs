@@ -6,7 +6,7 @@ use std::sync::Arc;
 use world::World;
 use world::sync::Semaphore;
 
-use blockcache::{Epoch, LocalVolume};
+use blockcache::{Epoch, LocalVolume, Seq};
 
 use crate::control::{
     ControlError, ControlErrorKind, ExportDocument, PromoteDocument, PutDocument, Reply, Request,
@@ -15,7 +15,7 @@ use crate::control::{
 use crate::device::ConnectError;
 use crate::export::decide::{Plan, Refusal, Seen};
 use crate::export::document::{of_export, of_parts, owner_text};
-use crate::export::open::Wish;
+use crate::export::open::{Floor, Wish};
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
 
@@ -123,7 +123,7 @@ async fn put<W: World>(
     let size_bytes = bytes_from_gib(wanted.size_gb)?;
     let wish = Wish {
         create_bytes: Some(size_bytes),
-        force: None,
+        ..Wish::default()
     };
     let (_door, export) = open(registry, name, wish).await?;
     if export.role() != Role::ReadWrite {
@@ -278,8 +278,19 @@ async fn promote<W: World>(
     let wish = Wish {
         create_bytes: None,
         force: expected.filter(|_epoch| how.force),
+        floor: Floor {
+            epoch: Epoch(how.min_epoch.unwrap_or(0)),
+            seq: Seq(how.min_seq.unwrap_or(0)),
+        },
     };
     let (_door, export) = open(registry, name, wish).await?;
+    // It may have been open here before anybody asked for a floor.
+    let root = export.root().map(|root| (root.epoch, root.cut));
+    let local = export.local_state();
+    let known = root.or_else(|| local.map(|local| (local.epoch, local.published)));
+    if let Some((epoch, cut)) = known {
+        wish.floor.check(name, epoch, cut).map_err(refusal)?;
+    }
     if export.role() == Role::ReadWrite {
         return Ok(of_export(&export));
     }

@@ -10,7 +10,7 @@ use world::{ETag, Store, StoreErrorKind, World};
 
 use super::codec::Compression;
 use super::extent::Extent;
-use super::keyring::{Fresh, Keyring, PrefixKeys};
+use super::keyring::{Fresh, Keyring, KeyringCost, PrefixKeys};
 use super::keys::Secret;
 use super::lookup::READS_MAX;
 use super::name::{KEYRING, VOLUMES, VolumeName};
@@ -39,6 +39,8 @@ pub struct BucketConfig {
     pub compression: Compression,
     /// Set: everything is sealed under the keyring. Not set: hash-chained.
     pub password: Option<String>,
+    /// Of stretching the password, if this node begins the prefix.
+    pub cost: KeyringCost,
 }
 
 impl std::fmt::Debug for BucketConfig {
@@ -74,7 +76,7 @@ impl<W: World> Bucket<W> {
         config: BucketConfig,
     ) -> Result<Self, VolumeError> {
         probe::probe(&world, &store).await?;
-        let keys = open_keyring(&world, &store, config.password).await?;
+        let keys = open_keyring(&world, &store, config.password, config.cost).await?;
         let shared = Rc::new(Shared {
             compression: config.compression,
             keys,
@@ -352,10 +354,11 @@ async fn open_keyring<W: World>(
     world: &W,
     store: &W::Store,
     password: Option<String>,
+    cost: KeyringCost,
 ) -> Result<Option<PrefixKeys>, VolumeError> {
     let keyring = match read_keyring(world, store).await? {
         Some(keyring) => keyring,
-        None => match begin_prefix(world, store, password.clone()).await? {
+        None => match begin_prefix(world, store, password.clone(), cost).await? {
             Begun::Ours(keys) => return Ok(keys),
             // Another server was faster.
             Begun::Theirs => read_keyring(world, store).await?.ok_or_else(|| {
@@ -377,6 +380,7 @@ async fn begin_prefix<W: World>(
     world: &W,
     store: &W::Store,
     password: Option<String>,
+    cost: KeyringCost,
 ) -> Result<Begun, VolumeError> {
     if let Some(found) = first_key(world, store, VOLUMES, None).await? {
         adopt_plain(world, store, &found, password.is_some()).await?;
@@ -390,7 +394,7 @@ async fn begin_prefix<W: World>(
         key: Secret::new(key),
     };
     let made = world.compute(move || {
-        let (keyring, keys) = Keyring::new(&fresh, password.as_deref());
+        let (keyring, keys) = Keyring::new(&fresh, password.as_deref(), cost);
         (Bytes::from(keyring.encode()), keys)
     });
     let (body, keys) = made.await;

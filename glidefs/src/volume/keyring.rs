@@ -14,14 +14,8 @@ use super::name::KEYRING;
 
 pub(crate) const FORMAT: u16 = 1;
 const SLOTS_MAX: usize = 32;
-/// What this version gives Argon2id for a new slot: about 0.1 s, once per process.
-const COST: Cost = Cost {
-    memory_kib: 32 << 10,
-    passes: 3,
-    lanes: 1,
-};
 /// A slot that asks for more is damaged: it would stop the machine, not open the prefix.
-const COST_MAX: Cost = Cost {
+const COST_MAX: KeyringCost = KeyringCost {
     memory_kib: 1 << 20,
     passes: 64,
     lanes: 64,
@@ -50,16 +44,38 @@ pub(crate) enum Keyring {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Slot {
     id: [u8; 16],
-    cost: Cost,
+    cost: KeyringCost,
     salt: [u8; 16],
     wrapped: Wrapped,
 }
 
+/// What Argon2id is given to stretch the password of a new slot. A slot that is there names its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Cost {
+pub struct KeyringCost {
     memory_kib: u32,
     passes: u32,
     lanes: u32,
+}
+
+impl Default for KeyringCost {
+    /// What is shipped: about 0.1 s, once per process.
+    fn default() -> Self {
+        Self {
+            memory_kib: 32 << 10,
+            passes: 3,
+            lanes: 1,
+        }
+    }
+}
+
+impl KeyringCost {
+    /// The least that Argon2id takes. It protects no password: for simulations, which open thousands
+    /// of prefixes.
+    pub const LEAST: Self = Self {
+        memory_kib: 8,
+        passes: 1,
+        lanes: 1,
+    };
 }
 
 /// The random values of a new keyring.
@@ -106,21 +122,27 @@ impl PrefixKeys {
 
 impl Keyring {
     /// A new keyring with one slot, and the keys it holds.
-    pub(crate) fn new(fresh: &Fresh, password: Option<&str>) -> (Self, Option<PrefixKeys>) {
+    pub(crate) fn new(
+        fresh: &Fresh,
+        password: Option<&str>,
+        cost: KeyringCost,
+    ) -> (Self, Option<PrefixKeys>) {
         let prefix = fresh.prefix;
         let Some(password) = password else {
             return (Self::Plain { prefix }, None);
         };
         let mut slot = Slot {
             id: fresh.slot,
-            cost: COST,
+            cost,
             salt: fresh.salt,
             wrapped: Wrapped {
                 key: [0; KEY_BYTES],
                 tag: [0; 16],
             },
         };
-        let slot_key = slot.stretch(password).expect("our own costs are valid");
+        let slot_key = slot
+            .stretch(password)
+            .expect("nobody can make an invalid cost");
         slot.wrapped = slot_key.wrap(&fresh.key, &slot.about(prefix));
         let keys = PrefixKeys::new(fresh.key.clone());
         let slots = vec![slot];
@@ -178,7 +200,7 @@ impl Keyring {
 
 impl Slot {
     fn stretch(&self, password: &str) -> Result<Secret, VolumeError> {
-        let Cost {
+        let KeyringCost {
             memory_kib,
             passes,
             lanes,
@@ -223,7 +245,7 @@ mod tests {
 
     #[test]
     fn only_the_password_opens_and_every_mismatch_says_what_to_do() {
-        let (keyring, keys) = Keyring::new(&fresh(), Some("geheim"));
+        let (keyring, keys) = Keyring::new(&fresh(), Some("geheim"), KeyringCost::LEAST);
         let keyring = Keyring::decode(&keyring.encode()).expect("as written");
         let opened = keyring
             .unlock(Some("geheim"))
@@ -235,16 +257,33 @@ mod tests {
             let error = keyring.unlock(password).expect_err("refused").to_string();
             assert!(error.contains(word), "{error}");
         }
-        let (plain, none) = Keyring::new(&fresh(), None);
+        let (plain, none) = Keyring::new(&fresh(), None, KeyringCost::LEAST);
         assert!(none.is_none());
         assert!(plain.unlock(None).expect("plain").is_none());
         let error = plain.unlock(Some("x")).expect_err("plain").to_string();
         assert!(error.contains("not encrypted"), "{error}");
     }
 
+    /// The shipped cost is what protects a password that is easy to guess.
+    #[test]
+    fn a_slot_names_its_cost_and_the_shipped_one_is_that_of_the_docs() {
+        for (cost, numbers) in [
+            (KeyringCost::default(), [32_768, 3, 1]),
+            (KeyringCost::LEAST, [8, 1, 1]),
+        ] {
+            let (keyring, _) = Keyring::new(&fresh(), Some("x"), cost);
+            assert!(keyring.unlock(Some("x")).is_ok(), "{cost:?}");
+            let Keyring::Password { slots, .. } = keyring else {
+                panic!("a password was given")
+            };
+            let cost = slots[0].cost;
+            assert_eq!([cost.memory_kib, cost.passes, cost.lanes], numbers);
+        }
+    }
+
     #[test]
     fn a_slot_that_would_stop_the_machine_is_refused() {
-        let (mut keyring, _) = Keyring::new(&fresh(), Some("x"));
+        let (mut keyring, _) = Keyring::new(&fresh(), Some("x"), KeyringCost::LEAST);
         if let Keyring::Password { slots, .. } = &mut keyring {
             slots[0].cost.memory_kib = u32::MAX;
         }
@@ -254,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_data_key_unwraps_for_its_volume_and_id_only() {
-        let (_, keys) = Keyring::new(&fresh(), Some("x"));
+        let (_, keys) = Keyring::new(&fresh(), Some("x"), KeyringCost::LEAST);
         let keys = keys.expect("made with a password");
         let data_key = Secret::new([9; 32]);
         let wrapped = keys.wrap([5; 16], [6; 16], &data_key);

@@ -23,6 +23,7 @@ fn config(password: Option<&str>) -> BucketConfig {
     BucketConfig {
         compression: Compression::Lz4,
         password: password.map(str::to_owned),
+        cost: KeyringCost::LEAST,
     }
 }
 

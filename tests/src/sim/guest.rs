@@ -33,6 +33,14 @@ pub(super) enum Tolerance {
     Everything,
 }
 
+/// What the ranges of a guest's requests are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grain {
+    Sectors,
+    /// Nothing is ever to be completed from what the store has.
+    Pages,
+}
+
 /// What guests do.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
@@ -48,6 +56,7 @@ pub(super) struct Load {
     pub(super) zeros: u64,
     pub(super) flushes: u64,
     pub(super) reads: u64,
+    pub(super) grain: Grain,
     pub(super) tolerance: Tolerance,
 }
 
@@ -63,6 +72,7 @@ impl Load {
             zeros: [0, 4, 15][chance.index(3)],
             flushes: [2, 10, 25][chance.index(3)],
             reads: [5, 20][chance.index(2)],
+            grain: Grain::Sectors,
             tolerance,
         })
     }
@@ -387,8 +397,17 @@ impl State {
                     chance.between(1, load.write_sectors_max),
                 ),
             };
-            let count = count.min(sectors - first);
-            (first * SECTOR_BYTES, count * SECTOR_BYTES)
+            let (first, end) = match load.grain {
+                Grain::Sectors => (first, first + count),
+                Grain::Pages => (
+                    first / PAGE_SECTORS * PAGE_SECTORS,
+                    (first + count).next_multiple_of(PAGE_SECTORS),
+                ),
+            };
+            (
+                first * SECTOR_BYTES,
+                (end.min(sectors) - first) * SECTOR_BYTES,
+            )
         })
     }
 }

@@ -103,6 +103,7 @@ impl Node {
         let how = PromoteDocument {
             force: true,
             expected_epoch: Some(epoch),
+            ..PromoteDocument::default()
         };
         let asked = self
             .control

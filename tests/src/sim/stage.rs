@@ -9,22 +9,27 @@ use blockcache::CacheConfig;
 use glidefs::device::Access;
 use glidefs::nbd::wire::export;
 use glidefs::shard::ShardConfig;
-use glidefs::volume::{BucketConfig, Compression};
+use glidefs::volume::{BucketConfig, Compression, KeyringCost};
 use world::World;
 use world::sim::{DiskFaults, HostId, Odds, Sim, SimWorld, StoreFaults};
 
+use super::age;
 use super::guest::{Guest, Load, Model};
 use super::node::{NAME, Node, Started, socket};
 use super::{Plant, Run, Scenario};
 use crate::nbd_client::{ClientError, NbdClient, Options};
 use crate::oracle::{Judge, Oracle};
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
+/// Pages of the smallest, a middling and the largest volume.
+pub(super) const VOLUME_PAGES: [u64; 3] = [24, 64, 160];
 /// The whole content is read in requests of this length.
 const READ_BYTES: u32 = 64 * 1024;
 /// How often a connection, a read or a question is tried again, a second apart.
 const TRIES_MAX: u32 = 400;
 const TRY_PAUSE: Duration = Duration::from_secs(1);
+/// Of the runs that are sealed.
+const PASSWORD: &str = "correct horse battery staple";
 /// No healthy system leaves a request unanswered for so long.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(1_200);
 
@@ -32,22 +37,22 @@ pub(super) const ANSWER_MAX: Duration = Duration::from_secs(1_200);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
     pub(super) volume_bytes: u64,
-    chunk_bytes: u32,
-    chunks: u64,
+    pub(super) chunk_bytes: u32,
+    pub(super) chunks: u64,
     /// Eighths of the cache that may be dirty.
-    dirty_eighths: u64,
-    delay: Duration,
-    interval: Duration,
-    blocks_per_batch: u32,
+    pub(super) dirty_eighths: u64,
+    pub(super) delay: Duration,
+    pub(super) interval: Duration,
+    pub(super) blocks_per_batch: u32,
     pub(super) grace: Duration,
-    compression: Compression,
+    pub(super) compression: Compression,
 }
 
 impl Settings {
     fn drawn(sim: &Sim, scenario: Scenario) -> Self {
         let tiny = scenario == Scenario::Evict;
-        sim.chance(|chance| Self {
-            volume_bytes: PAGE * [24, 64, 160][chance.index(3)],
+        let drawn = sim.chance(|chance| Self {
+            volume_bytes: PAGE * VOLUME_PAGES[chance.index(3)],
             chunk_bytes: if tiny {
                 64 * 1024
             } else {
@@ -67,7 +72,11 @@ impl Settings {
                 _ => Duration::from_secs(100_000),
             },
             compression: [Compression::Lz4, Compression::Zstd(1)][chance.index(2)],
-        })
+        });
+        if scenario == Scenario::Age {
+            return age::settings(sim, drawn);
+        }
+        drawn
     }
 }
 
@@ -123,6 +132,12 @@ impl Stage {
         self.sim.sleep(Duration::from_millis(pause)).await;
     }
 
+    /// Half of the seeds run with a password. Told by the number and not drawn, so that all else that
+    /// a seed decides stays as it was; the seeds of `seeds.txt` that were found before are plain.
+    fn is_sealed(&self) -> bool {
+        self.run.seed % 10 < 5
+    }
+
     fn config(&self, host: HostId) -> ShardConfig {
         let s = &self.settings;
         let size = 64 * 1024 + s.chunks * u64::from(s.chunk_bytes);
@@ -132,7 +147,8 @@ impl Stage {
         cache.dirty_bytes_max = cache.dirty_bytes_max.max(cache.volume_dirty_bytes_max);
         let bucket = BucketConfig {
             compression: s.compression,
-            password: None,
+            password: self.is_sealed().then(|| PASSWORD.to_owned()),
+            cost: KeyringCost::LEAST,
         };
         let mut config = ShardConfig::new(cache, bucket, self.sim.host_name(host));
         config.exports.create_bytes = Some(s.volume_bytes);
@@ -533,14 +549,21 @@ async fn patiently<T>(
     }
 }
 
+/// How much too long [`Plant::Late`] waits.
+#[cfg(feature = "planted")]
+const LATE_TIMES: u32 = 10;
+
 #[cfg(feature = "planted")]
 fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
     use blockcache::Planted;
+    if plant == Some(Plant::Late) {
+        config.exports.sync.delay *= LATE_TIMES;
+    }
     config.cache.planted = match plant {
         Some(Plant::Rule1) => Some(Planted::EvictionOrder),
         Some(Plant::Rule2) => Some(Planted::SupersededIsFree),
         Some(Plant::Rule4) => Some(Planted::LifeStays),
-        Some(Plant::Rule11) | None => None,
+        Some(Plant::Rule11 | Plant::Late) | None => None,
     };
     config.exports.trust_any_nonce = plant == Some(Plant::Rule11);
 }

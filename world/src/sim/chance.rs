@@ -49,6 +49,11 @@ impl Spread {
             max_ns: max * 1_000,
         }
     }
+
+    /// The longest that anything with this spread ever takes.
+    pub const fn longest(self) -> Duration {
+        Duration::from_nanos(self.max_ns.saturating_mul(SLOW_FACTOR))
+    }
 }
 
 /// One operation in so many takes up to so many times its usual longest time.

@@ -3,7 +3,7 @@
 //! message of the failing test, never by the test.
 
 use super::super::extent::{Extent, Spot};
-use super::super::keyring::{Fresh, Keyring};
+use super::super::keyring::{Fresh, Keyring, KeyringCost};
 use super::super::keys::{Secret, Wrapped};
 use super::super::leaf::{Directory, Leaf, LeafBuilder, LeafRow};
 use super::super::root::{
@@ -170,11 +170,11 @@ fn golden_keyrings() {
         salt: [3; 16],
         key: Secret::new([4; 32]),
     };
-    let (plain, _) = Keyring::new(&fresh, None);
+    let (plain, _) = Keyring::new(&fresh, None, KeyringCost::default());
     let file = golden!("keyring-1-plain");
     assert_golden("keyring-1-plain", &plain.encode(), &file);
     assert_eq!(Keyring::decode(&file).expect("reads"), plain);
-    let (sealed, keys) = Keyring::new(&fresh, Some("correct horse"));
+    let (sealed, keys) = Keyring::new(&fresh, Some("correct horse"), KeyringCost::default());
     let file = golden!("keyring-1-password");
     assert_golden("keyring-1-password", &sealed.encode(), &file);
     let opened = Keyring::decode(&file).expect("reads");
