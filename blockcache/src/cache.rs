@@ -18,7 +18,7 @@ use world::{DiskError, ETag, World};
 
 use crate::chunk::Superblock;
 use crate::log::{ChunkState, Log, Open, Spare, Volume};
-use crate::record::{INTENTS_MAX, TEXT_BYTES_MAX, VolumeState};
+use crate::record::{INTENTS_MAX, LOSSES_MAX, TEXT_BYTES_MAX, VolumeState};
 use crate::watermark::Watermark;
 use crate::{CacheError, Epoch, Id, PageRange, Seq};
 
@@ -115,8 +115,10 @@ pub struct LocalVolume {
     /// Unpublished bytes in the log.
     pub dirty_bytes: u64,
     /// Unpublished records that should be in the log are not readable: nothing may be written
-    /// until [`Cache::forget`] accepts the loss.
+    /// until [`Cache::accept_loss`] or [`Cache::forget`] accepts that.
     pub damage: Option<String>,
+    /// The last write of the unbroken run that is there: what reads of a damaged volume show.
+    pub kept: Seq,
 }
 
 /// What [`Cache::attach`] needs to know of the root.
@@ -409,6 +411,41 @@ impl<W: World> Cache<W> {
         self.shared.flush_to(lsn).await
     }
 
+    /// Accepts that all writes of a damaged volume after `kept` are lost, and keeps those up to there
+    /// (rule 8). Durable when it returns; the volume may be attached then. Refused if the volume is
+    /// not damaged, or its unbroken run ends elsewhere: who accepts a loss must have seen which.
+    pub async fn accept_loss(&self, volume: Id, kept: Seq) -> Result<(), CacheError> {
+        self.shared.room_for_state().await?;
+        let lsn = {
+            let mut log = self.shared.log.borrow_mut();
+            let damaged = log.volumes.get(&volume);
+            let damaged = damaged.ok_or(CacheError::UnknownVolume(volume))?;
+            let refused = |why: String| {
+                let name = damaged.state.name.clone();
+                Err(CacheError::LossRefused { name, why })
+            };
+            if damaged.damage.is_none() {
+                return refused("no write of it is missing".to_owned());
+            }
+            if damaged.kept() != kept {
+                return refused(format!(
+                    "what is left of it ends with write {}, not {kept}",
+                    damaged.kept()
+                ));
+            }
+            if damaged.state.losses.len() == LOSSES_MAX {
+                return refused(format!(
+                    "{LOSSES_MAX} losses were accepted already, and this log can keep apart no more"
+                ));
+            }
+            log.accept_loss(volume);
+            log.append_state(volume)
+        };
+        self.shared.dirty_freed.notify_waiters();
+        self.shared.space_wanted.notify_one();
+        self.shared.flush_to(lsn).await
+    }
+
     /// Drops all LBA-keyed records of a volume (rule 11: somebody else published since). Durable
     /// when it returns. Fills stay. Dirty records go too: whoever calls has decided that.
     pub async fn forget(&self, volume: Id) -> Result<(), CacheError> {
@@ -468,6 +505,7 @@ fn new_state(opened: &Opened, valid_lsn: u64) -> VolumeState {
         attached: false,
         damaged: false,
         intents: Vec::new(),
+        losses: Vec::new(),
     }
 }
 
@@ -487,5 +525,6 @@ fn local(volume: &Volume) -> LocalVolume {
         // Records that are published and not yet swept are not dirty.
         dirty_bytes: if dirty { volume.dirty_bytes } else { 0 },
         damage: volume.damage.clone(),
+        kept: volume.kept(),
     }
 }

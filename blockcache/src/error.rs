@@ -38,6 +38,9 @@ pub enum CacheError {
         "volume `{name}`: {what}; its unpublished writes in the cache log are damaged, and it stays closed until the loss is accepted (docs/runbooks/fsync-failed.md)"
     )]
     VolumeDamaged { name: String, what: String },
+    /// A loss that nobody has seen is not accepted.
+    #[error("the loss of volume `{name}` is not accepted: {why}")]
+    LossRefused { name: String, why: String },
     /// The cache is too small for what it must hold.
     #[error(
         "cache of {have} bytes is too small: at least {need} bytes are needed (`cache.disk_size_gb`)"

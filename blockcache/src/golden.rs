@@ -4,7 +4,9 @@ use world::ETag;
 
 use crate::cache::{FillKey, Intent};
 use crate::chunk::{ChunkHeader, ChunkKind, FooterBuilder, Superblock};
-use crate::record::{BATCH_HEAD_BYTES, BatchHead, PAGE, Record, Stamp, VolumeState, seal_batch};
+use crate::record::{
+    BATCH_HEAD_BYTES, BatchHead, Loss, PAGE, Record, Stamp, VolumeState, seal_batch,
+};
 use crate::{Epoch, Id, PageNo, PageRange, Seq};
 
 /// Hex, without the zeros that end a page.
@@ -101,6 +103,10 @@ fn a_state_record_has_these_bytes() {
             cut: Seq(4),
             replaces: ETag("e1".into()),
         }],
+        losses: vec![Loss {
+            lsn: 6,
+            kept: Seq(7),
+        }],
     });
     let (id, nonce, intent) = ("aa".repeat(16), "cc".repeat(16), "dd".repeat(16));
     let number = |n: u64| hex_of(&n.to_le_bytes());
@@ -120,6 +126,10 @@ fn a_state_record_has_these_bytes() {
         intent,
         number(4),
         "02006531".into(),
+        "01".into(),
+        number(6),
+        // The zeros behind it are the page's.
+        "07".into(),
     ];
     assert_eq!(descriptor(&state), expected.concat());
 }

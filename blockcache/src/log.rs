@@ -21,7 +21,7 @@ use world::{Buf, Instant};
 use crate::cache::FillKey;
 use crate::chunk::{ChunkHeader, ChunkKind, FooterBuilder, SUPERBLOCK_BYTES, footer_cost};
 use crate::index::{Overlay, Position, VolumeIndex};
-use crate::record::{BATCH_HEAD_BYTES, BatchHead, PAGE, Record, VolumeState, seal_batch};
+use crate::record::{BATCH_HEAD_BYTES, BatchHead, Loss, PAGE, Record, VolumeState, seal_batch};
 use crate::{Id, PageNo, PageRange, Seq};
 
 /// Pages of one staging buffer: the largest single write to the disk.
@@ -658,6 +658,26 @@ impl Log {
         true
     }
 
+    /// Goes on from the unbroken run of a damaged volume; what lies behind it never counts again. The
+    /// state record that is to follow makes it so for later starts.
+    pub(crate) fn accept_loss(&mut self, id: Id) {
+        let lsn = self.next_lsn;
+        let Some(volume) = self.volumes.get_mut(&id) else {
+            return;
+        };
+        let kept = volume.kept();
+        volume.rebuild_index(kept);
+        volume.state.losses.push(Loss { lsn, kept });
+        volume.damage = None;
+        volume.last = kept;
+        while let Some(record) = volume.dirty.pop_back_if(|record| record.seq > kept) {
+            volume.dirty_bytes -= u64::from(record.log_bytes);
+            self.dirty_bytes -= u64::from(record.log_bytes);
+            self.chunks[record.chunk as usize].dirty -= 1;
+        }
+        self.relocated = 0;
+    }
+
     /// Drops all that the log knows of a volume's pages.
     pub(crate) fn forget(&mut self, id: Id) {
         let valid_lsn = self.next_lsn;
@@ -666,6 +686,7 @@ impl Log {
         };
         volume.index = VolumeIndex::default();
         volume.state.valid_lsn = valid_lsn;
+        volume.state.losses.clear();
         volume.damage = None;
         self.dirty_bytes -= volume.dirty_bytes;
         self.relocated = 0;
@@ -708,6 +729,31 @@ impl Volume {
             Written::Sectors { page, overlay } => self.index.uncover_partial(page, overlay.at),
             Written::Zeros { .. } => {}
         }
+    }
+
+    /// The last write of the unbroken run of those that are there. Of a volume without damage, the last.
+    pub(crate) fn kept(&self) -> Seq {
+        if self.damage.is_none() {
+            return self.last;
+        }
+        let mut kept = self.state.published;
+        for record in self.dirty.iter().filter(|d| d.seq > self.state.published) {
+            if record.seq != kept.next() {
+                break;
+            }
+            kept = record.seq;
+        }
+        kept
+    }
+
+    /// Forgets clean pages, and unpublished ones after `kept`.
+    pub(crate) fn rebuild_index(&mut self, kept: Seq) {
+        self.index = VolumeIndex::default();
+        let dirty = self.dirty.iter().filter(|record| record.seq <= kept);
+        let dirty: Vec<(Written, Seq)> = dirty.map(|d| (d.what, d.seq)).collect();
+        dirty
+            .into_iter()
+            .for_each(|(what, seq)| self.apply(what, seq));
     }
 
     /// The newest record wins.

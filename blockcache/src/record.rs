@@ -21,6 +21,9 @@ pub(crate) const DESCRIPTORS_BYTES_MAX: usize = PAGE - BATCH_HEAD_BYTES;
 pub(crate) const RECORD_PAGES_MAX: u64 = 256;
 /// Publishes of one volume with unknown outcome; more wait until one is resolved.
 pub(crate) const INTENTS_MAX: usize = 8;
+/// Accepted losses of one volume. Each is a branch that its log must know not to follow; a volume that
+/// is dropped from the log begins anew.
+pub(crate) const LOSSES_MAX: usize = 4;
 /// Longest volume name and longest ETag that a state record takes.
 pub(crate) const TEXT_BYTES_MAX: usize = 255;
 
@@ -34,7 +37,7 @@ const MOVED: u8 = 6;
 
 const _: () = assert!(46 + 4 * RECORD_PAGES_MAX <= DESCRIPTORS_BYTES_MAX as u64);
 const _: () = assert!(
-    (INTENTS_MAX + 1) * (2 + TEXT_BYTES_MAX + 24) + 128 <= DESCRIPTORS_BYTES_MAX,
+    (INTENTS_MAX + 1) * (2 + TEXT_BYTES_MAX + 24) + LOSSES_MAX * 16 + 128 <= DESCRIPTORS_BYTES_MAX,
     "a full state record fits one batch"
 );
 
@@ -91,6 +94,23 @@ pub(crate) struct VolumeState {
     /// A start found unpublished records of it missing, and nobody has accepted the loss yet.
     pub(crate) damaged: bool,
     pub(crate) intents: Vec<Intent>,
+    pub(crate) losses: Vec<Loss>,
+}
+
+/// A loss that an operator has accepted (rule 8): of the records in batches before `lsn` only those up
+/// to `kept` count. What lay behind the hole must not come back beside what was written since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Loss {
+    pub(crate) lsn: u64,
+    pub(crate) kept: Seq,
+}
+
+impl VolumeState {
+    /// Whether a record of the volume that stands in batch `lsn` counts.
+    pub(crate) fn counts(&self, lsn: u64, seq: Seq) -> bool {
+        let mut losses = self.losses.iter();
+        lsn >= self.valid_lsn && losses.all(|loss| lsn >= loss.lsn || seq <= loss.kept)
+    }
 }
 
 impl Record {
@@ -135,7 +155,21 @@ impl Record {
                     .iter()
                     .map(|i| 16 + 8 + 2 + i.replaces.0.len())
                     .sum();
-                1 + 16 + 2 + state.name.len() + 8 + 8 + 16 + 8 + 8 + 8 + 1 + 1 + 1 + tags
+                1 + 16
+                    + 2
+                    + state.name.len()
+                    + 8
+                    + 8
+                    + 16
+                    + 8
+                    + 8
+                    + 8
+                    + 1
+                    + 1
+                    + 1
+                    + tags
+                    + 1
+                    + 16 * state.losses.len()
             }
             Self::Fill { crcs, .. } => 1 + 16 + 4 + 4 + 4 * crcs.len(),
             Self::Moved(record) => 1 + record.encoded_len(),
@@ -279,6 +313,11 @@ fn put_state(out: &mut Vec<u8>, state: &VolumeState) {
         out.put_u64(intent.cut.0);
         out.put_text(&intent.replaces.0);
     }
+    out.put_u8(u8::try_from(state.losses.len()).expect("at most LOSSES_MAX"));
+    for loss in &state.losses {
+        out.put_u64(loss.lsn);
+        out.put_u64(loss.kept.0);
+    }
 }
 
 fn take_state(take: &mut Take<'_>) -> Option<VolumeState> {
@@ -301,6 +340,14 @@ fn take_state(take: &mut Take<'_>) -> Option<VolumeState> {
             })
         })
         .collect::<Option<Vec<_>>>()?;
+    let losses = (0..take.u8()?)
+        .map(|_| {
+            Some(Loss {
+                lsn: take.u64()?,
+                kept: take.seq()?,
+            })
+        })
+        .collect::<Option<Vec<_>>>()?;
     Some(VolumeState {
         id,
         name,
@@ -313,6 +360,7 @@ fn take_state(take: &mut Take<'_>) -> Option<VolumeState> {
         attached,
         damaged,
         intents,
+        losses,
     })
 }
 
@@ -417,6 +465,10 @@ mod tests {
                 attached: true,
                 damaged: false,
                 intents: vec![intent],
+                losses: vec![Loss {
+                    lsn: 18,
+                    kept: Seq(6),
+                }],
             }),
             Record::Fill {
                 key: FillKey {

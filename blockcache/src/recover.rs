@@ -15,7 +15,7 @@ use crate::chunk::{ChunkHeader, FooterBuilder};
 use crate::index::Overlay;
 use crate::log::{ChunkNo, Dirty, FillAt, Log, Volume, Written};
 use crate::record::{Record, Stamp};
-use crate::{CacheError, Id, PageRange, Seq};
+use crate::{CacheError, Id, PageRange};
 
 mod accept;
 mod moved;
@@ -188,7 +188,7 @@ impl Place {
     /// Without a state record the volume was dropped from the log's knowledge.
     fn counts(self, log: &Log, stamp: Stamp) -> bool {
         let volume = log.volumes.get(&stamp.volume);
-        volume.is_some_and(|volume| self.lsn >= volume.state.valid_lsn)
+        volume.is_some_and(|volume| volume.state.counts(self.lsn, stamp.seq))
     }
 
     fn replay_write(self, log: &mut Log, stamp: Stamp, what: Written) {
@@ -252,11 +252,13 @@ fn finish(log: &mut Log, lost: Lost) -> bool {
     }
     let mut damaged = false;
     for volume in log.volumes.values_mut() {
-        if drop_clean {
-            clear_clean(volume);
-        }
         if volume.damage.is_none() {
             volume.damage = damage(volume, lost);
+        }
+        if drop_clean || volume.damage.is_some() {
+            // Without what lies behind a hole: what is left of a damaged volume reads as one cut.
+            let kept = volume.kept();
+            volume.rebuild_index(kept);
         }
         damaged |= volume.damage.is_some() && !volume.state.damaged;
     }
@@ -283,13 +285,4 @@ fn damage(volume: &Volume, lost: Lost) -> Option<String> {
         return Some("a part of the log is not readable, and it may have held writes".to_owned());
     }
     None
-}
-
-/// Forgets clean pages: rebuilds the index from the dirty records alone.
-fn clear_clean(volume: &mut Volume) {
-    volume.index = crate::index::VolumeIndex::default();
-    let dirty: Vec<(Written, Seq)> = volume.dirty.iter().map(|d| (d.what, d.seq)).collect();
-    dirty
-        .into_iter()
-        .for_each(|(what, seq)| volume.apply(what, seq));
 }

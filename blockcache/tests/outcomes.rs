@@ -249,6 +249,97 @@ fn writes_lost_by_a_failed_fsync_are_damage_until_somebody_accepts_it() {
     assert!(lost > 10, "{lost} starts found a loss");
 }
 
+/// Writes pages of a stamp, in order: write n is page n.
+async fn write_stamped(volume: &CacheVolume<SimWorld>, pages: std::ops::Range<u64>, stamp: u64) {
+    for number in pages {
+        let written = volume.write(number * PAGE as u64, page(stamp + number));
+        written.await.expect("room");
+    }
+}
+
+async fn expect_stamp(volume: &CacheVolume<SimWorld>, number: u64, stamp: u64) {
+    let mut out = vec![0; PAGE];
+    let missing = volume.read(PageRange::new(number, number + 1), &mut out);
+    assert_eq!(missing.await.expect("readable"), vec![], "page {number}");
+    assert_eq!(out, page(stamp), "page {number}");
+}
+
+/// What survived a loss is kept, whoever accepts it must have seen where it ends, and the records
+/// behind the hole never come back beside what is written in their place, loss after loss.
+#[test]
+fn an_accepted_loss_keeps_the_unbroken_run_and_nothing_else_ever() {
+    let mut accepted = 0;
+    for seed in 0..60 {
+        let (sim, host) = sim(seed);
+        on(&sim, host, |world| async move {
+            let cache = open(world).await.expect("opens");
+            let volume = cache.attach(opened(Seq(0))).await.expect("attaches");
+            write_stamped(&volume, 0..10, 0).await;
+            volume.flush().await.expect("sound");
+        });
+        sim.crash(host, Crash::Process);
+        // Pages 0..10 are flushed; each round loses some of what comes behind, and writes it anew.
+        let (mut expected, mut round): (Vec<u64>, u64) = ((0..10).collect(), 0);
+        while round < 3 {
+            round += 1;
+            let (inside, begun) = (sim.clone(), expected.len() as u64);
+            on(&sim, host, move |world| async move {
+                let cache = open(world).await.expect("opens");
+                let volume = cache.attach(opened(Seq(0))).await.expect("attaches");
+                write_stamped(&volume, begun..begun + 20, 1000 * round).await;
+                let faults = DiskFaults {
+                    persist_error: Odds::one_in(1),
+                    ..DiskFaults::default()
+                };
+                inside.set_disk_faults(host, faults);
+                volume.flush().await.expect_err("the disk says no");
+                inside.set_disk_faults(host, DiskFaults::default());
+            });
+            sim.run_for(Duration::from_secs(1)).expect("runs");
+            sim.crash(host, Crash::Process);
+            expected.extend((begun..begun + 20).map(|number| 1000 * round + number));
+            let (kept, was_damaged) = on(&sim, host, |world| async move {
+                let cache = open(world).await.expect("opens");
+                let local = cache.volumes().remove(0);
+                if local.damage.is_none() {
+                    return (local.last, false);
+                }
+                let other = cache.accept_loss(local.id, local.kept.next()).await;
+                assert!(matches!(other, Err(CacheError::LossRefused { .. })));
+                let volume = cache.volume(local.id).expect("known");
+                let mut out = vec![0; PAGE];
+                let beyond = PageRange::new(local.kept.0, local.kept.0 + 1);
+                let missing = volume.read(beyond, &mut out).await.expect("readable");
+                assert_eq!(missing.len(), 1, "nothing behind the hole is shown");
+                let kept = cache.accept_loss(local.id, local.kept).await;
+                kept.expect("accepted");
+                (local.kept, true)
+            });
+            accepted += u32::from(was_damaged);
+            assert!(kept >= Seq(10), "what was flushed is there: {kept}");
+            expected.truncate(usize::try_from(kept.0).expect("small"));
+            sim.crash(host, Crash::Power);
+            let content = expected.clone();
+            on(&sim, host, move |world| async move {
+                let cache = open(world).await.expect("opens");
+                let local = cache.volumes().remove(0);
+                assert_eq!((local.damage, local.last), (None, kept), "seed {seed}");
+                let volume = cache.attach(opened(Seq(0))).await.expect("attaches");
+                for (number, stamp) in (0..).zip(&content) {
+                    expect_stamp(&volume, number, *stamp).await;
+                }
+                // Replaces what was lost, and must be what a later start finds.
+                write_stamped(&volume, kept.0..kept.0 + 3, 500_000).await;
+                volume.flush().await.expect("sound");
+            });
+            expected.extend((kept.0..kept.0 + 3).map(|number| 500_000 + number));
+            sim.crash(host, Crash::Process);
+        }
+        sim.end();
+    }
+    assert!(accepted > 40, "{accepted} losses were accepted");
+}
+
 #[test]
 fn a_torn_tail_ends_the_log_and_is_no_damage() {
     for seed in 0..20 {

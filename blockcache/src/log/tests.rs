@@ -26,6 +26,7 @@ fn log(chunks: ChunkNo) -> Log {
         attached: true,
         damaged: false,
         intents: Vec::new(),
+        losses: Vec::new(),
     };
     log.volumes.insert(VOLUME, Volume::new(state));
     log

@@ -161,6 +161,7 @@ impl<'a> Accepting<'a> {
                 attached: false,
                 damaged: false,
                 intents: Vec::new(),
+                losses: Vec::new(),
             };
             let mut volume = Volume::new(state);
             volume.damage = Some("what was known of the volume is not readable".to_owned());

@@ -147,7 +147,7 @@ impl<W: World> Site<W> {
         let known = match (&seen, &local) {
             (Seen::Root(root), _) => Some((root.epoch, root.cut)),
             (Seen::Unreachable(_), Some(local)) => Some((local.epoch, local.published)),
-            (Seen::Unreachable(_), None) | (Seen::Absent, _) => None,
+            (Seen::Unreachable(_), None) | (Seen::Absent | Seen::Unreadable(_), _) => None,
         };
         if let Some((epoch, cut)) = known {
             wish.floor.check(name, epoch, cut)?;

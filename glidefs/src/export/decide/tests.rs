@@ -48,6 +48,7 @@ fn local() -> LocalVolume {
         }],
         dirty_bytes: 4096,
         damage: None,
+        kept: Seq(120),
     }
 }
 
