@@ -38,12 +38,15 @@ impl<W: World> Syncer<W> {
     /// Takes the cut. None if there is nothing to change.
     pub(super) async fn begin(&self) -> Result<Option<Attempt<W>>, SyncError> {
         let root = self.export.root().expect("the store was reached before");
+        let leaving = self.export.role() == Role::Leaving;
+        if leaving {
+            self.reach().await?;
+        }
         let grow_to = self.export.orders.grow_to();
         let size_bytes = grow_to.filter(|wanted| *wanted > root.size_bytes);
         let nonce = Id(self.site.world.random_id());
         // The intent is durable with the cut, before the store hears of either (rules 5, 11).
         let cut = self.local.cut(nonce, root.etag.clone()).await?;
-        let leaving = self.export.role() == Role::Leaving;
         let seq = match &cut {
             Some(cut) => cut.seq,
             None if size_bytes.is_none() && !leaving => return Ok(None),
@@ -82,6 +85,15 @@ impl<W: World> Syncer<W> {
                 VolumeState::Open
             },
         }))
+    }
+
+    /// Asks the store for the root, and looks at nothing but that it answers. What is noted in the log
+    /// before a detach keeps a restart from serving while the store is silent, so a store that is
+    /// known to be silent must not cost that. Whatever the root says, the swap finds out.
+    async fn reach(&self) -> Result<(), SyncError> {
+        let bucket = self.site.shelf.bucket().await?;
+        bucket.root(self.export.name()).await?;
+        Ok(())
     }
 
     /// Uploads the segments that are not in the store yet, several at a time; stops at the first
