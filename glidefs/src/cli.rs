@@ -45,7 +45,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve exports until a signal; the first SIGTERM or SIGINT drains, the second stops at once
+    /// Serve exports until a signal; the first SIGTERM or SIGINT drains and gives the exports up, the
+    /// second stops at once
     Run(ConfigArgument),
     /// Write a configuration file with every key explained
     Init {

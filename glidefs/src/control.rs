@@ -21,7 +21,7 @@ pub enum Request {
     Drain(String, Reply<ExportDocument>),
     /// Read-only to read-write.
     Promote(String, PromoteDocument, Reply<ExportDocument>),
-    /// Drain everything and detach nothing: what SIGTERM does before the process ends.
+    /// Drain everything and detach nothing: the first half of what SIGTERM does.
     DrainAll(Reply<Vec<ExportDocument>>),
     /// Numbers of the whole server.
     Server(Reply<ServerDocument>),

@@ -4,8 +4,8 @@
 //! main thread: tokio edge (HTTP API, signals, object store)      shard thread: io_uring
 //!   bind the API ── start ───────────────────────────────────────► open cache, store; listen
 //!   print how to connect, READY ◄──────────────────────── ready ──┤ serve NBD and control
-//!   first signal: STOPPING ───────────────────────────── stop ───► drain, close clients, drain
-//!   show progress …                                                │
+//!   first signal: STOPPING ───────────────────────────── stop ───► drain, close clients, drain,
+//!   show progress …                                                │ give up what is clean
 //!   exit 0 (1 if something had to stay behind) ◄───────── ended ──┘
 //!   second signal at any time: exit 130 or 143 at once
 //! ```

@@ -172,14 +172,12 @@ impl<W: World> Syncer<W> {
 
     /// When the export is to be given up, if nobody connects before; none while somebody is here.
     fn leave_at(&self) -> Option<Instant> {
-        if self.site.closing.get() {
-            return None;
-        }
         let since = self.export.clients.none_since()?;
         if self.export.orders.is_leaving() {
             return Some(since);
         }
-        Some(since + self.site.config.grace)
+        // The grace time is not to end in the middle of a shutdown, which gives the order itself.
+        (!self.site.closing.get()).then(|| since + self.site.config.grace)
     }
 
     fn must_grow(&self) -> bool {

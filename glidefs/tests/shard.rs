@@ -567,6 +567,157 @@ fn shutdown_drains_through_an_outage_and_refuses_new_clients() {
     });
 }
 
+#[test]
+fn what_a_stopped_node_had_drained_opens_read_write_on_any_other() {
+    simulate(16, |sim| async move {
+        let a = start(&sim, "a").await;
+        let (idle, used) = (a.connect("idle").await, a.connect("used").await);
+        let (idle, used) = (idle.expect("created"), used.expect("created"));
+        write(&idle, 1, 1).await;
+        write(&used, 1, 1).await;
+        drop(idle);
+        assert_eq!(a.shard.shutdown(Drain::Everything).await, ["used"]);
+        // Its client is still there: it loses nothing, and what it writes goes along.
+        write(&used, 2, 2).await;
+        assert_eq!(used.flush().await, Ok(()));
+        drop(used);
+        let owned = a.shard.shutdown(Drain::Everything).await;
+        assert!(owned.is_empty(), "{owned:?} stay owned");
+        a.kill();
+        let b = start(&sim, "b").await;
+        for name in ["idle", "used"] {
+            let device = b.connect(name).await.expect("opened");
+            assert_eq!(device.access(), Access::ReadWrite, "{name}");
+            assert_eq!(stamp(&device, 1).await, 1);
+        }
+        let used = b.connect("used").await.expect("opened");
+        assert_eq!(stamp(&used, 2).await, 2);
+    });
+}
+
+#[test]
+fn a_stopped_node_that_starts_again_finds_its_cache_as_warm_as_it_left_it() {
+    simulate(17, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        for n in 0..500 {
+            write(&device, n, u8::try_from(n % 250).expect("small") + 1).await;
+        }
+        drop(device);
+        assert!(a.shard.shutdown(Drain::Everything).await.is_empty());
+        a.kill();
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("opened");
+        assert_eq!(device.access(), Access::ReadWrite);
+        sim.set_store_outage(None, true);
+        for n in 0..500 {
+            assert_eq!(u64::from(stamp(&device, n).await), n % 250 + 1);
+        }
+        assert_eq!(a.get("vm").await.io.miss_pages, 0);
+    });
+}
+
+#[test]
+fn a_node_that_is_stopped_during_an_outage_keeps_its_volumes_and_its_restart_serves_them() {
+    simulate(18, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        drop(device);
+        sim.set_store_outage(None, true);
+        let before = sim.now();
+        assert_eq!(a.shard.shutdown(Drain::Everything).await, ["vm"]);
+        assert!(sim.now().since(before) < Duration::from_secs(60), "bounded");
+        a.kill();
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("resumed unasked");
+        assert_eq!(device.access(), Access::ReadWrite);
+        assert_eq!(stamp(&device, 1).await, 1);
+        write(&device, 1, 2).await;
+        sim.set_store_outage(None, false);
+        assert_eq!(a.drain("vm").await.epoch, 1);
+        let b = start(&sim, "b").await;
+        let reader = b.connect("vm").await.expect("open");
+        assert_eq!(reader.access(), Access::ReadOnly);
+        assert_eq!(stamp(&reader, 1).await, 2);
+    });
+}
+
+/// A client that writes until it is sent away, a bad store, and sometimes a second signal.
+#[test]
+fn a_stop_at_any_moment_loses_nothing_that_was_answered() {
+    let mut handed_over = 0;
+    for seed in 500..540 {
+        handed_over += simulate(seed, |sim| async move {
+            sim.set_store_faults(StoreFaults {
+                lost_request: Odds::one_in(20),
+                throttled: Odds::one_in(20),
+                lost_answer: Odds::one_in(10),
+                late: Odds::one_in(40),
+            });
+            let a = start_patiently(&sim).await;
+            let device = connect_patiently(&sim, &a).await;
+            let writer = Writer::default();
+            sim.spawn(writer.clone().write_on(sim.clone(), device));
+            let running = Duration::from_millis(sim.chance(|c| c.below(20_000)));
+            sim.sleep(running).await;
+            let owned = Rc::new(std::cell::RefCell::new(None));
+            let (shard, told, client) = (Rc::clone(&a.shard), Rc::clone(&owned), writer.clone());
+            let clock = sim.clone();
+            sim.spawn(async move {
+                shard.shutdown(Drain::Everything).await;
+                client.away.set(true);
+                let clients = || shard.documents().iter().any(|export| export.clients > 0);
+                clock.until(|| !clients()).await;
+                *told.borrow_mut() = Some(shard.shutdown(Drain::Everything).await);
+            });
+            let patience = Duration::from_millis(sim.chance(|c| c.below(40_000)));
+            sim.sleep(patience).await;
+            writer.away.set(true);
+            let answered = writer.pages.borrow().clone();
+            let stays = owned.borrow_mut().take();
+            a.kill();
+            sim.set_store_faults(StoreFaults::default());
+            sim.sleep(Duration::from_secs(40)).await;
+            let is_free = stays.is_some_and(|names: Vec<String>| names.is_empty());
+            let node = start(&sim, if is_free { "b" } else { "a" }).await;
+            let device = connect_patiently(&sim, &node).await;
+            assert_eq!(device.access(), Access::ReadWrite);
+            for (n, (answered, sent)) in &answered {
+                let found = stamp(&device, *n).await;
+                assert!(found == *answered || found == *sent, "page {n}: {found}");
+            }
+            u32::from(is_free)
+        });
+    }
+    assert!(handed_over > 10, "{handed_over} stops got through");
+}
+
+/// A client that writes at random until it is sent away, and remembers what it was told.
+#[derive(Clone, Default)]
+struct Writer {
+    away: Rc<std::cell::Cell<bool>>,
+    /// Of each page the last write that was answered, and the last that was sent.
+    pages: Rc<std::cell::RefCell<std::collections::BTreeMap<u64, (u8, u8)>>>,
+}
+
+impl Writer {
+    async fn write_on(self, sim: Sim, device: Device) {
+        for number in 1..=250 {
+            if self.away.get() {
+                return;
+            }
+            let n = sim.chance(|c| c.below(32));
+            self.pages.borrow_mut().entry(n).or_default().1 = number;
+            write(&device, n, number).await;
+            self.pages.borrow_mut().entry(n).or_default().0 = number;
+            let pause = Duration::from_millis(sim.chance(|c| c.below(300)));
+            sim.sleep(pause).await;
+        }
+    }
+}
+
 /// Writes, kills and a bad store, judged by a model of the disk; at the end another node reads
 /// everything.
 #[test]

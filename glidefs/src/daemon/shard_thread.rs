@@ -41,6 +41,8 @@ pub(super) struct Left {
     pub(super) exports: Vec<ExportDocument>,
     /// Bytes in the log that the store does not hold, of volumes that are not open too.
     pub(super) dirty_bytes: u64,
+    /// Volumes that were not given up: another node needs force to open them.
+    pub(super) owned: Vec<String>,
 }
 
 /// Everything that goes over to the thread.
@@ -157,7 +159,9 @@ fn ring_text(error: &io::Error) -> String {
 }
 
 /// The whole life of the shard. The order at the end: first a drain while clients go on being
-/// served, so that they miss little; then they are sent away; then what they wrote meanwhile.
+/// served, so that they miss little; then they are sent away; then what they wrote meanwhile. An
+/// export is given up behind its last client and its last drain, so that nothing that is answered
+/// can come after the detach.
 async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, String> {
     let store = LinuxStore::open(&plan.store, plan.edge)
         .map_err(|error| format!("`storage.url`: {error}"))?;
@@ -200,10 +204,11 @@ async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, String> {
     Box::pin(shard.shutdown(Drain::Everything)).await;
     close.send_replace(true);
     let _closed = still_open.wait_for(|count| *count == 0).await;
-    Box::pin(shard.shutdown(Drain::Everything)).await;
+    let owned = Box::pin(shard.shutdown(Drain::Everything)).await;
     Ok(Left {
         exports: shard.documents(),
         dirty_bytes: shard.server().dirty_bytes,
+        owned,
     })
 }
 
