@@ -124,7 +124,7 @@ async fn serve(config: Config, supervisor: &Supervisor) -> Result<ExitCode, Fail
 
 fn died(ended: Ended) -> Failure {
     match ended {
-        Ended::Failed(why) => Failure::refused(why),
+        Ended::Failed(failure) => failure,
         Ended::Stopped(_) => Failure::refused("the data path stopped without being told to"),
     }
 }

@@ -97,7 +97,7 @@ fn a_kill_loses_nothing_that_was_answered_and_a_start_right_behind_it_succeeds()
 }
 
 #[test]
-fn a_port_that_is_taken_names_its_key() {
+fn a_port_that_is_taken_names_its_key_and_exits_2() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = taken.local_addr().map(|address| (taken, address));
     let (_listener, address) = taken.expect("bound");
@@ -116,7 +116,7 @@ fn a_port_that_is_taken_names_its_key() {
         std::fs::write(dir.path().join("glidefs.toml"), text).expect("writable");
         let output = command(dir.path(), &["run"]).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success());
+        assert_eq!(output.status.code(), Some(2), "{key}: {said}");
         assert!(
             said.contains(&format!("`{key}`")) && said.contains("use"),
             "{said}"

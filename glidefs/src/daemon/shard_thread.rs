@@ -31,7 +31,7 @@ pub(super) enum Ended {
     /// After it was told to stop, and drained.
     Stopped(Left),
     /// Why it did not start or could not go on.
-    Failed(String),
+    Failed(Failure),
 }
 
 /// What was there at the end.
@@ -84,7 +84,7 @@ impl ShardThread {
             let ended = match world::linux::run(linux(edge), |world| Box::pin(serve(world, plan))) {
                 Ok(Ok(left)) => Ended::Stopped(left),
                 Ok(Err(why)) => Ended::Failed(why),
-                Err(error) => Ended::Failed(ring_text(&error)),
+                Err(error) => Ended::Failed(Failure::refused(ring_text(&error))),
             };
             // Nobody listens any more only if the process is ending.
             drop(tell_end.send(ended));
@@ -105,7 +105,7 @@ impl ShardThread {
         match ready.await {
             Ok(addresses) => Ok(addresses),
             Err(_gone) => match self.ended().await {
-                Ended::Failed(why) => Err(Failure::refused(why)),
+                Ended::Failed(failure) => Err(failure),
                 Ended::Stopped(_) => Err(Failure::refused("stopped while starting")),
             },
         }
@@ -115,9 +115,9 @@ impl ShardThread {
     pub(super) async fn ended(&mut self) -> Ended {
         match (&mut self.ended).await {
             Ok(ended) => ended,
-            Err(_gone) => Ended::Failed(
-                "the data path crashed; nothing that was answered is lost, start again".into(),
-            ),
+            Err(_gone) => Ended::Failed(Failure::refused(
+                "the data path crashed; nothing that was answered is lost, start again",
+            )),
         }
     }
 }
@@ -162,19 +162,19 @@ fn ring_text(error: &io::Error) -> String {
 /// served, so that they miss little; then they are sent away; then what they wrote meanwhile. An
 /// export is given up behind its last client and its last drain, so that nothing that is answered
 /// can come after the detach.
-async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, String> {
+async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, Failure> {
     let store = LinuxStore::open(&plan.store, plan.edge)
-        .map_err(|error| format!("`storage.url`: {error}"))?;
+        .map_err(|error| Failure::refused(format!("`storage.url`: {error}")))?;
     let shard = Box::pin(Shard::open(world.clone(), store, plan.shard))
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| Failure::refused(error.to_string()))?;
     let shard = Rc::new(shard);
     let mut listeners = Vec::new();
     for (key, address) in &plan.doors {
         let listener = world
             .listen(address)
             .await
-            .map_err(|error| door_text(key, address, &error))?;
+            .map_err(|error| Failure::unusable(door_text(key, address, &error)))?;
         listeners.push(listener);
     }
     let addresses = listeners.iter().map(Listener::address).collect();
