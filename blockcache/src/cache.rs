@@ -162,6 +162,15 @@ pub enum Known {
     Absent,
 }
 
+/// What a start would find in a cache folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looked {
+    /// Nothing that counts: it would begin a new cache.
+    Empty,
+    /// The log of this cache.
+    Kept(Id),
+}
+
 /// How full the cache is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {

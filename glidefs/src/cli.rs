@@ -55,7 +55,7 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = FILE_NAME)]
         path: PathBuf,
     },
-    /// Check configuration, cache folder and object store without serving
+    /// Check configuration, cache folder, addresses and object store; begins and changes nothing
     Check {
         #[command(flatten)]
         config: ConfigArgument,

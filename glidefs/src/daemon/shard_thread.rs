@@ -16,7 +16,6 @@ use crate::config::Config;
 use crate::control::{ExportDocument, Request};
 use crate::nbd;
 use crate::shard::{Drain, Shard, ShardConfig};
-use crate::volume::{Bucket, BucketConfig};
 
 /// A shard on a thread of its own.
 #[derive(Debug)]
@@ -122,36 +121,12 @@ impl ShardThread {
     }
 }
 
-/// Opens the bucket on this thread, as a shard does.
-pub(super) fn probe(config: &Config, edge: Handle) -> Result<(), String> {
-    let (store, bucket) = (settings::store(config), settings::bucket(config));
-    let body = |world| Box::pin(open_bucket(world, store, bucket, edge.clone()));
-    match world::linux::run(linux(edge.clone()), body) {
-        Ok(outcome) => outcome,
-        Err(error) => Err(ring_text(&error)),
-    }
-}
-
-async fn open_bucket(
-    world: LinuxWorld,
-    store: StoreConfig,
-    bucket: BucketConfig,
-    edge: Handle,
-) -> Result<(), String> {
-    let store =
-        LinuxStore::open(&store, edge).map_err(|error| format!("`storage.url`: {error}"))?;
-    match Box::pin(Bucket::open(world, store, bucket)).await {
-        Ok(_bucket) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn linux(edge: Handle) -> LinuxConfig {
+pub(super) fn linux(edge: Handle) -> LinuxConfig {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     LinuxConfig::new(edge, threads)
 }
 
-fn ring_text(error: &io::Error) -> String {
+pub(super) fn ring_text(error: &io::Error) -> String {
     format!(
         "the kernel gives no io_uring ({error}); it needs Linux 6.0 or later, and \
          `sysctl kernel.io_uring_disabled` at 0"
@@ -212,7 +187,7 @@ async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, Failure> {
     })
 }
 
-fn door_text(key: &str, address: &Address, error: &io::Error) -> String {
+pub(super) fn door_text(key: &str, address: &Address, error: &io::Error) -> String {
     let remedy = match error.kind() {
         ErrorKind::AddrInUse => {
             "another program listens there: stop it, or set another (with no config file: \

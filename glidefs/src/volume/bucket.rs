@@ -50,6 +50,15 @@ impl std::fmt::Debug for BucketConfig {
     }
 }
 
+/// What a look at a prefix found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefix {
+    /// Its keyring is there, and opens.
+    Begun,
+    /// It has no keyring: the first start makes one, encrypted or plain for good.
+    New,
+}
+
 #[derive(Debug)]
 struct Shared {
     compression: Compression,
@@ -85,6 +94,24 @@ impl<W: World> Bucket<W> {
             store,
             shared,
         })
+    }
+
+    /// Whether [`Bucket::open`] would succeed. Begins nothing: a new prefix stays without a keyring,
+    /// so that whether it is encrypted is decided by its first start.
+    pub async fn look(
+        world: &W,
+        store: &W::Store,
+        password: Option<String>,
+    ) -> Result<Prefix, VolumeError> {
+        probe::probe(world, store).await?;
+        if let Some(keyring) = read_keyring(world, store).await? {
+            unlock(world, keyring, password).await?;
+            return Ok(Prefix::Begun);
+        }
+        if let Some(found) = first_key(world, store, VOLUMES, None).await? {
+            adopt_plain(world, store, &found, password.is_some()).await?;
+        }
+        Ok(Prefix::New)
     }
 
     /// The same prefix with another bound on the map's nodes in memory, so that a test reaches it.
@@ -363,9 +390,16 @@ async fn open_keyring<W: World>(
             })?,
         },
     };
-    world
-        .compute(move || keyring.unlock(password.as_deref()))
-        .await
+    unlock(world, keyring, password).await
+}
+
+async fn unlock<W: World>(
+    world: &W,
+    keyring: Keyring,
+    password: Option<String>,
+) -> Result<Option<PrefixKeys>, VolumeError> {
+    let unlocking = world.compute(move || keyring.unlock(password.as_deref()));
+    unlocking.await
 }
 
 enum Begun {
