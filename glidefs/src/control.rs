@@ -67,7 +67,8 @@ pub struct ExportDocument {
     /// The owner in the root, for people: host name and cache id.
     pub owner: String,
     pub clients: u32,
-    /// Unpublished bytes in the log, and the age of the oldest.
+    /// Unpublished bytes in the log of this node, and the age of the oldest: since it was written, or
+    /// since a start found it. What another owner holds is not known here.
     pub dirty_bytes: u64,
     pub dirty_age_ms: u64,
     /// The cut that the store holds: its seq and when it was published.

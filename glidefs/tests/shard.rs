@@ -367,10 +367,40 @@ fn promote_without_force_is_refused_with_the_numbers() {
                 .ask(|reply| Request::Promote("vm".to_owned(), how, reply));
             let refused = asked.await.expect_err("refused");
             assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
+            let said = refused.to_string();
+            for words in ["owned by node", "epoch 1", " s ago)", "not known here"] {
+                assert!(said.contains(words), "{words}: {said}");
+            }
             assert_eq!(refused.export.expect("the numbers").epoch, 1);
         }
         write(&device, 2, 2).await;
         assert_eq!(a.drain("vm").await.role, "read-write");
+    });
+}
+
+#[test]
+fn the_age_of_what_is_unpublished_is_told_of_an_export_that_is_not_open_too() {
+    simulate(20, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        sim.set_store_outage(Some(sim.host("a")), true);
+        write(&device, 1, 2).await;
+        sim.sleep(Duration::from_secs(20)).await;
+        let open = a.get("vm").await.dirty_age_ms;
+        assert!((20_000..25_000).contains(&open), "{open} ms");
+        let b = start(&sim, "b").await;
+        b.force("vm").await;
+        sim.set_store_outage(Some(sim.host("a")), false);
+        sim.sleep(Duration::from_secs(60)).await;
+        drop(device);
+        // Fenced and let go: what it holds is listed as closed.
+        let listed = a.control.ask(Request::List).await.expect("listed");
+        assert_eq!((listed.len(), listed[0].role.as_str()), (1, "closed"));
+        assert!(listed[0].dirty_bytes > 0);
+        let closed = listed[0].dirty_age_ms;
+        assert!((80_000..90_000).contains(&closed), "{closed} ms");
     });
 }
 

@@ -186,18 +186,26 @@ impl Refusal {
         let mut message = self.message;
         if let Some(export) = self.export {
             message.push_str(&format!(
-                " (export {}: {}, owner {}, epoch {}, {} dirty for {}, {} clients)",
+                " (export {}: {}, owner {}, epoch {}, {}, {} clients)",
                 export.name,
                 export.role,
                 export.owner,
                 export.epoch,
-                super::bytes_text(export.dirty_bytes),
-                super::duration_text(Duration::from_millis(export.dirty_age_ms)),
+                dirty_text(&export),
                 export.clients
             ));
         }
         Failure::refused(message)
     }
+}
+
+/// Of an export that another node owns, a 0 would be read as the owner's.
+fn dirty_text(export: &ExportDocument) -> String {
+    if export.role == "read-only" && export.dirty_bytes == 0 {
+        return "what its owner holds dirty is not known here".to_owned();
+    }
+    let age = super::duration_text(Duration::from_millis(export.dirty_age_ms));
+    format!("{} dirty for {age}", super::bytes_text(export.dirty_bytes))
 }
 
 /// The path of an export, whatever is in its name.

@@ -14,7 +14,7 @@ use crate::control::{
 };
 use crate::device::ConnectError;
 use crate::export::decide::{Plan, Refusal, Seen};
-use crate::export::document::{of_export, of_parts, owner_text};
+use crate::export::document::{cut_text, of_export, of_parts, owner_text};
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
@@ -282,13 +282,14 @@ async fn promote<W: World>(
     if export.role() == Role::ReadWrite {
         return Ok(of_export(&export));
     }
-    let root = export.root();
-    let owner = owner_text(root.as_ref().and_then(|r| r.owner.as_ref()));
-    let epoch = root.map_or(0, |r| r.epoch.0);
+    let root = export.root().expect("a read-only export has a root");
+    let owner = owner_text(root.owner.as_ref());
+    let cut = cut_text(&root, registry.site().world.unix_time());
+    let epoch = root.epoch;
     Err(conflict(
         &export,
         &format!(
-            "is owned by {owner} at epoch {epoch} and not detached; what that node has not published is lost to the volume if you go on with {{\"force\": true, \"expected_epoch\": {epoch}}}"
+            "is owned by {owner} at epoch {epoch} and not detached. The store holds everything up to {cut}; how much that node holds beyond it is not known here (the dirty bytes shown are those of this node), and it is lost to the volume if you go on with {{\"force\": true, \"expected_epoch\": {epoch}}}"
         ),
     ))
 }
