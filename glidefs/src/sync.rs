@@ -84,7 +84,7 @@ pub(crate) struct Syncer<W: World> {
     site: Rc<Site<W>>,
     export: Rc<Export<W>>,
     local: CacheVolume<W>,
-    /// Not before this may the root be written again.
+    /// Not before this may the root be written again (rule 29).
     turn: Cell<Instant>,
 }
 
@@ -117,11 +117,13 @@ enum Verdict {
 /// Starts the task. It ends with the role `ReadWrite` of the export, and leaves nothing behind.
 pub(crate) fn start<W: World>(site: &Rc<Site<W>>, export: &Rc<Export<W>>) {
     let local = export.local().expect("only read-write exports sync");
+    // The open wrote the root a moment ago, or the process before this one may have.
+    let turn = site.world.now() + site.config.sync.publish_interval_min;
     let syncer = Syncer {
         site: Rc::clone(site),
         export: Rc::clone(export),
         local: local.clone(),
-        turn: Cell::new(site.world.now()),
+        turn: Cell::new(turn),
     };
     site.world.spawn(async move { syncer.run().await });
 }

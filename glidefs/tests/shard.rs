@@ -795,6 +795,59 @@ fn a_bad_store_and_kills_lose_nothing() {
     }
 }
 
+/// Rule 29: also where the writes are its creation, and attempts that failed or are unclear.
+#[test]
+fn a_root_is_never_written_twice_within_the_interval_of_its_store() {
+    let interval = Duration::from_secs(5);
+    for seed in 600..610 {
+        simulate(seed, |sim| async move {
+            sim.set_store_faults(StoreFaults {
+                lost_request: Odds::one_in(10),
+                throttled: Odds::one_in(10),
+                lost_answer: Odds::one_in(6),
+                ..StoreFaults::default()
+            });
+            let mut slow = config(None);
+            slow.exports.sync.publish_interval_min = interval;
+            let mut node = start_with(&sim, sim.host("a"), slow.clone()).await;
+            let writes = Rc::new(std::cell::RefCell::new(Vec::new()));
+            let (seen, clock) = (Rc::clone(&writes), sim.clone());
+            sim.spawn(async move {
+                let mut before = None;
+                loop {
+                    let root = clock.object("nbd/vm/root");
+                    if root != before {
+                        seen.borrow_mut().push(clock.now());
+                        before = root;
+                    }
+                    clock.sleep(Duration::from_millis(10)).await;
+                }
+            });
+            for round in 1..=20 {
+                let device = connect_patiently(&sim, &node).await;
+                write(&device, 1, round).await;
+                // A drain that fails goes on all the same.
+                let asked = node
+                    .control
+                    .ask(|reply| Request::Drain("vm".to_owned(), reply));
+                drop(asked.await);
+                let pause = sim.chance(|c| c.below(3_000));
+                sim.sleep(Duration::from_millis(pause)).await;
+                if round == 10 {
+                    node.kill();
+                    node = start_with(&sim, sim.host("a"), slow.clone()).await;
+                }
+            }
+            let writes = writes.borrow();
+            assert!(writes.len() > 10, "{} writes", writes.len());
+            for pair in writes.windows(2) {
+                let apart = pair[1].since(pair[0]);
+                assert!(apart + Duration::from_millis(20) > interval, "{apart:?}");
+            }
+        });
+    }
+}
+
 async fn start_patiently(sim: &Sim) -> Node {
     start(sim, "a").await
 }

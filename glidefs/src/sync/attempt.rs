@@ -192,14 +192,16 @@ impl<W: World> Syncer<W> {
             .frames()
             .volume()
             .expect("the store was reached");
-        let published = Box::pin(volume.publish(&self.change(attempt))).await?;
+        // Both before and behind: an attempt that fails may have been carried out, and at any moment
+        // between the two. Of one that is unclear the store has seen a write as well.
+        self.take_turn();
+        let published = Box::pin(volume.publish(&self.change(attempt))).await;
+        self.take_turn();
+        let published = published?;
         // From here to the end of the step nothing waits: a reader finds a page either dirty in the
         // log or in the installed map, never in neither.
         let root = volume.install(published);
         self.local.published(root.cut, root.nonce);
-        let now = self.site.world.now();
-        self.turn
-            .set(now + self.site.config.sync.publish_interval_min);
         if let Some(size_bytes) = attempt.size_bytes {
             self.export.set_size(size_bytes);
             self.local.resized(size_bytes);
@@ -207,6 +209,12 @@ impl<W: World> Syncer<W> {
         }
         self.export.count(|io| io.syncs += 1);
         Ok(())
+    }
+
+    /// The root is written now: the next write of it waits.
+    fn take_turn(&self) {
+        let interval = self.site.config.sync.publish_interval_min;
+        self.turn.set(self.site.world.now() + interval);
     }
 
     fn change(&self, attempt: &Attempt<W>) -> Publish {
