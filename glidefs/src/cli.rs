@@ -110,10 +110,13 @@ struct Remote {
 
 #[derive(Debug, Subcommand)]
 enum ExportCommand {
-    /// List exports
+    /// List exports that the server has open or holds data of
     List {
         #[command(flatten)]
         remote: Remote,
+        /// Also those that are only in the store
+        #[arg(long)]
+        all: bool,
         /// Print as JSON
         #[arg(long)]
         json: bool,

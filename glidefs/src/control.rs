@@ -12,6 +12,8 @@ pub const CONTROL_QUEUE_MAX: usize = 64;
 #[derive(Debug)]
 pub enum Request {
     List(Reply<Vec<ExportDocument>>),
+    /// A page of all volumes, those that are only in the store too: of the names behind this one.
+    ListStored(String, Reply<Vec<ExportDocument>>),
     Get(String, Reply<ExportDocument>),
     /// Create, or grow to this size.
     Put(String, PutDocument, Reply<ExportDocument>),
@@ -61,7 +63,8 @@ impl Control {
 pub struct ExportDocument {
     pub name: String,
     pub size_bytes: u64,
-    /// `read-write`, `read-only`, `fenced`, `vanished`, `closed` (known to the store or the log, not open).
+    /// `read-write`, `read-only`, `fenced`, `vanished`, `closed` (known to the store or the log, not
+    /// open), `unreadable` (in the store, with a root that is not to be had).
     pub role: String,
     pub epoch: u64,
     /// The owner in the root, for people: host name and cache id.

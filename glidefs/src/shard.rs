@@ -7,6 +7,7 @@
 
 mod answer;
 mod leave;
+mod stored;
 
 use std::cell::Cell;
 use std::rc::Rc;

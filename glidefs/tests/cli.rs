@@ -359,6 +359,15 @@ fn export_commands_speak_to_the_api() {
     let list: Value = serde_json::from_str(&stdout(&run(&["list", "--json"]))).expect("JSON");
     assert_eq!(list[0]["name"], "vm-a");
 
+    let all: Value =
+        serde_json::from_str(&stdout(&run(&["list", "--all", "--json"]))).expect("JSON");
+    let names = all
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|row| &row["name"]);
+    assert_eq!(names.collect::<Vec<_>>(), ["stored-a", "stored-b", "vm-a"]);
+
     let get = run(&["get", "vm-a"]);
     assert!(stdout(&get).contains("read-write"));
     assert_eq!(code(&run(&["get", "nobody"])), 1);
@@ -445,6 +454,15 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
     while let Some(request) = requests.recv().await {
         let _sent = match request {
             Request::List(reply) => reply.send(Ok(exports.clone())).is_ok(),
+            // Three pages of one.
+            Request::ListStored(after, reply) => {
+                let all = ["stored-a", "stored-b"].map(|name| export(name, 0));
+                let mut all = [&exports[..], &all].concat();
+                all.sort_by(|a, b| a.name.cmp(&b.name));
+                all.retain(|export| export.name > after);
+                all.truncate(1);
+                reply.send(Ok(all)).is_ok()
+            }
             Request::Get(name, reply) | Request::Drain(name, reply) => {
                 reply.send(find(&name).ok_or_else(missing)).is_ok()
             }

@@ -13,7 +13,7 @@ use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, 
 use glidefs::export::connection::Connection;
 use glidefs::shard::{Drain, Shard, ShardConfig};
 use glidefs::volume::{BucketConfig, Compression};
-use world::sim::{Crash, HostId, Odds, Sim, SimConfig, SimWorld, StoreFaults};
+use world::sim::{Corruption, Crash, HostId, Odds, Sim, SimConfig, SimWorld, StoreFaults};
 use world::{Peer, World};
 
 const VOLUME_BYTES: u64 = 64 << 20;
@@ -793,6 +793,42 @@ fn a_bad_store_and_kills_lose_nothing() {
             }
         });
     }
+}
+
+#[test]
+fn volumes_that_are_only_in_the_store_are_listed_when_asked_for() {
+    simulate(21, |sim| async move {
+        let (a, b) = (start(&sim, "a").await, start(&sim, "b").await);
+        let device = a.connect("vm-a").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm-a").await;
+        b.connect("vm-b").await.expect("created");
+        a.connect("broken").await.expect("created");
+        sim.sleep(Duration::from_secs(60)).await;
+        assert!(sim.corrupt("nbd/broken/root", &Corruption::FlipBit { at: 40, bit: 3 }));
+        let all = |after: &str| {
+            let after = after.to_owned();
+            b.control.ask(|reply| Request::ListStored(after, reply))
+        };
+        let listed = all("").await.expect("listed");
+        let rows: Vec<(&str, &str)> = listed
+            .iter()
+            .map(|export| (export.name.as_str(), export.role.as_str()))
+            .collect();
+        let expected = [
+            ("broken", "unreadable"),
+            ("vm-a", "closed"),
+            ("vm-b", "closed"),
+        ];
+        assert_eq!(rows, expected);
+        assert_eq!(listed[1].published_seq, 1);
+        assert!(listed[1].owner.starts_with("node "), "{}", listed[1].owner);
+        assert_eq!(all("vm-a").await.expect("listed").len(), 1);
+        assert!(all("vm-b").await.expect("listed").is_empty());
+        sim.set_store_outage(None, true);
+        let refused = all("").await.expect_err("the store is out");
+        assert_eq!(refused.kind, ControlErrorKind::Unavailable);
+    });
 }
 
 /// Rule 29: also where the writes are its creation, and attempts that failed or are unclear.

@@ -210,16 +210,25 @@ fn dirty_text(export: &ExportDocument) -> String {
 
 /// The path of an export, whatever is in its name.
 pub(super) fn export_path(name: &str, verb: &str) -> String {
-    let mut path = String::from("/api/exports/");
+    format!("/api/exports/{}{verb}", escaped(name))
+}
+
+/// The path of a page of all exports: the first, or the one behind a name.
+pub(super) fn stored_path(after: Option<&str>) -> String {
+    let after = after.map(|name| format!("&after={}", escaped(name)));
+    format!("/api/exports?stored=true{}", after.unwrap_or_default())
+}
+
+fn escaped(name: &str) -> String {
+    let mut text = String::new();
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            path.push(char::from(byte));
+            text.push(char::from(byte));
         } else {
-            path.push_str(&format!("%{byte:02X}"));
+            text.push_str(&format!("%{byte:02X}"));
         }
     }
-    path.push_str(verb);
-    path
+    text
 }
 
 /// Runs one command's asking to its end.

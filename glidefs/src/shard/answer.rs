@@ -18,6 +18,7 @@ use crate::export::document::{cut_text, of_export, of_parts, owner_text};
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
+use crate::shard::stored::list_stored;
 
 /// Requests being answered at a time; more wait in the queue.
 const ANSWERS_MAX: usize = 32;
@@ -27,7 +28,7 @@ const PAGE: u64 = blockcache::PAGE_BYTES;
 /// The largest volume that can be asked for: 2^53 bytes, up to which a float counts exactly.
 const VOLUME_BYTES_MAX: f64 = 9_007_199_254_740_992.0;
 
-type Answer<T> = Result<T, ControlError>;
+pub(super) type Answer<T> = Result<T, ControlError>;
 
 #[derive(Debug)]
 pub(super) struct Answers<W: World> {
@@ -58,6 +59,9 @@ impl<W: World> Answers<W> {
 async fn perform<W: World>(registry: &Registry<W>, request: Request) {
     match request {
         Request::List(reply) => send(reply, Ok(list(registry))),
+        Request::ListStored(after, reply) => {
+            send(reply, list_stored(registry, list(registry), &after).await);
+        }
         Request::Get(name, reply) => send(reply, get(registry, &name).await),
         Request::Put(name, wanted, reply) => send(reply, put(registry, &name, &wanted).await),
         Request::Delete(name, reply) => send(reply, delete(registry, &name).await),
@@ -362,7 +366,7 @@ fn conflict<W: World>(export: &Export<W>, what: &str) -> ControlError {
     }
 }
 
-fn unavailable(why: String) -> ControlError {
+pub(super) fn unavailable(why: String) -> ControlError {
     ControlError::new(ControlErrorKind::Unavailable, why)
 }
 

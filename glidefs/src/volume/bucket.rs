@@ -167,9 +167,22 @@ impl<W: World> Bucket<W> {
     /// Names of all volumes, in order. One LIST of one key for each: it hops from volume to volume
     /// past all their objects. For people, never steady state.
     pub async fn names(&self) -> Result<Vec<String>, VolumeError> {
+        let mut names = self.names_after("", NAMES_MAX).await?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The first names behind `after`, at most `count_max`, in the order of their keys.
+    pub async fn names_after(
+        &self,
+        after: &str,
+        count_max: usize,
+    ) -> Result<Vec<String>, VolumeError> {
         let mut names = Vec::new();
-        let mut after: Option<String> = None;
-        while names.len() < NAMES_MAX {
+        // No key that we make has a `~`, and all that we make sort before it.
+        let past = |name: &str| format!("{VOLUMES}{name}/~");
+        let mut after = (!after.is_empty()).then(|| past(after));
+        while names.len() < count_max {
             let Some(key) = self.first_key(VOLUMES, after.as_deref()).await? else {
                 break;
             };
@@ -178,10 +191,8 @@ impl<W: World> Bucket<W> {
             if VolumeName::parse(name).is_ok() {
                 names.push(name.to_owned());
             }
-            // No key that we make has a `~`, and all that we make sort before it.
-            after = Some(format!("{VOLUMES}{name}/~").max(key));
+            after = Some(past(name).max(key));
         }
-        names.sort_unstable();
         Ok(names)
     }
 
