@@ -10,6 +10,7 @@ use glidefs::control::{
     Control, ControlErrorKind, ExportDocument, PromoteDocument, PutDocument, Request,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
+use glidefs::export::clients::Sharing;
 use glidefs::export::connection::Connection;
 use glidefs::shard::{Drain, Shard, ShardConfig};
 use glidefs::volume::{BucketConfig, Compression};
@@ -414,6 +415,79 @@ fn one_client_at_a_time_whatever_its_number_of_connections() {
         assert!(refused.to_string().contains("process 7"), "{refused}");
         drop((one, two));
         a.connect_as("vm", &other).await.expect("the first is gone");
+    });
+}
+
+#[test]
+fn a_shared_export_is_written_by_two_clients_at_a_time() {
+    simulate(22, |sim| async move {
+        let mut shared = config(None);
+        shared.exports.sharing = Sharing::Shared;
+        let node = start_with(&sim, sim.host("a"), shared).await;
+        let other = Peer::Process { pid: 8, uid: 0 };
+        let one = node.connect("vm").await.expect("created");
+        let two = node.connect_as("vm", &other).await.expect("shared");
+        for n in 0..20 {
+            write(&one, 2 * n, 1).await;
+            write(&two, 2 * n + 1, 2).await;
+        }
+        for n in 0..20 {
+            assert_eq!(stamp(&two, 2 * n).await, 1);
+            assert_eq!(stamp(&one, 2 * n + 1).await, 2);
+        }
+        // Neither leaves while the other is there.
+        drop(one);
+        sim.sleep(Duration::from_secs(120)).await;
+        write(&two, 0, 3).await;
+        assert_eq!(node.get("vm").await.clients, 1);
+    });
+}
+
+/// A guest that is restarted during an outage, with writes of its former process still waiting. The
+/// front door drops them after a while; nothing of them may land later.
+#[test]
+fn a_client_that_vanished_with_stalled_writes_makes_room_for_its_next_process() {
+    simulate(23, |sim| async move {
+        let mut small = config(None);
+        small.cache.volume_dirty_bytes_max = 1 << 20;
+        let node = start_with(&sim, sim.host("a"), small).await;
+        let device = node.connect("vm").await.expect("created");
+        sim.set_store_outage(None, true);
+        let done = Rc::new(std::cell::Cell::new(0_u64));
+        let mut stalled = Vec::new();
+        for page_no in 0..600 {
+            let (device, done) = (Rc::clone(&device), Rc::clone(&done));
+            stalled.push(Box::pin(async move {
+                let written = device.write(page_no * PAGE, page(1), Fua::No).await;
+                written.expect("slow, never failed");
+                done.set(done.get() + 1);
+            }));
+        }
+        let until = sim.now() + Duration::from_secs(60);
+        let timer = sim.sleep_until(until);
+        let mut all = Box::pin(futures_util::future::join_all(stalled));
+        futures_util::future::select(&mut all, timer).await;
+        let answered = done.get();
+        assert!((100..600).contains(&answered), "{answered} answered");
+        let next = Peer::Process { pid: 8, uid: 0 };
+        let refused = node.connect_as("vm", &next).await.expect_err("in use");
+        assert!(matches!(refused, ConnectError::Refused(_)), "{refused:?}");
+        drop((all, device));
+        let device = node.connect_as("vm", &next).await.expect("room");
+        let mut before = Vec::new();
+        for page_no in 0..600 {
+            before.push(stamp(&device, page_no).await);
+        }
+        let there = before.iter().filter(|stamp| **stamp == 1).count();
+        assert!(there >= at(answered), "{there} of {answered} are there");
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(120)).await;
+        for page_no in 0..600 {
+            assert_eq!(stamp(&device, page_no).await, before[at(page_no)]);
+        }
+        // The turns of those that were dropped hold nobody up.
+        write(&device, 599, 2).await;
+        assert_eq!(stamp(&device, 599).await, 2);
     });
 }
 
