@@ -11,10 +11,11 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use world::sync::Notify;
-use world::{DiskError, ETag, World};
+use world::{DiskError, ETag, Instant, World};
 
 use crate::chunk::Superblock;
 use crate::log::{ChunkState, Log, Open, Spare, Volume};
@@ -114,6 +115,8 @@ pub struct LocalVolume {
     pub intents: Vec<Intent>,
     /// Unpublished bytes in the log.
     pub dirty_bytes: u64,
+    /// How long the oldest of them has waited: since it was written, or since this start found it.
+    pub dirty_age: Duration,
     /// Unpublished records that should be in the log are not readable: nothing may be written
     /// until [`Cache::accept_loss`] or [`Cache::forget`] accepts that.
     pub damage: Option<String>,
@@ -162,6 +165,15 @@ pub enum Known {
     Zero,
     /// Ask the store's map.
     Absent,
+}
+
+/// What a start would find in a cache folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looked {
+    /// Nothing that counts: it would begin a new cache.
+    Empty,
+    /// The log of this cache.
+    Kept(Id),
 }
 
 /// How full the cache is.
@@ -281,7 +293,9 @@ impl<W: World> Cache<W> {
     /// Every volume that the log knows, by name.
     pub fn volumes(&self) -> Vec<LocalVolume> {
         let log = self.shared.log.borrow();
-        let mut volumes: Vec<LocalVolume> = log.volumes.values().map(local).collect();
+        let now = self.shared.world.now();
+        let volumes = log.volumes.values();
+        let mut volumes: Vec<LocalVolume> = volumes.map(|volume| local(volume, now)).collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         volumes
     }
@@ -509,7 +523,7 @@ fn new_state(opened: &Opened, valid_lsn: u64) -> VolumeState {
     }
 }
 
-fn local(volume: &Volume) -> LocalVolume {
+fn local(volume: &Volume, now: Instant) -> LocalVolume {
     let state = &volume.state;
     let dirty = volume.last > state.published;
     LocalVolume {
@@ -524,7 +538,16 @@ fn local(volume: &Volume) -> LocalVolume {
         intents: state.intents.clone(),
         // Records that are published and not yet swept are not dirty.
         dirty_bytes: if dirty { volume.dirty_bytes } else { 0 },
+        dirty_age: dirty_age(volume, now),
         damage: volume.damage.clone(),
         kept: volume.kept(),
     }
+}
+
+/// How long the oldest unpublished write has waited.
+fn dirty_age(volume: &Volume, now: Instant) -> Duration {
+    let published = volume.state.published;
+    let mut dirty = volume.dirty.iter();
+    let first = dirty.find(|record| record.seq > published);
+    first.map_or(Duration::ZERO, |record| now.since(record.since))
 }

@@ -12,8 +12,8 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -115,8 +115,35 @@ type Answer<T> = Result<Json<T>, ApiError>;
 type Name = Result<Path<String>, PathRejection>;
 type Body = Result<Bytes, BytesRejection>;
 
-async fn list(State(api): State<Api>) -> Answer<Vec<ExportDocument>> {
-    Ok(Json(api.control.ask(Request::List).await?))
+/// What may stand behind the `?` of a list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    /// Also what is only in the store, a page at a time.
+    #[serde(default)]
+    stored: bool,
+    /// The page of the names behind this one.
+    after: Option<String>,
+}
+
+async fn list(
+    State(api): State<Api>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Answer<Vec<ExportDocument>> {
+    let Query(query) = query?;
+    let listed = match (query.stored, query.after) {
+        (false, None) => api.control.ask(Request::List).await?,
+        (false, Some(_)) => {
+            let text = "`after` is for `stored=true`; the other list comes in one piece";
+            return Err(ApiError::invalid(text));
+        }
+        (true, after) => {
+            let after = after.unwrap_or_default();
+            let request = |reply| Request::ListStored(after, reply);
+            api.control.ask(request).await?
+        }
+    };
+    Ok(Json(listed))
 }
 
 async fn get_one(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {

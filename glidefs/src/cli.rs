@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 0 | done; for `status`: safe to stop; for `check`: all is well |
 //! | 1 | the answer is no: not safe to stop, a check failed, the server refused or failed |
-//! | 2 | nothing was tried: wrong usage, wrong configuration, server not reachable |
+//! | 2 | nothing was tried: wrong usage, wrong configuration, a port that is taken, server not reachable |
 //! | 130, 143 | `run` was told twice to stop (by SIGINT, SIGTERM) and stopped at once |
 //!
 //! Everything is printed by `output`; logs go to standard error, results to standard output.
@@ -31,7 +31,8 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0    done (status: safe to stop; check: all is well)
   1    the answer is no (status: not safe to stop; check: a check failed; the server refused)
-  2    nothing was tried: wrong usage, wrong configuration, or the server cannot be reached
+  2    nothing was tried: wrong usage, wrong configuration, a port that is taken, or the server
+       cannot be reached
   130  `run` got a second SIGINT and stopped at once
   143  `run` got a second SIGTERM and stopped at once";
 
@@ -45,7 +46,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve exports until a signal; the first SIGTERM or SIGINT drains, the second stops at once
+    /// Serve exports until a signal; the first SIGTERM or SIGINT drains and gives the exports up, the
+    /// second stops at once
     Run(ConfigArgument),
     /// Write a configuration file with every key explained
     Init {
@@ -53,7 +55,7 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = FILE_NAME)]
         path: PathBuf,
     },
-    /// Check configuration, cache folder and object store without serving
+    /// Check configuration, cache folder, addresses and object store; begins and changes nothing
     Check {
         #[command(flatten)]
         config: ConfigArgument,
@@ -108,10 +110,13 @@ struct Remote {
 
 #[derive(Debug, Subcommand)]
 enum ExportCommand {
-    /// List exports
+    /// List exports that the server has open or holds data of
     List {
         #[command(flatten)]
         remote: Remote,
+        /// Also those that are only in the store
+        #[arg(long)]
+        all: bool,
         /// Print as JSON
         #[arg(long)]
         json: bool,

@@ -12,6 +12,8 @@ pub const CONTROL_QUEUE_MAX: usize = 64;
 #[derive(Debug)]
 pub enum Request {
     List(Reply<Vec<ExportDocument>>),
+    /// A page of all volumes, those that are only in the store too: of the names behind this one.
+    ListStored(String, Reply<Vec<ExportDocument>>),
     Get(String, Reply<ExportDocument>),
     /// Create, or grow to this size.
     Put(String, PutDocument, Reply<ExportDocument>),
@@ -21,7 +23,7 @@ pub enum Request {
     Drain(String, Reply<ExportDocument>),
     /// Read-only to read-write.
     Promote(String, PromoteDocument, Reply<ExportDocument>),
-    /// Drain everything and detach nothing: what SIGTERM does before the process ends.
+    /// Drain everything and detach nothing: the first half of what SIGTERM does.
     DrainAll(Reply<Vec<ExportDocument>>),
     /// Numbers of the whole server.
     Server(Reply<ServerDocument>),
@@ -61,13 +63,15 @@ impl Control {
 pub struct ExportDocument {
     pub name: String,
     pub size_bytes: u64,
-    /// `read-write`, `read-only`, `fenced`, `vanished`, `closed` (known to the store or the log, not open).
+    /// `read-write`, `read-only`, `fenced`, `vanished`, `closed` (known to the store or the log, not
+    /// open), `unreadable` (in the store, with a root that is not to be had).
     pub role: String,
     pub epoch: u64,
     /// The owner in the root, for people: host name and cache id.
     pub owner: String,
     pub clients: u32,
-    /// Unpublished bytes in the log, and the age of the oldest.
+    /// Unpublished bytes in the log of this node, and the age of the oldest: since it was written, or
+    /// since a start found it. What another owner holds is not known here.
     pub dirty_bytes: u64,
     pub dirty_age_ms: u64,
     /// The cut that the store holds: its seq and when it was published.

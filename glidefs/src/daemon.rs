@@ -4,8 +4,8 @@
 //! main thread: tokio edge (HTTP API, signals, object store)      shard thread: io_uring
 //!   bind the API ── start ───────────────────────────────────────► open cache, store; listen
 //!   print how to connect, READY ◄──────────────────────── ready ──┤ serve NBD and control
-//!   first signal: STOPPING ───────────────────────────── stop ───► drain, close clients, drain
-//!   show progress …                                                │
+//!   first signal: STOPPING ───────────────────────────── stop ───► drain, close clients, drain,
+//!   show progress …                                                │ give up what is clean
 //!   exit 0 (1 if something had to stay behind) ◄───────── ended ──┘
 //!   second signal at any time: exit 130 or 143 at once
 //! ```
@@ -18,6 +18,7 @@
 mod banner;
 mod drain;
 mod notify;
+mod probe;
 mod settings;
 mod shard_thread;
 
@@ -34,6 +35,7 @@ use crate::cli::{Failure, output};
 use crate::config::{Config, Environment, LogFormat, LogSettings};
 use crate::control::Control;
 use notify::Supervisor;
+pub(crate) use probe::probe;
 use shard_thread::{Ended, ShardThread};
 
 /// Threads that wait for HTTP and the object store. Computing has threads of its own.
@@ -52,24 +54,6 @@ pub(crate) fn run(config: Config, environment: &Environment) -> Result<ExitCode,
     let outcome = runtime.block_on(Box::pin(serve(config, &supervisor)));
     runtime.shutdown_timeout(EDGE_END_WAIT_MAX);
     outcome
-}
-
-/// Opens the object store as `run` would, and says what it found.
-pub(crate) fn probe(config: &Config) -> Result<String, String> {
-    let runtime = edge().map_err(|failure| failure.to_string())?;
-    let outcome = shard_thread::probe(config, runtime.handle().clone());
-    runtime.shutdown_timeout(EDGE_END_WAIT_MAX);
-    outcome.map(|()| {
-        let protection = if config.storage.password.is_some() {
-            "the password fits, data is encrypted"
-        } else {
-            "data is not encrypted"
-        };
-        format!(
-            "{}: reachable, conditional writes work, {protection}",
-            config.storage.url
-        )
-    })
 }
 
 async fn serve(config: Config, supervisor: &Supervisor) -> Result<ExitCode, Failure> {
@@ -124,7 +108,7 @@ async fn serve(config: Config, supervisor: &Supervisor) -> Result<ExitCode, Fail
 
 fn died(ended: Ended) -> Failure {
     match ended {
-        Ended::Failed(why) => Failure::refused(why),
+        Ended::Failed(failure) => failure,
         Ended::Stopped(_) => Failure::refused("the data path stopped without being told to"),
     }
 }

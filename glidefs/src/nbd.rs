@@ -9,7 +9,8 @@
 //!
 //! Promises: an answered write, zero or flush is what [`crate::device::BlockDevice`] says it is; nothing a
 //! client sends can hurt another client or grow memory beyond [`Limits`]; a request that was
-//! started is carried out even if its client has gone; a request that stalls holds up no other.
+//! started is carried out even if its client has gone, unless it stalls for longer than
+//! [`ORPHAN_TIMEOUT`]; a request that stalls holds up no other.
 //!
 //! Deliberately absent: TLS, oldstyle negotiation, extended headers, export descriptions.
 //! The details are in `docs/format/nbd.md`.
@@ -43,6 +44,10 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client that has left, or that is being sent away, may take to accept the answers
 /// that are still owed to it.
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests of a client that has gone may still take. What has not ended then is dropped:
+/// nobody was told that it happened. Until then the client counts as connected, so another one that
+/// comes finds either all of a write or nothing, and nothing that lands behind its back.
+pub const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The bounds of a server; the default is the constants of this module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +57,7 @@ pub struct Limits {
     pub payload_in_flight_max_bytes: u64,
     pub handshake_timeout: Duration,
     pub linger_timeout: Duration,
+    pub orphan_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -62,6 +68,7 @@ impl Default for Limits {
             payload_in_flight_max_bytes: PAYLOAD_IN_FLIGHT_MAX_BYTES,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             linger_timeout: LINGER_TIMEOUT,
+            orphan_timeout: ORPHAN_TIMEOUT,
         }
     }
 }

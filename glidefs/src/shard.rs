@@ -2,10 +2,12 @@
 //!
 //! Promises: what the log holds unpublished is synced from the start on, client or none; a start
 //! while the store is down serves what the log holds (rule 14); `shutdown` with
-//! [`Drain::Everything`] returns when all that was answered is in the store. Absent: signals,
-//! sockets, HTTP.
+//! [`Drain::Everything`] returns when all that was answered is in the store, and what no client
+//! holds is given up to whoever opens it next. Absent: signals, sockets, HTTP.
 
 mod answer;
+mod leave;
+mod stored;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -77,7 +79,7 @@ pub enum ShardError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
     Everything,
-    /// What was answered is in the log, and the next start goes on from there.
+    /// What was answered is in the log, nothing is given up, and the next start goes on from there.
     Nothing,
 }
 
@@ -149,12 +151,18 @@ impl<W: World> Shard<W> {
         answer::server(&self.registry)
     }
 
-    /// Refuses new connections, then drains. Open connections go on being served meanwhile.
-    pub async fn shutdown(&self, drain: Drain) {
-        self.registry.site().closing.set(true);
+    /// Refuses new connections, drains, then gives up every export that has no client. Open
+    /// connections go on being served meanwhile; their exports leave behind them, at the next call.
+    /// Returns the volumes that another node cannot open without force.
+    pub async fn shutdown(&self, drain: Drain) -> Vec<String> {
+        let site = self.registry.site();
+        site.closing.set(true);
+        let mut unclear = Vec::new();
         if drain == Drain::Everything {
             answer::drain_all(&self.registry).await;
+            unclear = Box::pin(leave::leave_all(&self.registry)).await;
         }
+        leave::owned(site.cache.volumes(), unclear)
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) struct Syncer<W: World> {
     site: Rc<Site<W>>,
     export: Rc<Export<W>>,
     local: CacheVolume<W>,
-    /// Not before this may the root be written again.
+    /// Not before this may the root be written again (rule 29).
     turn: Cell<Instant>,
 }
 
@@ -121,11 +121,13 @@ enum Verdict {
 /// Starts the task. It ends with the role `ReadWrite` of the export, and leaves nothing behind.
 pub(crate) fn start<W: World>(site: &Rc<Site<W>>, export: &Rc<Export<W>>) {
     let local = export.local().expect("only read-write exports sync");
+    // The open wrote the root a moment ago, or the process before this one may have.
+    let turn = site.world.now() + site.config.sync.publish_interval_min;
     let syncer = Syncer {
         site: Rc::clone(site),
         export: Rc::clone(export),
         local: local.clone(),
-        turn: Cell::new(site.world.now()),
+        turn: Cell::new(turn),
     };
     site.world.spawn(async move { syncer.run().await });
 }
@@ -176,14 +178,12 @@ impl<W: World> Syncer<W> {
 
     /// When the export is to be given up, if nobody connects before; none while somebody is here.
     fn leave_at(&self) -> Option<Instant> {
-        if self.site.closing.get() {
-            return None;
-        }
         let since = self.export.clients.none_since()?;
         if self.export.orders.is_leaving() {
             return Some(since);
         }
-        Some(since + self.site.config.grace)
+        // The grace time is not to end in the middle of a shutdown, which gives the order itself.
+        (!self.site.closing.get()).then(|| since + self.site.config.grace)
     }
 
     fn must_grow(&self) -> bool {

@@ -55,7 +55,7 @@ use bytes::Bytes;
 use world::sync::Semaphore;
 use world::{ETag, UnixTime, World};
 
-pub use bucket::{Bucket, BucketConfig};
+pub use bucket::{Bucket, BucketConfig, Prefix};
 pub use codec::Compression;
 pub use error::VolumeError;
 pub use keyring::KeyringCost;

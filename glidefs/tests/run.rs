@@ -28,24 +28,39 @@ fn what_was_written_is_drained_by_sigterm_and_there_after_a_restart() {
     // The store alone holds it.
     std::fs::remove_dir_all(dir.path().join("cache")).expect("a cache");
     let server = Server::start(dir.path());
-    // The old owner never gave the volume up, and this is another cache: it has to be taken.
-    let taken = server.glidefs(&[
-        "export",
-        "promote",
-        "vm-a",
-        "--force",
-        "--expected-epoch",
-        "1",
-        "--api",
-        &server.api,
-    ]);
-    assert!(taken.success());
+    // Another cache, and so another owner: the old one gave the volume up when it was stopped.
     let mut client = Nbd::connect(dir.path(), "vm-a");
+    assert!(!client.is_read_only, "it is owned here");
     assert_eq!(client.read(8192), [7; PAGE]);
     assert_eq!(client.read(0), [0; PAGE]);
     drop(client);
     assert_eq!(server.status(), 0);
     assert_eq!(server.stop(&[Signal::INT]), Some(0));
+}
+
+#[test]
+fn what_sigterm_drained_is_read_and_written_on_another_node_at_once() {
+    let (a, b) = (folder(60_000), folder(60_000));
+    let config = std::fs::read_to_string(a.path().join("glidefs.toml")).expect("a configuration");
+    std::fs::write(b.path().join("glidefs.toml"), config).expect("writable");
+    let node_a = Server::start(a.path());
+    let mut client = Nbd::connect(a.path(), "vm-m");
+    client.write(4096, &[3; PAGE]);
+    // Neither flushed nor disconnected: the signal sends the client away.
+    assert_eq!(node_a.stop(&[Signal::TERM]), Some(0));
+    let node_b = Server::start(b.path());
+    let mut client = Nbd::connect(b.path(), "vm-m");
+    assert!(!client.is_read_only);
+    assert_eq!(client.read(4096), [3; PAGE]);
+    client.write(8192, &[4; PAGE]);
+    drop(client);
+    assert_eq!(node_b.stop(&[Signal::TERM]), Some(0));
+    // And back, where the cache was warm and has become stale.
+    let _node_a = Server::start(a.path());
+    let mut client = Nbd::connect(a.path(), "vm-m");
+    assert!(!client.is_read_only);
+    assert_eq!(client.read(4096), [3; PAGE]);
+    assert_eq!(client.read(8192), [4; PAGE]);
 }
 
 #[test]
@@ -82,7 +97,7 @@ fn a_kill_loses_nothing_that_was_answered_and_a_start_right_behind_it_succeeds()
 }
 
 #[test]
-fn a_port_that_is_taken_names_its_key() {
+fn a_port_that_is_taken_names_its_key_and_exits_2() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = taken.local_addr().map(|address| (taken, address));
     let (_listener, address) = taken.expect("bound");
@@ -101,7 +116,7 @@ fn a_port_that_is_taken_names_its_key() {
         std::fs::write(dir.path().join("glidefs.toml"), text).expect("writable");
         let output = command(dir.path(), &["run"]).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success());
+        assert_eq!(output.status.code(), Some(2), "{key}: {said}");
         assert!(
             said.contains(&format!("`{key}`")) && said.contains("use"),
             "{said}"
@@ -220,6 +235,7 @@ impl Drop for Server<'_> {
 struct Nbd {
     stream: UnixStream,
     size: u64,
+    is_read_only: bool,
     cookie: u64,
 }
 
@@ -238,10 +254,11 @@ impl Nbd {
         stream.write_all(&hello).expect("it reads");
         let mut export = [0; 10];
         stream.read_exact(&mut export).expect("the export opens");
-        let (size, _flags) = export.split_at(8);
+        let (size, flags) = export.split_at(8);
         Self {
             stream,
             size: u64::from_be_bytes(size.try_into().expect("eight bytes")),
+            is_read_only: flags[1] & 2 != 0,
             cookie: 0,
         }
     }

@@ -10,6 +10,7 @@ use glidefs::control::{
     Control, ControlErrorKind, ExportDocument, PromoteDocument, PutDocument, Request,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
+use glidefs::export::clients::Sharing;
 use glidefs::export::connection::Connection;
 use glidefs::shard::{Drain, Shard, ShardConfig};
 use glidefs::volume::{BucketConfig, Compression, KeyringCost};
@@ -372,6 +373,10 @@ fn promote_without_force_is_refused_with_the_numbers() {
                 .ask(|reply| Request::Promote("vm".to_owned(), how, reply));
             let refused = asked.await.expect_err("refused");
             assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
+            let said = refused.to_string();
+            for words in ["owned by node", "epoch 1", " s ago)", "not known here"] {
+                assert!(said.contains(words), "{words}: {said}");
+            }
             assert_eq!(refused.export.expect("the numbers").epoch, 1);
         }
         write(&device, 2, 2).await;
@@ -425,6 +430,32 @@ fn a_root_older_than_the_promoter_has_seen_is_not_taken() {
 }
 
 #[test]
+fn the_age_of_what_is_unpublished_is_told_of_an_export_that_is_not_open_too() {
+    simulate(20, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        sim.set_store_outage(Some(sim.host("a")), true);
+        write(&device, 1, 2).await;
+        sim.sleep(Duration::from_secs(20)).await;
+        let open = a.get("vm").await.dirty_age_ms;
+        assert!((20_000..25_000).contains(&open), "{open} ms");
+        let b = start(&sim, "b").await;
+        b.force("vm").await;
+        sim.set_store_outage(Some(sim.host("a")), false);
+        sim.sleep(Duration::from_secs(60)).await;
+        drop(device);
+        // Fenced and let go: what it holds is listed as closed.
+        let listed = a.control.ask(Request::List).await.expect("listed");
+        assert_eq!((listed.len(), listed[0].role.as_str()), (1, "closed"));
+        assert!(listed[0].dirty_bytes > 0);
+        let closed = listed[0].dirty_age_ms;
+        assert!((80_000..90_000).contains(&closed), "{closed} ms");
+    });
+}
+
+#[test]
 fn one_client_at_a_time_whatever_its_number_of_connections() {
     simulate(9, |sim| async move {
         let a = start(&sim, "a").await;
@@ -434,6 +465,79 @@ fn one_client_at_a_time_whatever_its_number_of_connections() {
         assert!(refused.to_string().contains("process 7"), "{refused}");
         drop((one, two));
         a.connect_as("vm", &other).await.expect("the first is gone");
+    });
+}
+
+#[test]
+fn a_shared_export_is_written_by_two_clients_at_a_time() {
+    simulate(22, |sim| async move {
+        let mut shared = config(None);
+        shared.exports.sharing = Sharing::Shared;
+        let node = start_with(&sim, sim.host("a"), shared).await;
+        let other = Peer::Process { pid: 8, uid: 0 };
+        let one = node.connect("vm").await.expect("created");
+        let two = node.connect_as("vm", &other).await.expect("shared");
+        for n in 0..20 {
+            write(&one, 2 * n, 1).await;
+            write(&two, 2 * n + 1, 2).await;
+        }
+        for n in 0..20 {
+            assert_eq!(stamp(&two, 2 * n).await, 1);
+            assert_eq!(stamp(&one, 2 * n + 1).await, 2);
+        }
+        // Neither leaves while the other is there.
+        drop(one);
+        sim.sleep(Duration::from_secs(120)).await;
+        write(&two, 0, 3).await;
+        assert_eq!(node.get("vm").await.clients, 1);
+    });
+}
+
+/// A guest that is restarted during an outage, with writes of its former process still waiting. The
+/// front door drops them after a while; nothing of them may land later.
+#[test]
+fn a_client_that_vanished_with_stalled_writes_makes_room_for_its_next_process() {
+    simulate(23, |sim| async move {
+        let mut small = config(None);
+        small.cache.volume_dirty_bytes_max = 1 << 20;
+        let node = start_with(&sim, sim.host("a"), small).await;
+        let device = node.connect("vm").await.expect("created");
+        sim.set_store_outage(None, true);
+        let done = Rc::new(std::cell::Cell::new(0_u64));
+        let mut stalled = Vec::new();
+        for page_no in 0..600 {
+            let (device, done) = (Rc::clone(&device), Rc::clone(&done));
+            stalled.push(Box::pin(async move {
+                let written = device.write(page_no * PAGE, page(1), Fua::No).await;
+                written.expect("slow, never failed");
+                done.set(done.get() + 1);
+            }));
+        }
+        let until = sim.now() + Duration::from_secs(60);
+        let timer = sim.sleep_until(until);
+        let mut all = Box::pin(futures_util::future::join_all(stalled));
+        futures_util::future::select(&mut all, timer).await;
+        let answered = done.get();
+        assert!((100..600).contains(&answered), "{answered} answered");
+        let next = Peer::Process { pid: 8, uid: 0 };
+        let refused = node.connect_as("vm", &next).await.expect_err("in use");
+        assert!(matches!(refused, ConnectError::Refused(_)), "{refused:?}");
+        drop((all, device));
+        let device = node.connect_as("vm", &next).await.expect("room");
+        let mut before = Vec::new();
+        for page_no in 0..600 {
+            before.push(stamp(&device, page_no).await);
+        }
+        let there = before.iter().filter(|stamp| **stamp == 1).count();
+        assert!(there >= at(answered), "{there} of {answered} are there");
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(120)).await;
+        for page_no in 0..600 {
+            assert_eq!(stamp(&device, page_no).await, before[at(page_no)]);
+        }
+        // The turns of those that were dropped hold nobody up.
+        write(&device, 599, 2).await;
+        assert_eq!(stamp(&device, 599).await, 2);
     });
 }
 
@@ -727,6 +831,157 @@ fn shutdown_drains_through_an_outage_and_refuses_new_clients() {
     });
 }
 
+#[test]
+fn what_a_stopped_node_had_drained_opens_read_write_on_any_other() {
+    simulate(16, |sim| async move {
+        let a = start(&sim, "a").await;
+        let (idle, used) = (a.connect("idle").await, a.connect("used").await);
+        let (idle, used) = (idle.expect("created"), used.expect("created"));
+        write(&idle, 1, 1).await;
+        write(&used, 1, 1).await;
+        drop(idle);
+        assert_eq!(a.shard.shutdown(Drain::Everything).await, ["used"]);
+        // Its client is still there: it loses nothing, and what it writes goes along.
+        write(&used, 2, 2).await;
+        assert_eq!(used.flush().await, Ok(()));
+        drop(used);
+        let owned = a.shard.shutdown(Drain::Everything).await;
+        assert!(owned.is_empty(), "{owned:?} stay owned");
+        a.kill();
+        let b = start(&sim, "b").await;
+        for name in ["idle", "used"] {
+            let device = b.connect(name).await.expect("opened");
+            assert_eq!(device.access(), Access::ReadWrite, "{name}");
+            assert_eq!(stamp(&device, 1).await, 1);
+        }
+        let used = b.connect("used").await.expect("opened");
+        assert_eq!(stamp(&used, 2).await, 2);
+    });
+}
+
+#[test]
+fn a_stopped_node_that_starts_again_finds_its_cache_as_warm_as_it_left_it() {
+    simulate(17, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        for n in 0..500 {
+            write(&device, n, u8::try_from(n % 250).expect("small") + 1).await;
+        }
+        drop(device);
+        assert!(a.shard.shutdown(Drain::Everything).await.is_empty());
+        a.kill();
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("opened");
+        assert_eq!(device.access(), Access::ReadWrite);
+        sim.set_store_outage(None, true);
+        for n in 0..500 {
+            assert_eq!(u64::from(stamp(&device, n).await), n % 250 + 1);
+        }
+        assert_eq!(a.get("vm").await.io.miss_pages, 0);
+    });
+}
+
+#[test]
+fn a_node_that_is_stopped_during_an_outage_keeps_its_volumes_and_its_restart_serves_them() {
+    simulate(18, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        drop(device);
+        sim.set_store_outage(None, true);
+        let before = sim.now();
+        assert_eq!(a.shard.shutdown(Drain::Everything).await, ["vm"]);
+        assert!(sim.now().since(before) < Duration::from_secs(60), "bounded");
+        a.kill();
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("resumed unasked");
+        assert_eq!(device.access(), Access::ReadWrite);
+        assert_eq!(stamp(&device, 1).await, 1);
+        write(&device, 1, 2).await;
+        sim.set_store_outage(None, false);
+        assert_eq!(a.drain("vm").await.epoch, 1);
+        let b = start(&sim, "b").await;
+        let reader = b.connect("vm").await.expect("open");
+        assert_eq!(reader.access(), Access::ReadOnly);
+        assert_eq!(stamp(&reader, 1).await, 2);
+    });
+}
+
+/// A client that writes until it is sent away, a bad store, and sometimes a second signal.
+#[test]
+fn a_stop_at_any_moment_loses_nothing_that_was_answered() {
+    let mut handed_over = 0;
+    for seed in 500..540 {
+        handed_over += simulate(seed, |sim| async move {
+            sim.set_store_faults(StoreFaults {
+                lost_request: Odds::one_in(20),
+                throttled: Odds::one_in(20),
+                lost_answer: Odds::one_in(10),
+                late: Odds::one_in(40),
+            });
+            let a = start_patiently(&sim).await;
+            let device = connect_patiently(&sim, &a).await;
+            let writer = Writer::default();
+            sim.spawn(writer.clone().write_on(sim.clone(), device));
+            let running = Duration::from_millis(sim.chance(|c| c.below(20_000)));
+            sim.sleep(running).await;
+            let owned = Rc::new(std::cell::RefCell::new(None));
+            let (shard, told, client) = (Rc::clone(&a.shard), Rc::clone(&owned), writer.clone());
+            let clock = sim.clone();
+            sim.spawn(async move {
+                shard.shutdown(Drain::Everything).await;
+                client.away.set(true);
+                let clients = || shard.documents().iter().any(|export| export.clients > 0);
+                clock.until(|| !clients()).await;
+                *told.borrow_mut() = Some(shard.shutdown(Drain::Everything).await);
+            });
+            let patience = Duration::from_millis(sim.chance(|c| c.below(40_000)));
+            sim.sleep(patience).await;
+            writer.away.set(true);
+            let answered = writer.pages.borrow().clone();
+            let stays = owned.borrow_mut().take();
+            a.kill();
+            sim.set_store_faults(StoreFaults::default());
+            sim.sleep(Duration::from_secs(40)).await;
+            let is_free = stays.is_some_and(|names: Vec<String>| names.is_empty());
+            let node = start(&sim, if is_free { "b" } else { "a" }).await;
+            let device = connect_patiently(&sim, &node).await;
+            assert_eq!(device.access(), Access::ReadWrite);
+            for (n, (answered, sent)) in &answered {
+                let found = stamp(&device, *n).await;
+                assert!(found == *answered || found == *sent, "page {n}: {found}");
+            }
+            u32::from(is_free)
+        });
+    }
+    assert!(handed_over > 10, "{handed_over} stops got through");
+}
+
+/// A client that writes at random until it is sent away, and remembers what it was told.
+#[derive(Clone, Default)]
+struct Writer {
+    away: Rc<std::cell::Cell<bool>>,
+    /// Of each page the last write that was answered, and the last that was sent.
+    pages: Rc<std::cell::RefCell<std::collections::BTreeMap<u64, (u8, u8)>>>,
+}
+
+impl Writer {
+    async fn write_on(self, sim: Sim, device: Device) {
+        for number in 1..=250 {
+            if self.away.get() {
+                return;
+            }
+            let n = sim.chance(|c| c.below(32));
+            self.pages.borrow_mut().entry(n).or_default().1 = number;
+            write(&device, n, number).await;
+            self.pages.borrow_mut().entry(n).or_default().0 = number;
+            let pause = Duration::from_millis(sim.chance(|c| c.below(300)));
+            sim.sleep(pause).await;
+        }
+    }
+}
+
 /// Writes, kills and a bad store, judged by a model of the disk; at the end another node reads
 /// everything.
 #[test]
@@ -769,6 +1024,95 @@ fn a_bad_store_and_kills_lose_nothing() {
             assert_eq!(reader.access(), Access::ReadWrite, "detached by now");
             for n in 0..256 {
                 assert_eq!(stamp(&reader, n).await, model[at(n)], "page {n}");
+            }
+        });
+    }
+}
+
+#[test]
+fn volumes_that_are_only_in_the_store_are_listed_when_asked_for() {
+    simulate(21, |sim| async move {
+        let (a, b) = (start(&sim, "a").await, start(&sim, "b").await);
+        let device = a.connect("vm-a").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm-a").await;
+        b.connect("vm-b").await.expect("created");
+        a.connect("broken").await.expect("created");
+        sim.sleep(Duration::from_secs(60)).await;
+        assert!(sim.corrupt("nbd/broken/root", &Corruption::FlipBit { at: 40, bit: 3 }));
+        let all = |after: &str| {
+            let after = after.to_owned();
+            b.control.ask(|reply| Request::ListStored(after, reply))
+        };
+        let listed = all("").await.expect("listed");
+        let rows: Vec<(&str, &str)> = listed
+            .iter()
+            .map(|export| (export.name.as_str(), export.role.as_str()))
+            .collect();
+        let expected = [
+            ("broken", "unreadable"),
+            ("vm-a", "closed"),
+            ("vm-b", "closed"),
+        ];
+        assert_eq!(rows, expected);
+        assert_eq!(listed[1].published_seq, 1);
+        assert!(listed[1].owner.starts_with("node "), "{}", listed[1].owner);
+        assert_eq!(all("vm-a").await.expect("listed").len(), 1);
+        assert!(all("vm-b").await.expect("listed").is_empty());
+        sim.set_store_outage(None, true);
+        let refused = all("").await.expect_err("the store is out");
+        assert_eq!(refused.kind, ControlErrorKind::Unavailable);
+    });
+}
+
+/// Rule 29: also where the writes are its creation, and attempts that failed or are unclear.
+#[test]
+fn a_root_is_never_written_twice_within_the_interval_of_its_store() {
+    let interval = Duration::from_secs(5);
+    for seed in 600..610 {
+        simulate(seed, |sim| async move {
+            sim.set_store_faults(StoreFaults {
+                lost_request: Odds::one_in(10),
+                throttled: Odds::one_in(10),
+                lost_answer: Odds::one_in(6),
+                ..StoreFaults::default()
+            });
+            let mut slow = config(None);
+            slow.exports.sync.publish_interval_min = interval;
+            let mut node = start_with(&sim, sim.host("a"), slow.clone()).await;
+            let writes = Rc::new(std::cell::RefCell::new(Vec::new()));
+            let (seen, clock) = (Rc::clone(&writes), sim.clone());
+            sim.spawn(async move {
+                let mut before = None;
+                loop {
+                    let root = clock.object("nbd/vm/root");
+                    if root != before {
+                        seen.borrow_mut().push(clock.now());
+                        before = root;
+                    }
+                    clock.sleep(Duration::from_millis(10)).await;
+                }
+            });
+            for round in 1..=20 {
+                let device = connect_patiently(&sim, &node).await;
+                write(&device, 1, round).await;
+                // A drain that fails goes on all the same.
+                let asked = node
+                    .control
+                    .ask(|reply| Request::Drain("vm".to_owned(), reply));
+                drop(asked.await);
+                let pause = sim.chance(|c| c.below(3_000));
+                sim.sleep(Duration::from_millis(pause)).await;
+                if round == 10 {
+                    node.kill();
+                    node = start_with(&sim, sim.host("a"), slow.clone()).await;
+                }
+            }
+            let writes = writes.borrow();
+            assert!(writes.len() > 10, "{} writes", writes.len());
+            for pair in writes.windows(2) {
+                let apart = pair[1].since(pair[0]);
+                assert!(apart + Duration::from_millis(20) > interval, "{apart:?}");
             }
         });
     }

@@ -11,7 +11,7 @@ use world::sync::Notify;
 use world::{Buf, DiskError, DiskErrorKind, File, OpenMode, World};
 
 use super::reader::Reader;
-use super::{Cache, CacheConfig, Counters, Shared, WRITE_BYTES_MAX};
+use super::{Cache, CacheConfig, Counters, Looked, Shared, WRITE_BYTES_MAX};
 use crate::chunk::{ChunkKind, FORMAT, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock};
 use crate::log::{Chunk, Log, Run, Sealing, Spare, Volume};
 use crate::record::{PAGE, PAGE_U32};
@@ -43,13 +43,7 @@ impl<W: World> Cache<W> {
             None => (create(&world, &file, &config).await?, true),
         };
         let chunk_bytes = u64::from(superblock.chunk_bytes);
-        let file_bytes = file.size().await?;
-        let chunks_bytes = file_bytes.checked_sub(SUPERBLOCK_BYTES);
-        let chunks_bytes = chunks_bytes.ok_or(CacheError::Damaged {
-            at: file_bytes,
-            what: "the file was cut short",
-        })?;
-        let count = chunks_bytes / chunk_bytes;
+        let count = chunks_in(file.size().await?, chunk_bytes)?;
         check_size(&config, chunk_bytes, count)?;
         let reader = Reader {
             file: &file,
@@ -73,6 +67,30 @@ impl<W: World> Cache<W> {
         cache.first_chunks().await?;
         cache.start_reclaimer();
         Ok(cache)
+    }
+
+    /// Looks at the cache folder as [`Cache::open`] would, and changes nothing in it: nothing is
+    /// created, recovered or written. Fails where an open would fail before its recovery; a folder
+    /// that is in use is not waited for. It holds the lock of the log for the moment of the look.
+    pub async fn look(world: &W, config: &CacheConfig) -> Result<Looked, CacheError> {
+        let file = match world
+            .open(&config.dir.join("log"), OpenMode::Existing)
+            .await
+        {
+            Ok(file) => file,
+            Err(error) if error.kind == DiskErrorKind::NotFound => return Ok(Looked::Empty),
+            Err(error) if error.kind == DiskErrorKind::Busy => {
+                return Err(CacheError::InUse(config.dir.clone()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let Some(superblock) = read_superblock(&file, config).await? else {
+            return Ok(Looked::Empty);
+        };
+        let chunk_bytes = u64::from(superblock.chunk_bytes);
+        let count = chunks_in(file.size().await?, chunk_bytes)?;
+        check_size(config, chunk_bytes, count)?;
+        Ok(Looked::Kept(superblock.cache))
     }
 
     /// Replays what counts into the log, and seals chunks that have no footer.
@@ -363,6 +381,16 @@ pub(super) async fn write_superblock<F: File>(
     written?;
     file.persist().await?;
     Ok(())
+}
+
+/// Whole chunks of a log file.
+fn chunks_in(file_bytes: u64, chunk_bytes: u64) -> Result<u64, CacheError> {
+    let chunks_bytes = file_bytes.checked_sub(SUPERBLOCK_BYTES);
+    let chunks_bytes = chunks_bytes.ok_or(CacheError::Damaged {
+        at: file_bytes,
+        what: "the file was cut short",
+    })?;
+    Ok(chunks_bytes / chunk_bytes)
 }
 
 /// A cache must hold the largest write several times over, and not lose chunks by shrinking.

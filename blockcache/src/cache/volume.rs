@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use world::World;
 
-use super::{CacheVolume, Known, LocalVolume, Missing, Shared, WRITE_BYTES_MAX, local, tasks};
+use super::{
+    CacheVolume, Known, LocalVolume, Missing, Shared, WRITE_BYTES_MAX, dirty_age, local, tasks,
+};
 use crate::budget::{self, Verdict};
 use crate::index::Found;
 use crate::log::Spare;
@@ -342,22 +344,18 @@ impl<W: World> CacheVolume<W> {
 
     /// The state of the volume, as for [`Cache::volumes`]; none once it is dropped from the log.
     pub fn state(&self) -> Option<LocalVolume> {
-        self.shared().log.borrow().volumes.get(&self.id).map(local)
+        let now = self.shared().world.now();
+        let log = self.shared().log.borrow();
+        log.volumes.get(&self.id).map(|volume| local(volume, now))
     }
 
     /// How long the oldest unpublished write has waited.
     pub fn dirty_age(&self) -> Duration {
         let shared = self.shared();
         let log = shared.log.borrow();
-        let Some(volume) = log.volumes.get(&self.id) else {
-            return Duration::ZERO;
-        };
-        let first = volume
-            .dirty
-            .iter()
-            .find(|record| record.seq > volume.state.published);
-        first.map_or(Duration::ZERO, |record| {
-            shared.world.now().since(record.since)
+        let volume = log.volumes.get(&self.id);
+        volume.map_or(Duration::ZERO, |volume| {
+            dirty_age(volume, shared.world.now())
         })
     }
 

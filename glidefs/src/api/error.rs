@@ -1,7 +1,7 @@
 //! Errors as JSON: `{"error": {"kind", "message", "export"}}` with the status that fits.
 
 use axum::Json;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,14 @@ impl From<BytesRejection> for ApiError {
 impl From<PathRejection> for ApiError {
     fn from(rejection: PathRejection) -> Self {
         Self::invalid(format!("the path cannot be read: {rejection}"))
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::invalid(format!(
+            "the query cannot be read: {rejection}; send for example `?stored=true&after=vm-a`"
+        ))
     }
 }
 

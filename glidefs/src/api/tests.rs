@@ -54,6 +54,12 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
         // A reply nobody waits for any more is no error.
         let _sent = match request {
             Request::List(reply) => reply.send(Ok(exports.values().cloned().collect())).is_ok(),
+            Request::ListStored(after, reply) => {
+                let mut all = exports.clone();
+                all.insert("only-stored".into(), export("only-stored"));
+                all.retain(|name, _| *name > after);
+                reply.send(Ok(all.into_values().collect())).is_ok()
+            }
             Request::Get(name, reply) | Request::Drain(name, reply) => reply
                 .send(exports.get(&name).cloned().ok_or_else(missing))
                 .is_ok(),
@@ -141,6 +147,31 @@ async fn exports_are_listed_and_shown() {
     assert_eq!((&body["reads"], &body["name"]), (&json!(3), &json!("vm-a")));
     let (status, body) = api.json("GET", "/api/server", "").await;
     assert_eq!((status, &body["exports"]), (StatusCode::OK, &json!(1)));
+}
+
+#[tokio::test]
+async fn what_is_only_in_the_store_is_listed_when_asked_for() {
+    let api = Fixture::new(None, None);
+    let names = |body: &Value| -> Vec<String> {
+        let rows = body.as_array().expect("a list").iter();
+        rows.map(|row| row["name"].as_str().expect("text").to_owned())
+            .collect()
+    };
+    for (query, expected) in [
+        ("", &["vm-a"][..]),
+        ("?stored=false", &["vm-a"]),
+        ("?stored=true", &["only-stored", "vm-a"]),
+        ("?stored=true&after=only-stored", &["vm-a"]),
+    ] {
+        let (status, body) = api.json("GET", &format!("/api/exports{query}"), "").await;
+        assert_eq!(status, StatusCode::OK, "{query}: {body}");
+        assert_eq!(names(&body), expected, "{query}");
+    }
+    for query in ["?stored=maybe", "?after=a", "?all=true"] {
+        let (status, body) = api.json("GET", &format!("/api/exports{query}"), "").await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {body}");
+        assert_eq!(body["error"]["kind"], "invalid");
+    }
 }
 
 #[tokio::test]

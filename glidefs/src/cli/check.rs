@@ -1,6 +1,6 @@
-//! `glidefs check`: would this configuration serve? Looks at the machine without changing it, and
-//! opens the object store as a start would: with its capability probe, and with a new keyring where
-//! a password is used for the first time.
+//! `glidefs check`: would this configuration serve now? Looks at the machine, the cache, the
+//! addresses and the object store as a start would, and begins nothing: no cache, no keyring. What a
+//! running server holds is in use, and so not free for a start.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -56,10 +56,12 @@ pub(super) fn run(config: &Config, as_json: bool) -> ExitCode {
             parent(socket),
         ));
     }
-    checks.push(match crate::daemon::probe(config) {
-        Ok(detail) => row("object store", Verdict::Ok, detail),
-        Err(detail) => row("object store", Verdict::Failed, detail),
-    });
+    for finding in crate::daemon::probe(config) {
+        checks.push(match finding.outcome {
+            Ok(detail) => row(finding.check, Verdict::Ok, detail),
+            Err(detail) => row(finding.check, Verdict::Failed, detail),
+        });
+    }
     let report = Report {
         ok: checks.iter().all(|row| row.verdict < Verdict::Failed),
         checks,

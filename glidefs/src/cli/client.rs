@@ -186,13 +186,12 @@ impl Refusal {
         let mut message = self.message;
         if let Some(export) = self.export {
             message.push_str(&format!(
-                " (export {}: {}, owner {}, epoch {}, {} dirty for {}, {} clients)",
+                " (export {}: {}, owner {}, epoch {}, {}, {} clients)",
                 export.name,
                 export.role,
                 export.owner,
                 export.epoch,
-                super::bytes_text(export.dirty_bytes),
-                super::duration_text(Duration::from_millis(export.dirty_age_ms)),
+                dirty_text(&export),
                 export.clients
             ));
         }
@@ -200,18 +199,36 @@ impl Refusal {
     }
 }
 
+/// Of an export that another node owns, a 0 would be read as the owner's.
+fn dirty_text(export: &ExportDocument) -> String {
+    if export.role == "read-only" && export.dirty_bytes == 0 {
+        return "what its owner holds dirty is not known here".to_owned();
+    }
+    let age = super::duration_text(Duration::from_millis(export.dirty_age_ms));
+    format!("{} dirty for {age}", super::bytes_text(export.dirty_bytes))
+}
+
 /// The path of an export, whatever is in its name.
 pub(super) fn export_path(name: &str, verb: &str) -> String {
-    let mut path = String::from("/api/exports/");
+    format!("/api/exports/{}{verb}", escaped(name))
+}
+
+/// The path of a page of all exports: the first, or the one behind a name.
+pub(super) fn stored_path(after: Option<&str>) -> String {
+    let after = after.map(|name| format!("&after={}", escaped(name)));
+    format!("/api/exports?stored=true{}", after.unwrap_or_default())
+}
+
+fn escaped(name: &str) -> String {
+    let mut text = String::new();
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            path.push(char::from(byte));
+            text.push(char::from(byte));
         } else {
-            path.push_str(&format!("%{byte:02X}"));
+            text.push_str(&format!("%{byte:02X}"));
         }
     }
-    path.push_str(verb);
-    path
+    text
 }
 
 /// Runs one command's asking to its end.

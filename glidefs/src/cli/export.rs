@@ -6,17 +6,24 @@ use std::time::Duration;
 use hyper::{Method, StatusCode};
 use serde::Serialize;
 
-use super::client::{Client, Said, block_on, export_path};
+use super::client::{Client, Said, block_on, export_path, stored_path};
 use super::text::{bytes_text, duration_text, table};
 use super::{ExportCommand, Failure, Named, output};
 use crate::control::{ExportDocument, PromoteDocument, PutDocument};
 
+/// Pages of a list of everything.
+const PAGES_MAX: u32 = 1000;
+
 pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
     match command {
-        ExportCommand::List { remote, json } => {
+        ExportCommand::List { remote, all, json } => {
             let client = Client::new(&remote)?;
-            let said: Said<Vec<ExportDocument>> = block_on(client.look("/api/exports"))?;
-            let exports = said.or_refused()?;
+            let exports = if all {
+                block_on(list_all(&client))?
+            } else {
+                let said: Said<Vec<ExportDocument>> = block_on(client.look("/api/exports"))?;
+                said.or_refused()?
+            };
             if json {
                 output::json(&exports);
             } else {
@@ -67,6 +74,26 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Page by page, until one is empty.
+async fn list_all(client: &Client<'_>) -> Result<Vec<ExportDocument>, Failure> {
+    let mut exports: Vec<ExportDocument> = Vec::new();
+    for _page in 0..PAGES_MAX {
+        let after = exports.last().map(|export| export.name.as_str());
+        let said: Said<Vec<ExportDocument>> = client.look(&stored_path(after)).await?;
+        let page = said.or_refused()?;
+        if page.is_empty() {
+            exports.sort_by(|a, b| a.name.cmp(&b.name));
+            return Ok(exports);
+        }
+        exports.extend(page);
+    }
+    Err(Failure::refused(format!(
+        "the list does not end: {} exports and more; ask the API page by page \
+         (docs/http-api.md)",
+        exports.len()
+    )))
 }
 
 /// What goes along with a request.

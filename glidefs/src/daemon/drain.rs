@@ -15,6 +15,8 @@ use crate::control::{Control, ExportDocument, Request};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Looks between two lines where no person watches (a journal).
 const LOOKS_PER_LINE: u32 = 10;
+/// Exports that the last words name; of more than these, the number.
+const OWNED_LISTED_MAX: usize = 20;
 /// Looks without any byte going out, after which the store is named as the reason.
 const LOOKS_UNTIL_STUCK: u32 = 20;
 
@@ -59,8 +61,13 @@ pub(super) fn farewell(left: &Left, cache_dir: &Path) -> (String, ExitCode) {
     let listed: u64 = kept.iter().map(|export| export.dirty_bytes).sum();
     let unlisted = left.dirty_bytes.saturating_sub(listed);
     if listed == 0 && unlisted == 0 {
-        let text = "Drained: the store holds everything.";
-        return (text.to_owned(), ExitCode::SUCCESS);
+        let mut text = String::from("Drained: the store holds everything");
+        if left.owned.is_empty() {
+            text.push_str(", and any node may open the exports.");
+        } else {
+            text.push_str(&format!(".{}", owned_text(&left.owned)));
+        }
+        return (text, ExitCode::SUCCESS);
     }
     let mut text = format!(
         "Stopped, and the store does NOT hold everything; do not delete {}:",
@@ -80,7 +87,23 @@ pub(super) fn farewell(left: &Left, cache_dir: &Path) -> (String, ExitCode) {
             bytes_text(unlisted)
         ));
     }
+    text.push_str(&owned_text(&left.owned));
     (text, ExitCode::from(1))
+}
+
+/// What other nodes cannot have without force, and what to do about it.
+fn owned_text(owned: &[String]) -> String {
+    if owned.is_empty() {
+        return String::new();
+    }
+    let mut names = owned[..owned.len().min(OWNED_LISTED_MAX)].join(", ");
+    if owned.len() > OWNED_LISTED_MAX {
+        names.push_str(&format!(", and {} more", owned.len() - OWNED_LISTED_MAX));
+    }
+    format!(
+        "\n  still owned by this node: {names}. Start it again with the same cache to go on with \
+         them or to give them up; another node needs `glidefs export promote --force`."
+    )
 }
 
 /// A bar for a person, lines for a journal.
@@ -217,14 +240,34 @@ mod tests {
             let left = Left {
                 exports: exports.to_vec(),
                 dirty_bytes,
+                owned: Vec::new(),
             };
             farewell(&left, Path::new("/c")).0
         };
-        assert!(words(&[export("a", 0)], 0).starts_with("Drained"));
+        let text = words(&[export("a", 0)], 0);
+        assert!(text.starts_with("Drained") && text.contains("any node may open"));
         let text = words(&[export("a", 4096)], 4096);
         assert!(text.contains("do not delete /c") && text.contains("export a (fenced): 4 KiB"));
         assert!(!text.contains("not open"));
         let text = words(&[export("a", 0)], 8192);
         assert!(text.contains("not open: 8 KiB"));
+    }
+
+    #[test]
+    fn exports_that_stay_owned_are_named_within_a_bound() {
+        let words = |count: usize| {
+            let left = Left {
+                exports: Vec::new(),
+                dirty_bytes: 0,
+                owned: (0..count).map(|n| format!("vm-{n}")).collect(),
+            };
+            farewell(&left, Path::new("/c"))
+        };
+        let (text, code) = words(2);
+        assert_eq!(code, ExitCode::SUCCESS, "the store holds everything");
+        assert!(text.contains("vm-0, vm-1. Start it again"), "{text}");
+        assert!(!text.contains("any node may open"), "{text}");
+        let (text, _code) = words(OWNED_LISTED_MAX + 3);
+        assert!(text.contains("vm-19, and 3 more"), "{text}");
     }
 }

@@ -16,7 +16,6 @@ use crate::config::Config;
 use crate::control::{ExportDocument, Request};
 use crate::nbd;
 use crate::shard::{Drain, Shard, ShardConfig};
-use crate::volume::{Bucket, BucketConfig};
 
 /// A shard on a thread of its own.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ pub(super) enum Ended {
     /// After it was told to stop, and drained.
     Stopped(Left),
     /// Why it did not start or could not go on.
-    Failed(String),
+    Failed(Failure),
 }
 
 /// What was there at the end.
@@ -41,6 +40,8 @@ pub(super) struct Left {
     pub(super) exports: Vec<ExportDocument>,
     /// Bytes in the log that the store does not hold, of volumes that are not open too.
     pub(super) dirty_bytes: u64,
+    /// Volumes that were not given up: another node needs force to open them.
+    pub(super) owned: Vec<String>,
 }
 
 /// Everything that goes over to the thread.
@@ -82,7 +83,7 @@ impl ShardThread {
             let ended = match world::linux::run(linux(edge), |world| Box::pin(serve(world, plan))) {
                 Ok(Ok(left)) => Ended::Stopped(left),
                 Ok(Err(why)) => Ended::Failed(why),
-                Err(error) => Ended::Failed(ring_text(&error)),
+                Err(error) => Ended::Failed(Failure::refused(ring_text(&error))),
             };
             // Nobody listens any more only if the process is ending.
             drop(tell_end.send(ended));
@@ -103,7 +104,7 @@ impl ShardThread {
         match ready.await {
             Ok(addresses) => Ok(addresses),
             Err(_gone) => match self.ended().await {
-                Ended::Failed(why) => Err(Failure::refused(why)),
+                Ended::Failed(failure) => Err(failure),
                 Ended::Stopped(_) => Err(Failure::refused("stopped while starting")),
             },
         }
@@ -113,43 +114,19 @@ impl ShardThread {
     pub(super) async fn ended(&mut self) -> Ended {
         match (&mut self.ended).await {
             Ok(ended) => ended,
-            Err(_gone) => Ended::Failed(
-                "the data path crashed; nothing that was answered is lost, start again".into(),
-            ),
+            Err(_gone) => Ended::Failed(Failure::refused(
+                "the data path crashed; nothing that was answered is lost, start again",
+            )),
         }
     }
 }
 
-/// Opens the bucket on this thread, as a shard does.
-pub(super) fn probe(config: &Config, edge: Handle) -> Result<(), String> {
-    let (store, bucket) = (settings::store(config), settings::bucket(config));
-    let body = |world| Box::pin(open_bucket(world, store, bucket, edge.clone()));
-    match world::linux::run(linux(edge.clone()), body) {
-        Ok(outcome) => outcome,
-        Err(error) => Err(ring_text(&error)),
-    }
-}
-
-async fn open_bucket(
-    world: LinuxWorld,
-    store: StoreConfig,
-    bucket: BucketConfig,
-    edge: Handle,
-) -> Result<(), String> {
-    let store =
-        LinuxStore::open(&store, edge).map_err(|error| format!("`storage.url`: {error}"))?;
-    match Box::pin(Bucket::open(world, store, bucket)).await {
-        Ok(_bucket) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn linux(edge: Handle) -> LinuxConfig {
+pub(super) fn linux(edge: Handle) -> LinuxConfig {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     LinuxConfig::new(edge, threads)
 }
 
-fn ring_text(error: &io::Error) -> String {
+pub(super) fn ring_text(error: &io::Error) -> String {
     format!(
         "the kernel gives no io_uring ({error}); it needs Linux 6.0 or later, and \
          `sysctl kernel.io_uring_disabled` at 0"
@@ -157,20 +134,22 @@ fn ring_text(error: &io::Error) -> String {
 }
 
 /// The whole life of the shard. The order at the end: first a drain while clients go on being
-/// served, so that they miss little; then they are sent away; then what they wrote meanwhile.
-async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, String> {
+/// served, so that they miss little; then they are sent away; then what they wrote meanwhile. An
+/// export is given up behind its last client and its last drain, so that nothing that is answered
+/// can come after the detach.
+async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, Failure> {
     let store = LinuxStore::open(&plan.store, plan.edge)
-        .map_err(|error| format!("`storage.url`: {error}"))?;
+        .map_err(|error| Failure::refused(format!("`storage.url`: {error}")))?;
     let shard = Box::pin(Shard::open(world.clone(), store, plan.shard))
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| Failure::refused(error.to_string()))?;
     let shard = Rc::new(shard);
     let mut listeners = Vec::new();
     for (key, address) in &plan.doors {
         let listener = world
             .listen(address)
             .await
-            .map_err(|error| door_text(key, address, &error))?;
+            .map_err(|error| Failure::unusable(door_text(key, address, &error)))?;
         listeners.push(listener);
     }
     let addresses = listeners.iter().map(Listener::address).collect();
@@ -200,14 +179,15 @@ async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, String> {
     Box::pin(shard.shutdown(Drain::Everything)).await;
     close.send_replace(true);
     let _closed = still_open.wait_for(|count| *count == 0).await;
-    Box::pin(shard.shutdown(Drain::Everything)).await;
+    let owned = Box::pin(shard.shutdown(Drain::Everything)).await;
     Ok(Left {
         exports: shard.documents(),
         dirty_bytes: shard.server().dirty_bytes,
+        owned,
     })
 }
 
-fn door_text(key: &str, address: &Address, error: &io::Error) -> String {
+pub(super) fn door_text(key: &str, address: &Address, error: &io::Error) -> String {
     let remedy = match error.kind() {
         ErrorKind::AddrInUse => {
             "another program listens there: stop it, or set another (with no config file: \

@@ -1,7 +1,9 @@
 //! Exports as the operator sees them. Pure but for the look at the state.
 
+use std::time::Duration;
+
 use blockcache::LocalVolume;
-use world::World;
+use world::{UnixTime, World};
 
 use super::{Export, Role};
 use crate::control::{ExportDocument, IoDocument};
@@ -10,12 +12,10 @@ use crate::volume::{Owner, RootView};
 /// What an open export shows.
 pub(crate) fn of_export<W: World>(export: &Export<W>) -> ExportDocument {
     let (local, root) = (export.local_state(), export.root());
-    let age = export.local().map(|volume| volume.dirty_age());
     let mut document = of_parts(export.name(), local.as_ref(), root.as_ref());
     role_name(export.role()).clone_into(&mut document.role);
     document.size_bytes = export.size_bytes();
     document.clients = export.clients.count();
-    document.dirty_age_ms = age.map_or(0, |a| u64::try_from(a.as_millis()).unwrap_or(u64::MAX));
     document.io = export.io();
     document
 }
@@ -40,7 +40,7 @@ pub(crate) fn of_parts(
         owner: root.map_or_else(String::new, |r| owner_text(r.owner.as_ref())),
         clients: 0,
         dirty_bytes: local.map_or(0, |l| l.dirty_bytes),
-        dirty_age_ms: 0,
+        dirty_age_ms: local.map_or(0, |l| millis(l.dirty_age)),
         published_seq: published.unwrap_or_default().0,
         published_at: root.map_or_else(String::new, |r| r.cut_time.to_string()),
         last_seq: last.unwrap_or_default().0,
@@ -53,6 +53,21 @@ pub(crate) fn owner_text(owner: Option<&Owner>) -> String {
         Some(owner) => format!("{} (cache {})", owner.host, owner.cache),
         None => "nobody".to_owned(),
     }
+}
+
+/// When the store's cut was published, and how long ago by the clock of this node.
+pub(crate) fn cut_text(root: &RootView, now: UnixTime) -> String {
+    let age = Duration::from_millis(now.0.saturating_sub(root.cut_time.0));
+    format!(
+        "write {} ({}, {} s ago)",
+        root.cut,
+        root.cut_time,
+        age.as_secs()
+    )
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn role_name(role: Role) -> &'static str {

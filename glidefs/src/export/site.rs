@@ -23,7 +23,7 @@ pub struct Site<W: World> {
     pub(crate) config: ExportConfig,
     /// Segments of all exports in memory and on their way to the store.
     pub(crate) uploads: Semaphore,
-    /// The server is going down: nothing new is opened, nothing detaches.
+    /// The server is going down: nothing new is opened, and nothing detaches but by its order.
     pub(crate) closing: Cell<bool>,
 }
 

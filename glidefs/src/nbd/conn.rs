@@ -11,7 +11,10 @@
 //! ```
 //!
 //! While ending, nothing more is read or started, but what was started is finished and answered if
-//! anybody listens.
+//! anybody listens. Where the client has gone this has a bound: a write that stalls (the cache is
+//! full, the store is out) would keep the export in use by a client that is no more, and so keep out
+//! the same guest with a new process. It is dropped before it counts: a device appends a write in
+//! one step, or not at all.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -130,12 +133,19 @@ impl<W: World, E: Exports> Server<W, E> {
             line.until_only_unsent().await;
             self.world.sleep(self.limits.linger_timeout).await;
         });
+        let mut orphaned = pin!(async {
+            line.until_client_gone().await;
+            self.world.sleep(self.limits.orphan_timeout).await;
+        });
         poll_fn(|cx| {
             for turn in 0..TURNS_MAX {
                 let before = line.turn.get();
                 line.start(&begin);
                 line.work(cx);
-                if send.as_mut().poll(cx).is_ready() || linger.as_mut().poll(cx).is_ready() {
+                let is_over = send.as_mut().poll(cx).is_ready()
+                    || linger.as_mut().poll(cx).is_ready()
+                    || orphaned.as_mut().poll(cx).is_ready();
+                if is_over {
                     return Poll::Ready(());
                 }
                 // Once a poll is enough: its waker wakes the task.
@@ -460,6 +470,15 @@ impl<F: Future<Output = Worked>> Line<F> {
             } else {
                 Poll::Pending
             }
+        })
+        .await;
+    }
+
+    /// Returns once the connection ends by its client: only a server that stops has one that waits.
+    async fn until_client_gone(&self) {
+        poll_fn(|_| match *self.end.borrow() {
+            None | Some(End::Stopped) => Poll::Pending,
+            Some(_) => Poll::Ready(()),
         })
         .await;
     }

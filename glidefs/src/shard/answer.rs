@@ -14,10 +14,11 @@ use crate::control::{
 };
 use crate::device::ConnectError;
 use crate::export::decide::{Plan, Refusal, Seen};
-use crate::export::document::{of_export, of_parts, owner_text};
+use crate::export::document::{cut_text, of_export, of_parts, owner_text};
 use crate::export::open::{Floor, Wish};
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
+use crate::shard::stored::list_stored;
 
 /// Requests being answered at a time; more wait in the queue.
 const ANSWERS_MAX: usize = 32;
@@ -27,7 +28,7 @@ const PAGE: u64 = blockcache::PAGE_BYTES;
 /// The largest volume that can be asked for: 2^53 bytes, up to which a float counts exactly.
 const VOLUME_BYTES_MAX: f64 = 9_007_199_254_740_992.0;
 
-type Answer<T> = Result<T, ControlError>;
+pub(super) type Answer<T> = Result<T, ControlError>;
 
 #[derive(Debug)]
 pub(super) struct Answers<W: World> {
@@ -58,6 +59,9 @@ impl<W: World> Answers<W> {
 async fn perform<W: World>(registry: &Registry<W>, request: Request) {
     match request {
         Request::List(reply) => send(reply, Ok(list(registry))),
+        Request::ListStored(after, reply) => {
+            send(reply, list_stored(registry, list(registry), &after).await);
+        }
         Request::Get(name, reply) => send(reply, get(registry, &name).await),
         Request::Put(name, wanted, reply) => send(reply, put(registry, &name, &wanted).await),
         Request::Delete(name, reply) => send(reply, delete(registry, &name).await),
@@ -294,13 +298,14 @@ async fn promote<W: World>(
     if export.role() == Role::ReadWrite {
         return Ok(of_export(&export));
     }
-    let root = export.root();
-    let owner = owner_text(root.as_ref().and_then(|r| r.owner.as_ref()));
-    let epoch = root.map_or(0, |r| r.epoch.0);
+    let root = export.root().expect("a read-only export has a root");
+    let owner = owner_text(root.owner.as_ref());
+    let cut = cut_text(&root, registry.site().world.unix_time());
+    let epoch = root.epoch;
     Err(conflict(
         &export,
         &format!(
-            "is owned by {owner} at epoch {epoch} and not detached; what that node has not published is lost to the volume if you go on with {{\"force\": true, \"expected_epoch\": {epoch}}}"
+            "is owned by {owner} at epoch {epoch} and not detached. The store holds everything up to {cut}; how much that node holds beyond it is not known here (the dirty bytes shown are those of this node), and it is lost to the volume if you go on with {{\"force\": true, \"expected_epoch\": {epoch}}}"
         ),
     ))
 }
@@ -373,7 +378,7 @@ fn conflict<W: World>(export: &Export<W>, what: &str) -> ControlError {
     }
 }
 
-fn unavailable(why: String) -> ControlError {
+pub(super) fn unavailable(why: String) -> ControlError {
     ControlError::new(ControlErrorKind::Unavailable, why)
 }
 

@@ -45,12 +45,15 @@ impl<W: World> Syncer<W> {
     /// Takes the cut. None if there is nothing to change.
     pub(super) async fn begin(&self) -> Result<Option<Attempt<W>>, SyncError> {
         let root = self.export.root().expect("the store was reached before");
+        let leaving = self.export.role() == Role::Leaving;
+        if leaving {
+            self.reach().await?;
+        }
         let grow_to = self.export.orders.grow_to();
         let size_bytes = grow_to.filter(|wanted| *wanted > root.size_bytes);
         let nonce = Id(self.site.world.random_id());
         // The intent is durable with the cut, before the store hears of either (rules 5, 11).
         let cut = self.local.cut(nonce, root.etag.clone()).await?;
-        let leaving = self.export.role() == Role::Leaving;
         let seq = match &cut {
             Some(cut) => cut.seq,
             None if size_bytes.is_none() && !leaving => return Ok(None),
@@ -89,6 +92,15 @@ impl<W: World> Syncer<W> {
                 VolumeState::Open
             },
         }))
+    }
+
+    /// Asks the store for the root, and looks at nothing but that it answers. What is noted in the log
+    /// before a detach keeps a restart from serving while the store is silent, so a store that is
+    /// known to be silent must not cost that. Whatever the root says, the swap finds out.
+    async fn reach(&self) -> Result<(), SyncError> {
+        let bucket = self.site.shelf.bucket().await?;
+        bucket.root(self.export.name()).await?;
+        Ok(())
     }
 
     /// Uploads the segments that are not in the store yet, several at a time; stops at the first
@@ -189,14 +201,16 @@ impl<W: World> Syncer<W> {
             .frames()
             .volume()
             .expect("the store was reached");
-        let published = Box::pin(volume.publish(&self.change(attempt))).await?;
+        // Both before and behind: an attempt that fails may have been carried out, and at any moment
+        // between the two. Of one that is unclear the store has seen a write as well.
+        self.take_turn();
+        let published = Box::pin(volume.publish(&self.change(attempt))).await;
+        self.take_turn();
+        let published = published?;
         // From here to the end of the step nothing waits: a reader finds a page either dirty in the
         // log or in the installed map, never in neither.
         let root = volume.install(published);
         self.local.published(root.cut, root.nonce);
-        let now = self.site.world.now();
-        self.turn
-            .set(now + self.site.config.sync.publish_interval_min);
         if let Some(size_bytes) = attempt.size_bytes {
             self.export.set_size(size_bytes);
             self.local.resized(size_bytes);
@@ -204,6 +218,12 @@ impl<W: World> Syncer<W> {
         }
         self.export.count(|io| io.syncs += 1);
         Ok(())
+    }
+
+    /// The root is written now: the next write of it waits.
+    fn take_turn(&self) {
+        let interval = self.site.config.sync.publish_interval_min;
+        self.turn.set(self.site.world.now() + interval);
     }
 
     fn change(&self, attempt: &Attempt<W>) -> Publish {

@@ -52,6 +52,15 @@ impl std::fmt::Debug for BucketConfig {
     }
 }
 
+/// What a look at a prefix found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefix {
+    /// Its keyring is there, and opens.
+    Begun,
+    /// It has no keyring: the first start makes one, encrypted or plain for good.
+    New,
+}
+
 #[derive(Debug)]
 struct Shared {
     compression: Compression,
@@ -87,6 +96,24 @@ impl<W: World> Bucket<W> {
             store,
             shared,
         })
+    }
+
+    /// Whether [`Bucket::open`] would succeed. Begins nothing: a new prefix stays without a keyring,
+    /// so that whether it is encrypted is decided by its first start.
+    pub async fn look(
+        world: &W,
+        store: &W::Store,
+        password: Option<String>,
+    ) -> Result<Prefix, VolumeError> {
+        probe::probe(world, store).await?;
+        if let Some(keyring) = read_keyring(world, store).await? {
+            unlock(world, keyring, password).await?;
+            return Ok(Prefix::Begun);
+        }
+        if let Some(found) = first_key(world, store, VOLUMES, None).await? {
+            adopt_plain(world, store, &found, password.is_some()).await?;
+        }
+        Ok(Prefix::New)
     }
 
     /// The same prefix with another bound on the map's nodes in memory, so that a test reaches it.
@@ -142,9 +169,22 @@ impl<W: World> Bucket<W> {
     /// Names of all volumes, in order. One LIST of one key for each: it hops from volume to volume
     /// past all their objects. For people, never steady state.
     pub async fn names(&self) -> Result<Vec<String>, VolumeError> {
+        let mut names = self.names_after("", NAMES_MAX).await?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The first names behind `after`, at most `count_max`, in the order of their keys.
+    pub async fn names_after(
+        &self,
+        after: &str,
+        count_max: usize,
+    ) -> Result<Vec<String>, VolumeError> {
         let mut names = Vec::new();
-        let mut after: Option<String> = None;
-        while names.len() < NAMES_MAX {
+        // No key that we make has a `~`, and all that we make sort before it.
+        let past = |name: &str| format!("{VOLUMES}{name}/~");
+        let mut after = (!after.is_empty()).then(|| past(after));
+        while names.len() < count_max {
             let Some(key) = self.first_key(VOLUMES, after.as_deref()).await? else {
                 break;
             };
@@ -153,10 +193,8 @@ impl<W: World> Bucket<W> {
             if VolumeName::parse(name).is_ok() {
                 names.push(name.to_owned());
             }
-            // No key that we make has a `~`, and all that we make sort before it.
-            after = Some(format!("{VOLUMES}{name}/~").max(key));
+            after = Some(past(name).max(key));
         }
-        names.sort_unstable();
         Ok(names)
     }
 
@@ -366,9 +404,16 @@ async fn open_keyring<W: World>(
             })?,
         },
     };
-    world
-        .compute(move || keyring.unlock(password.as_deref()))
-        .await
+    unlock(world, keyring, password).await
+}
+
+async fn unlock<W: World>(
+    world: &W,
+    keyring: Keyring,
+    password: Option<String>,
+) -> Result<Option<PrefixKeys>, VolumeError> {
+    let unlocking = world.compute(move || keyring.unlock(password.as_deref()));
+    unlocking.await
 }
 
 enum Begun {

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use blockcache::{Epoch, Intent, Seq};
 use world::{ETag, UnixTime};
 
@@ -47,6 +49,7 @@ fn local() -> LocalVolume {
             replaces: ETag("d".to_owned()),
         }],
         dirty_bytes: 4096,
+        dirty_age: Duration::from_secs(1),
         damage: None,
         kept: Seq(120),
     }

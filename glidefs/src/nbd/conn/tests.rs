@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::device::{Access, IoError, RunKind};
+use crate::nbd::ORPHAN_TIMEOUT;
 use crate::nbd::testing::{Client, House, run};
 use crate::nbd::wire::{self, Cursor, Errno, RequestHeader, chunk, flag, option, reply};
 
@@ -351,6 +352,36 @@ fn a_client_that_vanishes_leaves_its_started_writes_behind() {
     assert_eq!(house.device.writes_done.get(), 2);
     assert_eq!(house.server.connections(), 0);
     assert_eq!(Rc::strong_count(&house.device), 2, "a device is kept");
+}
+
+#[test]
+fn a_client_that_vanishes_does_not_hold_its_export_for_longer_than_the_bound() {
+    let house = House::new();
+    let client = plain(&house);
+    house.device.stall_writes(true);
+    client.talk(&[write(1, 0, &[1; 512]), write(2, 512, &[2; 512])].concat());
+    client.vanish();
+    house.world.advance(ORPHAN_TIMEOUT - Duration::from_secs(1));
+    assert_eq!(house.server.connections(), 1, "its writes may still end");
+    house.world.advance(Duration::from_secs(2));
+    assert_eq!(house.server.connections(), 0);
+    assert_eq!(Rc::strong_count(&house.device), 2, "a device is kept");
+    house.device.stall_writes(false);
+    house.world.run();
+    assert_eq!(house.device.writes_done.get(), 0, "a write came late");
+}
+
+#[test]
+fn a_client_that_is_there_is_waited_for_however_long_its_writes_stall() {
+    let house = House::new();
+    let client = plain(&house);
+    house.device.stall_writes(true);
+    assert_eq!(client.talk(&write(1, 0, &[1; 512])), b"");
+    house.world.advance(10 * ORPHAN_TIMEOUT);
+    assert_eq!(house.server.connections(), 1);
+    house.device.stall_writes(false);
+    house.world.run();
+    assert_eq!(client.hear(), ok(1));
 }
 
 #[test]
