@@ -56,8 +56,10 @@ impl Files {
         Ok(files)
     }
 
-    /// Removes what writers that died have left. A living one holds a lock on its file.
+    /// Removes what writers that died have left. A living one holds a lock on its file, and until it
+    /// does, one on the folder.
     fn sweep_staging(&self) -> io::Result<()> {
+        let _nobody_begins = lock_folder(&self.staging, FlockOperation::LockExclusive)?;
         for entry in std::fs::read_dir(&self.staging)? {
             let path = entry?.path();
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -65,7 +67,6 @@ impl Files {
                 continue;
             };
             if rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                // Its writer, if it has just been created, reports a failure and is asked again.
                 let _removed = rustix::fs::unlink(&path);
             }
         }
@@ -114,7 +115,8 @@ impl Files {
 
     pub(super) fn replace(&self, key: &str, seen: &ETag, body: &Bytes) -> Result<ETag, Failure> {
         let path = self.path(key)?;
-        let _locked = lock_folder(folder_of(&path)).map_err(|errno| self.failure(errno))?;
+        let _locked = lock_folder(folder_of(&path), FlockOperation::LockExclusive)
+            .map_err(|errno| self.failure(errno))?;
         let found = open_object(&path).map_err(|errno| self.failure(errno))?;
         if found.etag != *seen {
             let why = format!("the object is at version {}, not {seen}", found.etag);
@@ -133,7 +135,7 @@ impl Files {
             _ => Err(failure),
         };
         // Against a replace that has just looked at the object.
-        let _locked = match lock_folder(folder_of(&path)) {
+        let _locked = match lock_folder(folder_of(&path), FlockOperation::LockExclusive) {
             Ok(locked) => locked,
             Err(errno) => return gone(self.failure(errno)),
         };
@@ -176,7 +178,9 @@ impl Files {
         let path = self.staging.join(name);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
-        let fd = rustix::fs::open(&path, flags, mode).map_err(|errno| self.failure(errno))?;
+        let fd = self
+            .begin(&path, flags, mode)
+            .map_err(|errno| self.failure(errno))?;
         let mut staged = Staged {
             fd,
             path,
@@ -186,6 +190,14 @@ impl Files {
             .fill(body, modified_before)
             .map_err(|errno| self.failure(errno))?;
         Ok(staged)
+    }
+
+    /// Creates a staged file and shows others that its writer lives, with no sweep in between.
+    fn begin(&self, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+        let _no_sweep = lock_folder(&self.staging, FlockOperation::LockShared)?;
+        let fd = rustix::fs::open(path, flags, mode)?;
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(fd)
     }
 
     /// The folder holds the name of what was created, replaced or removed, also after a power cut.
@@ -276,8 +288,6 @@ struct Staged {
 
 impl Staged {
     fn fill(&mut self, body: &Bytes, modified_before: i64) -> Result<(), Errno> {
-        // Shows others that its writer lives.
-        rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive)?;
         pwrite_all(&self.fd, 0, body)?;
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let now = nanos(now.tv_sec, now.tv_nsec);
@@ -350,12 +360,12 @@ fn read_range(fd: &OwnedFd, start: u64, end: u64) -> Result<Bytes, Errno> {
     Ok(Bytes::from(bytes))
 }
 
-/// Held by whoever looks at an object of the folder in order to change it. Ends with the process.
-fn lock_folder(folder: &Path) -> Result<OwnedFd, Errno> {
+/// Exclusive for whoever looks at an object of the folder in order to change it. Ends with the process.
+fn lock_folder(folder: &Path, how: FlockOperation) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(folder, flags, Mode::empty())?;
     loop {
-        match rustix::fs::flock(&fd, FlockOperation::LockExclusive) {
+        match rustix::fs::flock(&fd, how) {
             Err(Errno::INTR) => {}
             other => return other.map(|()| fd),
         }
