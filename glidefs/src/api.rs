@@ -29,8 +29,8 @@ pub use server::{API_CONNECTIONS_MAX, BindError, bind, serve};
 
 use crate::config::Secret;
 use crate::control::{
-    Control, ControlError, ExportDocument, IoDocument, PromoteDocument, PutDocument, Request,
-    ServerDocument,
+    AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, IoDocument,
+    PromoteDocument, PutDocument, Request, ServerDocument,
 };
 use crate::metrics;
 
@@ -92,6 +92,7 @@ impl Api {
             )
             .route("/api/exports/{name}/drain", post(drain))
             .route("/api/exports/{name}/promote", post(promote))
+            .route("/api/exports/{name}/accept-loss", post(accept_loss))
             .route("/api/exports/{name}/metrics", get(export_metrics))
             .route("/api/server", get(server_document))
             .route("/metrics", get(all_metrics))
@@ -162,11 +163,25 @@ async fn put(State(api): State<Api>, name: Name, body: Body) -> Answer<ExportDoc
     Ok(Json(answer))
 }
 
-async fn delete_one(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {
-    let Path(name) = name?;
+async fn delete_one(
+    State(api): State<Api>,
+    name: Name,
+    query: Result<Query<DeleteQuery>, QueryRejection>,
+) -> Answer<ExportDocument> {
+    let (Path(name), Query(how)) = (name?, query?);
     let answer = api
         .control
-        .ask(|reply| Request::Delete(name, reply))
+        .ask(|reply| Request::Delete(name, how, reply))
+        .await?;
+    Ok(Json(answer))
+}
+
+async fn accept_loss(State(api): State<Api>, name: Name, body: Body) -> Answer<ExportDocument> {
+    let Path(name) = name?;
+    let wanted: AcceptLossDocument = parse(&body?, "{\"kept_seq\": 1041}")?;
+    let answer = api
+        .control
+        .ask(|reply| Request::AcceptLoss(name, wanted, reply))
         .await?;
     Ok(Json(answer))
 }

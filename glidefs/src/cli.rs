@@ -126,7 +126,21 @@ enum ExportCommand {
     /// Upload everything written so far; returns when it is in the store
     Drain(Named),
     /// Drain, give up ownership and forget locally; the data stays in the store
-    Delete(Named),
+    Delete {
+        #[command(flatten)]
+        named: Named,
+        /// Drop unpublished writes that can never be published
+        #[arg(long)]
+        accept_loss: bool,
+    },
+    /// Go on without unpublished writes that are missing from the cache (`damage` in `export get`)
+    AcceptLoss {
+        #[command(flatten)]
+        named: Named,
+        /// The last write that is left, as `export get` tells: those after it are lost
+        #[arg(long, value_name = "SEQ")]
+        kept_seq: u64,
+    },
     /// Make a read-only export read-write: take its ownership
     Promote {
         #[command(flatten)]

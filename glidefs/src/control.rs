@@ -17,8 +17,11 @@ pub enum Request {
     Get(String, Reply<ExportDocument>),
     /// Create, or grow to this size.
     Put(String, PutDocument, Reply<ExportDocument>),
-    /// Drain, detach and forget; refused while clients are connected.
-    Delete(String, Reply<ExportDocument>),
+    /// Drain, detach and forget; refused while clients are connected, and where something would be
+    /// lost that nobody has accepted to lose.
+    Delete(String, DeleteQuery, Reply<ExportDocument>),
+    /// Go on without the writes that are missing.
+    AcceptLoss(String, AcceptLossDocument, Reply<ExportDocument>),
     /// Returns once everything answered before the call is in the store.
     Drain(String, Reply<ExportDocument>),
     /// Read-only to read-write.
@@ -78,7 +81,18 @@ pub struct ExportDocument {
     pub published_seq: u64,
     pub published_at: String,
     pub last_seq: u64,
+    /// Set while unpublished writes are missing from the cache and nobody has accepted the loss.
+    #[serde(default)]
+    pub damage: Option<DamageDocument>,
     pub io: IoDocument,
+}
+
+/// Unpublished writes that should be in the cache and are not.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct DamageDocument {
+    pub what: String,
+    /// The last write of the unbroken run that is left.
+    pub kept_seq: u64,
 }
 
 /// Counts since the server started.
@@ -119,6 +133,21 @@ pub struct ServerDocument {
 pub struct PutDocument {
     /// GiB (2^30 bytes), may have a fraction.
     pub size_gb: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct AcceptLossDocument {
+    /// As the export's `damage` tells: writes after it are lost.
+    pub kept_seq: u64,
+}
+
+/// What may stand behind the `?` of a DELETE.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeleteQuery {
+    /// Unpublished writes that can never be published may be dropped.
+    pub accept_loss: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]

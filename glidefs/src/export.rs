@@ -8,6 +8,7 @@
 //!             fenced by another epoch ──────────────► Fenced ──► (last client leaves) gone
 //!            /            root gone ────────────────► Vanished
 //! ReadWrite ── idle, drained ─► Leaving ─► (detached, or given up) Closed
+//! Damaged   ── (the loss is accepted) Closed
 //! ReadOnly  ── (last client leaves) gone; promoted: replaced by a ReadWrite export
 //! ```
 //!
@@ -69,6 +70,9 @@ pub enum Role {
     ReadOnly,
     /// Nobody is connected, all is published, the detach is on its way.
     Leaving,
+    /// Unpublished writes are missing: what is left is shown, nothing is taken and no flush is answered
+    /// well before an operator has accepted the loss.
+    Damaged,
     /// Another epoch exists.
     Fenced,
     /// The root is gone from the store.
@@ -101,9 +105,11 @@ pub struct Export<W: World> {
 pub(crate) struct Parts<W: World> {
     pub(crate) world: W,
     pub(crate) cache: Cache<W>,
+    /// `ReadWrite`, `ReadOnly` or `Damaged`.
+    pub(crate) role: Role,
     pub(crate) name: String,
     pub(crate) size_bytes: u64,
-    /// None: read-only.
+    /// None: nothing of the log is read.
     pub(crate) local: Option<CacheVolume<W>>,
     /// None: resumed without the store.
     pub(crate) volume: Option<Volume<W>>,
@@ -120,18 +126,18 @@ impl<W: World> Export<W> {
             parts.local.is_some() || parts.volume.is_some(),
             "a read-only export needs a volume to read"
         );
-        let role = match parts.local {
-            Some(_) => Role::ReadWrite,
-            None => Role::ReadOnly,
-        };
+        assert!(
+            parts.role != Role::ReadWrite || parts.local.is_some(),
+            "writes go to the log"
+        );
         let frames = Frames::new(parts.world.clone(), parts.cache.clone(), parts.volume);
         Rc::new(Self {
             clients: Clients::none_at(parts.world.now()),
             world: parts.world,
             name: parts.name,
             size_bytes: Cell::new(parts.size_bytes),
-            role: Cell::new(role),
-            ended_clean: Cell::new(true),
+            role: Cell::new(parts.role),
+            ended_clean: Cell::new(parts.role != Role::Damaged),
             cache: parts.cache,
             local: parts.local,
             frames,
@@ -197,7 +203,7 @@ impl<W: World> Export<W> {
     /// Ends the right to write. What waits for room in the cache is woken with an error.
     pub(crate) fn end(&self, role: Role) {
         assert!(
-            !matches!(role, Role::ReadWrite | Role::ReadOnly),
+            !matches!(role, Role::ReadWrite | Role::ReadOnly | Role::Damaged),
             "{role:?} is no end"
         );
         if self.role.get() == Role::ReadWrite {
@@ -253,6 +259,10 @@ impl<W: World> Export<W> {
     pub(crate) fn halted(&self) -> Option<String> {
         match self.role.get() {
             Role::ReadWrite | Role::ReadOnly | Role::Leaving => self.orders.halted(),
+            Role::Damaged => Some(format!(
+                "unpublished writes of `{}` are missing; look at it, then accept the loss",
+                self.name
+            )),
             Role::Fenced => Some(format!("`{}` is fenced: another epoch exists", self.name)),
             Role::Vanished => Some(format!("the root of `{}` vanished", self.name)),
             Role::Closed => Some(format!("`{}` is closed", self.name)),
@@ -332,7 +342,7 @@ impl<W: World> Export<W> {
             Role::ReadOnly => {}
             // Rule 15: a client that flushes behind a finished hand-over must not be failed, and
             // one whose writes were lost with the epoch must not be reassured.
-            Role::Leaving | Role::Fenced | Role::Vanished | Role::Closed => {
+            Role::Damaged | Role::Leaving | Role::Fenced | Role::Vanished | Role::Closed => {
                 if !self.ended_clean.get() {
                     self.count(|io| io.errors += 1);
                     return Err(self.ended());
@@ -420,7 +430,7 @@ impl<W: World> Export<W> {
 
     fn may_read(&self) -> Result<(), IoError> {
         match self.role.get() {
-            Role::ReadWrite | Role::ReadOnly | Role::Leaving => Ok(()),
+            Role::ReadWrite | Role::ReadOnly | Role::Damaged | Role::Leaving => Ok(()),
             Role::Fenced | Role::Vanished | Role::Closed => {
                 self.count(|io| io.errors += 1);
                 Err(self.ended())
@@ -431,7 +441,7 @@ impl<W: World> Export<W> {
     fn may_write(&self) -> Result<&CacheVolume<W>, IoError> {
         match (self.role.get(), &self.local) {
             (Role::ReadWrite, Some(local)) => Ok(local),
-            (Role::ReadOnly, _) | (Role::ReadWrite, None) => Err(IoError::ReadOnly),
+            (Role::ReadOnly | Role::Damaged, _) | (Role::ReadWrite, None) => Err(IoError::ReadOnly),
             (Role::Leaving | Role::Fenced | Role::Vanished | Role::Closed, _) => {
                 self.count(|io| io.errors += 1);
                 Err(self.ended())
@@ -441,7 +451,7 @@ impl<W: World> Export<W> {
 
     fn ended(&self) -> IoError {
         match self.role.get() {
-            Role::Vanished => IoError::Io,
+            Role::Damaged | Role::Vanished => IoError::Io,
             Role::ReadWrite | Role::ReadOnly | Role::Leaving | Role::Fenced | Role::Closed => {
                 IoError::Shutdown
             }

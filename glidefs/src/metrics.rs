@@ -150,6 +150,11 @@ const EXPORT_GAUGES: &[Row<ExportDocument, f64>] = &[
     ("read_write", "1 if this server may write the export", |e| {
         f64::from(u8::from(e.role == "read-write"))
     }),
+    (
+        "damaged",
+        "1 while unpublished writes are missing and the loss is not accepted",
+        |e| f64::from(u8::from(e.damage.is_some())),
+    ),
     ("fenced", "1 if another owner has taken the export", |e| {
         f64::from(u8::from(e.role == "fenced"))
     }),
@@ -293,6 +298,7 @@ mod tests {
             published_seq: 7,
             published_at: String::new(),
             last_seq: 8,
+            damage: None,
             io: crate::control::IoDocument {
                 writes: 5,
                 ..Default::default()

@@ -7,6 +7,7 @@
 
 mod answer;
 mod leave;
+mod loss;
 mod stored;
 
 use std::cell::Cell;

@@ -412,6 +412,7 @@ fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
         published_seq: 1,
         published_at: String::new(),
         last_seq: 2,
+        damage: None,
         io: IoDocument::default(),
     }
 }
@@ -471,7 +472,7 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
                 made.size_bytes = glidefs::config::bytes_from_gib(wanted.size_gb);
                 reply.send(Ok(made)).is_ok()
             }
-            Request::Delete(name, reply) => {
+            Request::Delete(name, _, reply) => {
                 let mut refusal =
                     ControlError::new(ControlErrorKind::Conflict, "a client is connected");
                 refusal.export = find(&name).map(Box::new);
@@ -481,6 +482,11 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
                 let mut promoted = export(&name, 0);
                 promoted.epoch = wanted.expected_epoch.map_or(1, |epoch| epoch + 1);
                 reply.send(Ok(promoted)).is_ok()
+            }
+            Request::AcceptLoss(name, wanted, reply) => {
+                let mut left = export(&name, 0);
+                left.last_seq = wanted.kept_seq;
+                reply.send(Ok(left)).is_ok()
             }
             Request::DrainAll(reply) => reply.send(Ok(exports.clone())).is_ok(),
             Request::Server(reply) => {

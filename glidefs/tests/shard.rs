@@ -7,7 +7,8 @@ use std::time::Duration;
 use blockcache::CacheConfig;
 use bytes::Bytes;
 use glidefs::control::{
-    Control, ControlErrorKind, ExportDocument, PromoteDocument, PutDocument, Request,
+    AcceptLossDocument, Control, ControlErrorKind, DeleteQuery, ExportDocument, PromoteDocument,
+    PutDocument, Request,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::clients::Sharing;
@@ -320,10 +321,17 @@ fn a_node_that_lost_its_volume_to_another_is_fenced_and_says_what_it_holds() {
         // Detached now, but what A holds unpublished is not dropped in silence.
         let refused = a.connect("vm").await.expect_err("salvage");
         assert!(refused.to_string().contains("unpublished"), "{refused}");
-        let deleted = a
-            .control
-            .ask(|reply| Request::Delete("vm".to_owned(), reply));
-        deleted.await.expect("the loss is accepted");
+        let delete = async |accept_loss| {
+            let how = DeleteQuery { accept_loss };
+            let asked = a
+                .control
+                .ask(|reply| Request::Delete("vm".to_owned(), how, reply));
+            asked.await
+        };
+        let refused = delete(false).await.expect_err("it would be lost");
+        assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
+        assert!(refused.export.expect("the numbers").dirty_bytes > 0);
+        delete(true).await.expect("the loss is accepted");
         let device = a.connect("vm").await.expect("taken");
         assert_eq!(device.access(), Access::ReadWrite);
         assert_eq!(stamp(&device, 1).await, 13);
@@ -634,7 +642,10 @@ fn another_volume_of_the_same_name_is_not_mixed_up_in_an_outage() {
             write(&device, 1, 2).await;
             drop(device);
             let name = "vm".to_owned();
-            let left = b.control.ask(|reply| Request::Delete(name, reply)).await;
+            let left = b
+                .control
+                .ask(|reply| Request::Delete(name, DeleteQuery::default(), reply))
+                .await;
             left.expect("given up");
             let a = start(&sim, "a").await;
             let device = a.connect("vm").await.expect("taken");
@@ -683,6 +694,67 @@ fn a_client_that_returns_while_the_log_stops_is_told_and_does_not_wait() {
             }
         });
     }
+}
+
+/// Rule 8: after a failed fsync what is left is shown, nothing is taken and no flush answered well, and
+/// the operator accepts the loss by the number that he has seen. What had been flushed is kept.
+#[test]
+fn writes_that_a_failed_fsync_lost_are_accepted_by_number_and_the_flushed_ones_kept() {
+    let mut accepted = 0;
+    for seed in 0..20 {
+        accepted += simulate(seed, |sim| async move {
+            let a = start(&sim, "a").await;
+            let host = a.world.host();
+            let device = a.connect("vm").await.expect("created");
+            write(&device, 0, 1).await;
+            device.flush().await.expect("flushed");
+            for n in 1..40 {
+                write(&device, n, 2).await;
+            }
+            let faults = DiskFaults {
+                persist_error: Odds::one_in(1),
+                ..DiskFaults::default()
+            };
+            sim.set_disk_faults(host, faults);
+            assert_eq!(device.flush().await, Err(IoError::Io));
+            sim.set_disk_faults(host, DiskFaults::default());
+            sim.sleep(Duration::from_secs(1)).await;
+            a.kill();
+            let a = start(&sim, "a").await;
+            let Some(damage) = a.get("vm").await.damage else {
+                return 0;
+            };
+            let device = a.connect("vm").await.expect("shown");
+            assert_eq!(device.access(), Access::ReadOnly);
+            assert_eq!(a.get("vm").await.role, "damaged");
+            assert_eq!(stamp(&device, 0).await, 1);
+            assert_eq!(device.flush().await, Err(IoError::Io));
+            let accept = async |kept_seq| {
+                let wanted = AcceptLossDocument { kept_seq };
+                let asked = a
+                    .control
+                    .ask(|reply| Request::AcceptLoss("vm".to_owned(), wanted, reply));
+                asked.await
+            };
+            let other = accept(damage.kept_seq + 1).await.expect_err("not seen");
+            assert_eq!(other.kind, ControlErrorKind::Conflict, "{other}");
+            let open = accept(damage.kept_seq).await.expect("accepted");
+            assert_eq!((open.role.as_str(), open.damage), ("read-write", None));
+            assert_eq!(device.read(0, PAGE).await, Err(IoError::Shutdown));
+            let device = a.connect("vm").await.expect("opened");
+            for n in 0..40 {
+                let expected = match n {
+                    0 => 1,
+                    n if n < damage.kept_seq => 2,
+                    _ => 0,
+                };
+                assert_eq!(stamp(&device, n).await, expected, "page {n}");
+            }
+            assert_eq!(a.drain("vm").await.published_seq, damage.kept_seq);
+            1
+        });
+    }
+    assert!(accepted > 5, "{accepted} losses");
 }
 
 #[test]
@@ -789,7 +861,7 @@ fn delete_gives_the_volume_up_and_keeps_it_in_the_store() {
         write(&device, 1, 1).await;
         let delete = || {
             a.control
-                .ask(|reply| Request::Delete("vm".to_owned(), reply))
+                .ask(|reply| Request::Delete("vm".to_owned(), DeleteQuery::default(), reply))
         };
         let refused = delete().await.expect_err("in use");
         assert_eq!(refused.kind, ControlErrorKind::Conflict);

@@ -90,7 +90,10 @@ const MODULES: [(&str, &[&str]); 13] = [
     ("metrics", &["control"]),
     ("nbd", &["device"]),
     ("race", &[]),
-    ("shard", &["control", "device", "export", "sync", "volume"]),
+    (
+        "shard",
+        &["control", "device", "export", "race", "sync", "volume"],
+    ),
     ("sync", &["export", "race", "volume"]),
     ("volume", &[]),
 ];

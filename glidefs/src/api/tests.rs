@@ -25,6 +25,7 @@ fn export(name: &str) -> ExportDocument {
         published_seq: 5,
         published_at: "2026-11-20T00:00:00.000Z".into(),
         last_seq: 7,
+        damage: None,
         io: IoDocument {
             reads: 3,
             ..Default::default()
@@ -69,11 +70,19 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
                 exports.insert(name, made.clone());
                 reply.send(Ok(made)).is_ok()
             }
-            Request::Delete(name, reply) => {
-                let mut refusal =
-                    ControlError::new(ControlErrorKind::Conflict, "a client is connected");
+            Request::Delete(name, how, reply) => {
+                let text = match how.accept_loss {
+                    true => "a client is connected all the same",
+                    false => "a client is connected",
+                };
+                let mut refusal = ControlError::new(ControlErrorKind::Conflict, text);
                 refusal.export = exports.get(&name).cloned().map(Box::new);
                 reply.send(Err(refusal)).is_ok()
+            }
+            Request::AcceptLoss(name, wanted, reply) => {
+                let mut left = export(&name);
+                left.last_seq = wanted.kept_seq;
+                reply.send(Ok(left)).is_ok()
             }
             Request::Promote(name, wanted, reply) => {
                 let mut promoted = export(&name);
@@ -191,6 +200,17 @@ async fn the_curl_lines_of_the_product_description_work() {
     assert_eq!(body["error"]["kind"], "conflict");
     assert_eq!(body["error"]["message"], "a client is connected");
     assert_eq!(body["error"]["export"]["dirty_bytes"], 8192);
+    let accepting = "/api/exports/vm-a?accept_loss=true";
+    let (_, body) = api.json("DELETE", accepting, "").await;
+    let told = body["error"]["message"].as_str().expect("a text");
+    assert!(told.ends_with("all the same"), "{told}");
+    let (status, _) = api.json("DELETE", "/api/exports/vm-a?force=1", "").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let accept = "/api/exports/vm-a/accept-loss";
+    let (status, body) = api.json("POST", accept, "{\"kept_seq\": 5}").await;
+    assert_eq!((status, &body["last_seq"]), (StatusCode::OK, &5.into()));
+    let (status, _) = api.json("POST", accept, "").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::client::{Client, Said, block_on, export_path, stored_path};
 use super::text::{bytes_text, duration_text, table};
 use super::{ExportCommand, Failure, Named, output};
-use crate::control::{ExportDocument, PromoteDocument, PutDocument};
+use crate::control::{AcceptLossDocument, ExportDocument, PromoteDocument, PutDocument};
 
 /// Pages of a list of everything.
 const PAGES_MAX: u32 = 1000;
@@ -36,7 +36,14 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
             show(&named, &said.or_refused()?);
         }
         ExportCommand::Drain(named) => change(&named, Method::POST, "/drain", String::new())?,
-        ExportCommand::Delete(named) => change(&named, Method::DELETE, "", String::new())?,
+        ExportCommand::Delete { named, accept_loss } => {
+            let query = if accept_loss { "?accept_loss=true" } else { "" };
+            change(&named, Method::DELETE, query, String::new())?;
+        }
+        ExportCommand::AcceptLoss { named, kept_seq } => {
+            let wanted = AcceptLossDocument { kept_seq };
+            change(&named, Method::POST, "/accept-loss", json(&wanted))?;
+        }
         ExportCommand::Promote {
             named,
             force,
@@ -145,7 +152,7 @@ fn list_text(exports: &[ExportDocument]) -> String {
 }
 
 fn export_text(export: &ExportDocument) -> String {
-    let rows = [
+    let mut rows = vec![
         ["size".into(), bytes_text(export.size_bytes)],
         ["role".into(), export.role.clone()],
         ["owner".into(), export.owner.clone()],
@@ -166,6 +173,11 @@ fn export_text(export: &ExportDocument) -> String {
             ),
         ],
     ];
+    if let Some(damage) = &export.damage {
+        rows.push(["damage".into(), damage.what.clone()]);
+        let left = format!("writes up to {}", damage.kept_seq);
+        rows.push(["left of it".into(), left]);
+    }
     table(["export", &export.name], &rows)
 }
 

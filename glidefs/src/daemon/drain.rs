@@ -215,6 +215,7 @@ mod tests {
             published_seq: 0,
             published_at: String::new(),
             last_seq: 0,
+            damage: None,
             io: IoDocument::default(),
         }
     }

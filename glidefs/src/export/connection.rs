@@ -26,9 +26,12 @@ impl<W: World> Connection<W> {
         export.orders.wake.notify_one();
         let access = match export.role() {
             Role::ReadWrite => Access::ReadWrite,
-            Role::ReadOnly | Role::Leaving | Role::Fenced | Role::Vanished | Role::Closed => {
-                Access::ReadOnly
-            }
+            Role::ReadOnly
+            | Role::Damaged
+            | Role::Leaving
+            | Role::Fenced
+            | Role::Vanished
+            | Role::Closed => Access::ReadOnly,
         };
         Self {
             access,

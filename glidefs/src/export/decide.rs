@@ -11,6 +11,8 @@
 //!  not to be asked       resume if the epoch is held, else unavailable
 //! ```
 //!
+//! Where unpublished records are missing, "resume" and "take" become "damaged": read-only.
+//!
 //! (*) Unpublished records are salvage then (rule 11): the volume stays closed here until an
 //! operator accepts their loss, so that nothing answered is dropped in silence. A root whose last
 //! nonce is one that this log made or durably intended is the only proof that its records still
@@ -59,6 +61,11 @@ pub(crate) enum Plan {
     },
     /// Somebody else owns it: serve its cut.
     ReadOnly,
+    /// Unpublished records are missing: show what is left, over the store's or the store's alone, until
+    /// an operator accepts the loss (rule 8).
+    Damaged {
+        records: Records,
+    },
     Create {
         size_bytes: u64,
     },
@@ -143,7 +150,15 @@ fn decide_with_root(root: &RootView, ours: Ours<'_>) -> Plan {
         return Plan::Take { records };
     };
     if let Some(damage) = &local.damage {
-        return Plan::Refuse(Refusal::Damaged(damage.clone()));
+        if !is_ours(root, local) {
+            return Plan::Refuse(Refusal::Damaged(damage.clone()));
+        }
+        let records = if root.cut > local.kept {
+            Records::Drop
+        } else {
+            Records::Keep
+        };
+        return Plan::Damaged { records };
     }
     let records = match (is_ours(root, local), local.last > local.published) {
         (false, true) => return Plan::Refuse(Refusal::Salvage(local.dirty_bytes)),

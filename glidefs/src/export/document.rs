@@ -6,7 +6,7 @@ use blockcache::LocalVolume;
 use world::{UnixTime, World};
 
 use super::{Export, Role};
-use crate::control::{ExportDocument, IoDocument};
+use crate::control::{DamageDocument, ExportDocument, IoDocument};
 use crate::volume::{Owner, RootView};
 
 /// What an open export shows.
@@ -44,6 +44,7 @@ pub(crate) fn of_parts(
         published_seq: published.unwrap_or_default().0,
         published_at: root.map_or_else(String::new, |r| r.cut_time.to_string()),
         last_seq: last.unwrap_or_default().0,
+        damage: local.and_then(damage_of),
         io: IoDocument::default(),
     }
 }
@@ -70,10 +71,18 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn damage_of(local: &LocalVolume) -> Option<DamageDocument> {
+    local.damage.as_ref().map(|what| DamageDocument {
+        what: what.clone(),
+        kept_seq: local.kept.0,
+    })
+}
+
 fn role_name(role: Role) -> &'static str {
     match role {
         Role::ReadWrite | Role::Leaving => "read-write",
         Role::ReadOnly => "read-only",
+        Role::Damaged => "damaged",
         Role::Fenced => "fenced",
         Role::Vanished => "vanished",
         Role::Closed => "closed",

@@ -14,7 +14,7 @@ use super::decide::{Ours, Plan, Records, Refusal, Seen, decide};
 use super::document::owner_text;
 use super::shelf::Asked;
 use super::site::Site;
-use super::{Export, Parts};
+use super::{Export, Parts, Role};
 use crate::device::ConnectError;
 use crate::sync;
 use crate::volume::{RootView, Volume, VolumeError};
@@ -70,7 +70,7 @@ impl<W: World> Site<W> {
         for _attempt in 0..OPEN_ATTEMPTS_MAX {
             let asked = self.shelf.ask(name).await;
             if let Attempted::Opened(export) = self.perform(name, wish, asked).await? {
-                if export.local().is_some() {
+                if export.role() == Role::ReadWrite {
                     sync::start(self, &export);
                 }
                 return Ok(export);
@@ -166,6 +166,9 @@ impl<W: World> Site<W> {
                 }
                 self.take(volume, wish.force, local.is_some()).await
             }
+            (Plan::Damaged { records }, Some(volume), Some(local)) => {
+                Ok(Attempted::Opened(self.damaged(volume, &local, records)))
+            }
             (Plan::ReadOnly, Some(volume), _) => {
                 Ok(Attempted::Opened(self.read_only(volume).await?))
             }
@@ -217,6 +220,7 @@ impl<W: World> Site<W> {
         adopt(&held, local, &root);
         let opened = opened(&root);
         Ok(Attempted::Opened(self.export(
+            Role::ReadWrite,
             opened,
             Some(held),
             Some(volume),
@@ -268,7 +272,12 @@ impl<W: World> Site<W> {
             nonce: local.nonce,
             published: local.published,
         };
-        Ok(Attempted::Opened(self.export(opened, Some(held), None)))
+        Ok(Attempted::Opened(self.export(
+            Role::ReadWrite,
+            opened,
+            Some(held),
+            None,
+        )))
     }
 
     async fn attach(
@@ -280,7 +289,12 @@ impl<W: World> Site<W> {
         let opened = opened(&root);
         let attached = Box::pin(self.cache.attach(opened.clone())).await;
         let local = attached.map_err(|error| cache_failed(&root.name, &error))?;
-        Ok(Attempted::Opened(self.export(opened, Some(local), volume)))
+        Ok(Attempted::Opened(self.export(
+            Role::ReadWrite,
+            opened,
+            Some(local),
+            volume,
+        )))
     }
 
     /// Another volume that had this name is over. A start during an outage knows names alone, and must
@@ -298,8 +312,21 @@ impl<W: World> Site<W> {
         Ok(())
     }
 
+    /// What is left of a volume of which unpublished writes are missing.
+    fn damaged(&self, volume: Volume<W>, local: &LocalVolume, records: Records) -> Rc<Export<W>> {
+        let root = volume.root();
+        let held = match records {
+            Records::Keep => self.cache.volume(local.id),
+            // The store has more than that.
+            Records::Drop => None,
+        };
+        tracing::error!(export = %root.name, damage = local.damage, kept_seq = local.kept.0, "opened read-only: unpublished writes are missing; look at what is left, then accept the loss with `POST /api/exports/{}/accept-loss` (docs/runbooks/fsync-failed.md)", root.name);
+        self.export(Role::Damaged, opened(&root), held, Some(volume))
+    }
+
     fn export(
         &self,
+        role: Role,
         opened: Opened,
         local: Option<CacheVolume<W>>,
         volume: Option<Volume<W>>,
@@ -307,6 +334,7 @@ impl<W: World> Site<W> {
         Export::new(Parts {
             world: self.world.clone(),
             cache: self.cache.clone(),
+            role,
             name: opened.name,
             size_bytes: opened.size_bytes,
             local,
@@ -325,7 +353,7 @@ impl<W: World> Site<W> {
             tracing::error!(export = %root.name, dirty_bytes = local.state().map_or(0, |s| s.dirty_bytes), "another node took the volume; unpublished writes of this node are kept in its log");
         }
         tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
-        Ok(self.export(opened(&root), None, Some(volume)))
+        Ok(self.export(Role::ReadOnly, opened(&root), None, Some(volume)))
     }
 
     /// Rule 11: what somebody else's publish made stale is never read again.
@@ -380,20 +408,20 @@ pub(crate) fn refused(name: &str, refusal: Refusal) -> ConnectError {
             "no export `{name}`; create it with `PUT /api/exports/{name}`, or set `auto_create_size_gb`"
         )),
         Refusal::Vanished => ConnectError::Unavailable(format!(
-            "`{name}` is known to this node's cache, but its root is not in the store; restore the object, or drop the local copy with `DELETE /api/exports/{name}`"
+            "`{name}` is known to this node's cache, but its root is not in the store; restore the object, or drop the local copy with `DELETE /api/exports/{name}?accept_loss=true`"
         )),
         Refusal::Deleted => ConnectError::Unknown(format!("export `{name}` was deleted")),
         Refusal::NotInThisVersion => ConnectError::Refused(format!(
             "`{name}` is pending or suspended; this version cannot open it"
         )),
         Refusal::Salvage(bytes) => ConnectError::Refused(format!(
-            "`{name}` was published by another node while this one still held {bytes} bytes of unpublished writes; they are kept in this node's cache, and the volume stays closed here until you accept their loss with `DELETE /api/exports/{name}` (the volume in the store stays as it is)"
+            "`{name}` was published by another node while this one still held {bytes} bytes of unpublished writes; they are kept in this node's cache, and the volume stays closed here until you accept their loss with `DELETE /api/exports/{name}?accept_loss=true` (the volume in the store stays as it is)"
         )),
         Refusal::Damaged(what) => ConnectError::Refused(format!(
-            "`{name}` has unpublished writes in this node's cache that cannot be read ({what}); it stays closed here until you accept their loss with `DELETE /api/exports/{name}`"
+            "`{name}` has unpublished writes in this node's cache that cannot be read ({what}); it stays closed here until you accept their loss with `DELETE /api/exports/{name}?accept_loss=true`"
         )),
         Refusal::RolledBack { cut, seen } => ConnectError::Refused(format!(
-            "the root `nbd/{name}/root` in the store is older than one that this node has seen (cut {cut}, seen {seen}); bring the newer one back, or accept the older state with `DELETE /api/exports/{name}` (the volume in the store stays as it is)"
+            "the root `nbd/{name}/root` in the store is older than one that this node has seen (cut {cut}, seen {seen}); bring the newer one back, or accept the older state with `DELETE /api/exports/{name}?accept_loss=true` (the volume in the store stays as it is)"
         )),
         Refusal::Unreadable(why) => ConnectError::Unavailable(format!(
             "`{name}` cannot be opened: what the store holds of it cannot be read ({why})"

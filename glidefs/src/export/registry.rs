@@ -82,7 +82,7 @@ impl<W: World> Registry<W> {
                 Role::ReadWrite => return Ok(export),
                 Role::Leaving => self.wait_left(&export).await,
                 // A read-only connection sees the cut that is current when it connects.
-                Role::ReadOnly | Role::Closed => {}
+                Role::ReadOnly | Role::Damaged | Role::Closed => {}
                 Role::Fenced => {
                     return Err(still_used(&export, "is fenced: another epoch of it exists"));
                 }
@@ -90,8 +90,9 @@ impl<W: World> Registry<W> {
             }
         }
         let export = self.site.open(name, wish).await?;
-        if let (Role::ReadOnly, Some(before)) = (export.role(), self.get(name))
-            && before.role() == Role::ReadOnly
+        if let (role @ (Role::ReadOnly | Role::Damaged), Some(before)) =
+            (export.role(), self.get(name))
+            && before.role() == role
             && before.root().map(|r| r.etag) == export.root().map(|r| r.etag)
         {
             return Ok(before);
@@ -167,7 +168,9 @@ impl<W: World> Exports for Registry<W> {
         let (size_bytes, access) = match (self.site.plan(name, self.create_wish(), &seen), seen) {
             (Plan::Refuse(refusal), _) => return Err(refused(name, refusal)),
             (Plan::Create { size_bytes }, _) => (size_bytes, Access::ReadWrite),
-            (Plan::ReadOnly, Seen::Root(root)) => (root.size_bytes, Access::ReadOnly),
+            (Plan::ReadOnly | Plan::Damaged { .. }, Seen::Root(root)) => {
+                (root.size_bytes, Access::ReadOnly)
+            }
             (_, Seen::Root(root)) => (root.size_bytes, Access::ReadWrite),
             (_, Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_)) => {
                 let size = local_bytes.expect("only a known volume resumes unasked");
@@ -196,7 +199,9 @@ fn is_over<W: World>(export: &Export<W>) -> bool {
     match export.role() {
         Role::ReadWrite | Role::Leaving => false,
         Role::Closed => true,
-        Role::ReadOnly | Role::Fenced | Role::Vanished => export.clients.count() == 0,
+        Role::ReadOnly | Role::Damaged | Role::Fenced | Role::Vanished => {
+            export.clients.count() == 0
+        }
     }
 }
 

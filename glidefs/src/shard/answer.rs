@@ -9,15 +9,16 @@ use world::sync::Semaphore;
 use blockcache::{Epoch, LocalVolume, Seq};
 
 use crate::control::{
-    ControlError, ControlErrorKind, ExportDocument, PromoteDocument, PutDocument, Reply, Request,
-    ServerDocument,
+    ControlError, ControlErrorKind, DeleteQuery, ExportDocument, PromoteDocument, PutDocument,
+    Reply, Request, ServerDocument,
 };
 use crate::device::ConnectError;
-use crate::export::decide::{Plan, Refusal, Seen};
+use crate::export::decide::Seen;
 use crate::export::document::{cut_text, of_export, of_parts, owner_text};
 use crate::export::open::{Floor, Wish};
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
+use crate::shard::loss::{accept_loss, is_loss, not_accepted};
 use crate::shard::stored::list_stored;
 
 /// Requests being answered at a time; more wait in the queue.
@@ -64,7 +65,10 @@ async fn perform<W: World>(registry: &Registry<W>, request: Request) {
         }
         Request::Get(name, reply) => send(reply, get(registry, &name).await),
         Request::Put(name, wanted, reply) => send(reply, put(registry, &name, &wanted).await),
-        Request::Delete(name, reply) => send(reply, delete(registry, &name).await),
+        Request::Delete(name, how, reply) => send(reply, delete(registry, &name, how).await),
+        Request::AcceptLoss(name, wanted, reply) => {
+            send(reply, accept_loss(registry, &name, &wanted).await);
+        }
         Request::Drain(name, reply) => send(reply, drain(registry, &name).await),
         Request::Promote(name, how, reply) => send(reply, promote(registry, &name, &how).await),
         Request::DrainAll(reply) => send(reply, Ok(drain_all(registry).await)),
@@ -130,6 +134,9 @@ async fn put<W: World>(
         ..Wish::default()
     };
     let (_door, export) = open(registry, name, wish).await?;
+    if let Some(why) = export.halted().filter(|_| export.role() == Role::Damaged) {
+        return Err(conflict(&export, &format!("is read-only: {why}")));
+    }
     if export.role() != Role::ReadWrite {
         return Err(conflict(
             &export,
@@ -177,7 +184,11 @@ async fn wait_for<W: World>(
     }
 }
 
-async fn delete<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
+async fn delete<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    how: DeleteQuery,
+) -> Answer<ExportDocument> {
     check_name(name).map_err(refusal)?;
     let door = registry.door(name).await;
     let open = registry.get(name);
@@ -194,15 +205,13 @@ async fn delete<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDo
         .site()
         .local_volume(name, root)
         .is_some_and(|l| l.attached);
-    let lost = matches!(
-        plan,
-        Plan::Refuse(
-            Refusal::Vanished
-                | Refusal::Salvage(_)
-                | Refusal::Damaged(_)
-                | Refusal::RolledBack { .. }
-        )
-    );
+    let lost = is_loss(&plan);
+    if lost && !how.accept_loss {
+        return Err(not_accepted(
+            name,
+            registry.site().local_volume(name, root).as_ref(),
+        ));
+    }
     if lost {
         // It can never be drained: the operator says that the local copy may go.
         registry.remove(name);
@@ -382,7 +391,7 @@ pub(super) fn unavailable(why: String) -> ControlError {
     ControlError::new(ControlErrorKind::Unavailable, why)
 }
 
-fn refusal(error: ConnectError) -> ControlError {
+pub(super) fn refusal(error: ConnectError) -> ControlError {
     let kind = match error {
         ConnectError::Unknown(_) => ControlErrorKind::NotFound,
         ConnectError::Invalid(_) => ControlErrorKind::Invalid,

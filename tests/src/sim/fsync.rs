@@ -10,7 +10,7 @@ use world::sim::{DiskFaults, Odds};
 
 use super::guest::{Load, Tolerance};
 use super::node::{NAME, Node, socket};
-use super::stage::{ANSWER_MAX, Stage};
+use super::stage::{ANSWER_MAX, Stage, TRIES_MAX, TRY_PAUSE};
 use crate::nbd_client::{ClientError, NbdClient, Options};
 use crate::oracle::Judge;
 
@@ -19,6 +19,7 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     let mut owed = Judge::Process;
     for _ in 0..stage.between(1, 3) {
         let node = stage.start_surely(host).await?;
+        accept_loss(stage, &node, owed).await?;
         stage.judge(&node, owed).await?;
         let node = Rc::new(node);
         stage.follow(&node);
@@ -51,8 +52,50 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
         owed = Judge::Power;
     }
     let node = stage.start_surely(host).await?;
+    accept_loss(stage, &node, owed).await?;
     stage.judge(&node, owed).await?;
     stage.finish(&node).await
+}
+
+/// Where answered writes never reached the disk, what is left is a cut that holds all that was flushed,
+/// nothing is taken, and no flush is answered well, before an operator has accepted the loss (rule 8).
+async fn accept_loss(stage: &Stage, node: &Node, owed: Judge) -> Result<()> {
+    let mut last = String::new();
+    for _ in 0..TRIES_MAX {
+        let Some(damage) = node.get().await.ok().and_then(|export| export.damage) else {
+            return Ok(());
+        };
+        ensure!(owed == Judge::Power, "damage without a failed disk");
+        if stage.judge_as_reader(node, owed).await? {
+            shows_and_takes_nothing(stage, node).await?;
+        }
+        match node.accept_loss(damage.kept_seq).await {
+            Ok(_) => {
+                stage.sim.note("the operator accepts the loss");
+                return Ok(());
+            }
+            Err(error) => last = error.to_string(),
+        }
+        stage.sim.sleep(TRY_PAUSE).await;
+    }
+    bail!("a loss cannot be accepted: {last}")
+}
+
+async fn shows_and_takes_nothing(stage: &Stage, node: &Node) -> Result<()> {
+    let call = stage.sim.call(node.host, |world| async move {
+        let client = NbdClient::connect(&world, &socket(), NAME, Options::default()).await;
+        let Ok(client) = client else { return Ok(()) };
+        for acknowledged in [client.flush().await, client.write(0, vec![1; 4096]).await] {
+            if acknowledged.is_ok() {
+                bail!("a damaged volume acknowledged a flush or a write");
+            }
+        }
+        Ok(())
+    });
+    let pid = call.pid();
+    let outcome = call.await.unwrap_or(Ok(()));
+    stage.sim.kill(pid);
+    outcome
 }
 
 /// No change is acknowledged once one has failed, to nobody.

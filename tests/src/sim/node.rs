@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use anyhow::{Result, bail};
 use glidefs::control::{
-    Control, ControlError, ExportDocument, PromoteDocument, Request, ServerDocument,
+    AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, PromoteDocument,
+    Request, ServerDocument,
 };
 use glidefs::nbd::{Limits, Server};
 use glidefs::shard::{Shard, ShardConfig};
@@ -16,6 +17,9 @@ use world::{Address, World};
 
 /// The export that everything is about.
 pub(super) const NAME: &str = "vm";
+
+/// The operator knows what goes.
+const ACCEPTED: DeleteQuery = DeleteQuery { accept_loss: true };
 
 /// Where every server listens, on its own host.
 pub(super) fn socket() -> Address {
@@ -88,7 +92,15 @@ impl Node {
     pub(super) async fn delete(&self) -> Result<ExportDocument, ControlError> {
         let asked = self
             .control
-            .ask(|reply| Request::Delete(NAME.to_owned(), reply));
+            .ask(|reply| Request::Delete(NAME.to_owned(), ACCEPTED, reply));
+        asked.await
+    }
+
+    pub(super) async fn accept_loss(&self, kept_seq: u64) -> Result<ExportDocument, ControlError> {
+        let wanted = AcceptLossDocument { kept_seq };
+        let asked = self
+            .control
+            .ask(|reply| Request::AcceptLoss(NAME.to_owned(), wanted, reply));
         asked.await
     }
 

@@ -26,8 +26,8 @@ pub(super) const VOLUME_PAGES: [u64; 3] = [24, 64, 160];
 /// The whole content is read in requests of this length.
 const READ_BYTES: u32 = 64 * 1024;
 /// How often a connection, a read or a question is tried again, a second apart.
-const TRIES_MAX: u32 = 400;
-const TRY_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const TRIES_MAX: u32 = 400;
+pub(super) const TRY_PAUSE: Duration = Duration::from_secs(1);
 /// Of the runs that are sealed.
 const PASSWORD: &str = "correct horse battery staple";
 /// No healthy system leaves a request unanswered for so long.

@@ -205,8 +205,21 @@ fn a_damaged_log_opens_nothing_for_writing() {
         ..local()
     };
     let refusal = Plan::Refuse(Refusal::Damaged("hole at 95".to_owned()));
-    let seen = Seen::Root(root(HERE, VolumeState::Open, KNOWN));
-    assert_eq!(open(seen, Some(&damaged)), refusal);
+    let ours = || root(HERE, VolumeState::Open, KNOWN);
+    let shown = |records| Plan::Damaged { records };
+    let open_with = |root, kept| {
+        let kept = Seq(kept);
+        let damaged = LocalVolume {
+            kept,
+            ..damaged.clone()
+        };
+        open(Seen::Root(root), Some(&damaged))
+    };
+    assert_eq!(open_with(ours(), ours().cut.0), shown(Records::Keep));
+    // The store has what is missing here, and what is left is older than that.
+    assert_eq!(open_with(ours(), ours().cut.0 - 1), shown(Records::Drop));
+    let strange = root(HERE, VolumeState::Open, FOREIGN);
+    assert_eq!(open_with(strange, 120), refusal);
     let down = Seen::Unreachable("no route".to_owned());
     assert_eq!(open(down, Some(&damaged)), refusal);
 }

@@ -1,0 +1,95 @@
+//! What an operator gives up: unpublished writes that are not there any more, and those that can
+//! never be published. Nothing of either goes without a request that names it.
+
+use world::World;
+
+use blockcache::LocalVolume;
+
+use super::answer::Answer;
+use crate::control::{AcceptLossDocument, ControlError, ControlErrorKind, ExportDocument};
+use crate::export::Role;
+use crate::export::decide::{Plan, Refusal, Seen};
+use crate::export::document::{of_export, of_parts};
+use crate::export::open::{Wish, refused};
+use crate::export::registry::{Registry, check_name};
+
+/// Accepts that the writes of a damaged volume after `kept_seq` are lost, and opens it with those
+/// before (rule 8). Refused if something else is left than who asks has seen.
+pub(super) async fn accept_loss<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    wanted: &AcceptLossDocument,
+) -> Answer<ExportDocument> {
+    check_name(name).map_err(super::answer::refusal)?;
+    let _door = registry.door(name).await;
+    let site = registry.site();
+    let seen = site.shelf.ask(name).await.seen;
+    let root = match &seen {
+        Seen::Root(root) => Some(root),
+        Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
+    };
+    let Some(local) = site.local_volume(name, root) else {
+        let text = format!("this node's cache holds nothing of `{name}`");
+        return Err(ControlError::new(ControlErrorKind::NotFound, text));
+    };
+    let conflict = |message: String| ControlError {
+        kind: ControlErrorKind::Conflict,
+        message,
+        export: Some(Box::new(of_parts(name, Some(&local), root))),
+    };
+    match site.plan(name, Wish::default(), &seen) {
+        Plan::Damaged { .. } => {}
+        Plan::Refuse(refusal) => return Err(super::answer::refusal(refused(name, refusal))),
+        _ => return Err(conflict(format!("no write of `{name}` is missing here"))),
+    }
+    if wanted.kept_seq != local.kept.0 {
+        return Err(conflict(format!(
+            "what is left of `{name}` ends with write {}, not {}: look at it, then accept that",
+            local.kept, wanted.kept_seq
+        )));
+    }
+    let accepted = site.cache.accept_loss(local.id, local.kept).await;
+    accepted.map_err(|error| conflict(error.to_string()))?;
+    tracing::error!(
+        export = name,
+        kept_seq = local.kept.0,
+        "writes after this one are lost, as the operator accepted; those before are published"
+    );
+    // Who looked at it while it was damaged connects again.
+    if let Some(export) = registry.get(name) {
+        export.end(Role::Closed);
+    }
+    registry.remove(name);
+    let opened = Box::pin(registry.opened(name, Wish::default())).await;
+    let export = opened.map_err(super::answer::refusal)?;
+    Ok(of_export(&export))
+}
+
+/// What this node holds can never be drained: dropping it is a loss that somebody must accept.
+pub(super) fn is_loss(plan: &Plan) -> bool {
+    matches!(
+        plan,
+        Plan::Damaged { .. }
+            | Plan::Refuse(
+                Refusal::Vanished
+                    | Refusal::Salvage(_)
+                    | Refusal::Damaged(_)
+                    | Refusal::RolledBack { .. }
+            )
+    )
+}
+
+/// The refusal of a DELETE that would drop it.
+pub(super) fn not_accepted(name: &str, local: Option<&LocalVolume>) -> ControlError {
+    let bytes = local.map_or(0, |local| local.dirty_bytes);
+    let writes = local.map_or_else(String::new, |local| {
+        format!(" (writes {} to {})", local.published.next(), local.last)
+    });
+    ControlError {
+        kind: ControlErrorKind::Conflict,
+        message: format!(
+            "`{name}` cannot be drained, and this node's cache holds {bytes} unpublished bytes of it{writes}, which nobody else has; drop them with `?accept_loss=true`"
+        ),
+        export: local.map(|local| Box::new(of_parts(name, Some(local), None))),
+    }
+}
