@@ -276,9 +276,9 @@ pub(super) fn create_folder(folder: &Path) -> Result<(), Errno> {
     match rustix::fs::mkdir(folder, mode) {
         Ok(()) => persist_folder(folder_of(folder)),
         // Whoever created it may have died before its name was durable. A folder above that may not
-        // be opened is not one that we create anything in.
+        // be opened, or knows no fsync, is not one that we create anything in.
         Err(Errno::EXIST) => match persist_folder(folder_of(folder)) {
-            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => Ok(()),
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::INVAL) => Ok(()),
             other => other,
         },
         Err(Errno::NOENT) if folder_of(folder) != folder => {

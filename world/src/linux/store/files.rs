@@ -52,6 +52,10 @@ impl Files {
             failed: OnceLock::new(),
         };
         create_folder(&files.staging)?;
+        // A writer that died may have left names that only memory holds. Whoever reads them from here
+        // on takes them for stored.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::syncfs(rustix::fs::open(&files.root, flags, Mode::empty())?)?;
         files.sweep_staging()?;
         Ok(files)
     }
@@ -96,7 +100,11 @@ impl Files {
     pub(super) fn create(&self, key: &str, body: &Bytes) -> Result<ETag, Failure> {
         let path = self.path(key)?;
         self.check_present()?;
-        create_folder(folder_of(&path)).map_err(|errno| self.failure(errno))?;
+        create_folder(folder_of(&path)).map_err(|errno| match errno {
+            // The disk tells once: the next attempt would find the folder and be told that all is well.
+            Errno::IO => self.not_kept(folder_of(&path), errno),
+            _ => self.failure(errno),
+        })?;
         let staged = self.stage(body, i64::MIN)?;
         // Fails if the name is taken: the one step in which creates race.
         match rustix::fs::link(&staged.path, &path) {
@@ -203,16 +211,19 @@ impl Files {
     /// The folder holds the name of what was created, replaced or removed, also after a power cut.
     fn persist_name(&self, path: &Path) -> Result<(), Failure> {
         let folder = folder_of(path);
-        persist_folder(folder).map_err(|errno| {
-            let why = format!(
-                "the disk did not keep a change of {} ({errno}): what was stored may be gone after \
-                 a power cut; check the disk, then restart",
-                folder.display()
-            );
-            tracing::error!("{why}");
-            self.failed.get_or_init(|| why.clone());
-            Failure::new(StoreErrorKind::Unknown, why)
-        })
+        persist_folder(folder).map_err(|errno| self.not_kept(folder, errno))
+    }
+
+    /// From here on nothing is answered.
+    fn not_kept(&self, folder: &Path, errno: Errno) -> Failure {
+        let why = format!(
+            "the disk did not keep a change of {} ({errno}): what was stored may be gone after a power \
+             cut; check the disk, then restart",
+            folder.display()
+        );
+        tracing::error!("{why}");
+        self.failed.get_or_init(|| why.clone());
+        Failure::new(StoreErrorKind::Unknown, why)
     }
 
     fn check_sound(&self) -> Result<(), Failure> {
