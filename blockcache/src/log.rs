@@ -668,6 +668,9 @@ impl Log {
         let kept = volume.kept();
         volume.rebuild_index(kept);
         volume.state.losses.push(Loss { lsn, kept });
+        // Publishes of what is lost may be on their way to the store, with seqs that are given out again.
+        // So the epoch is over: the next opening changes the root first, and none of them can land.
+        volume.state.attached = false;
         volume.damage = None;
         volume.last = kept;
         while let Some(record) = volume.dirty.pop_back_if(|record| record.seq > kept) {

@@ -21,6 +21,8 @@ use crate::{CacheError, Id, PAGE_BYTES};
 
 /// The share of the log (in quarters) that may be unpublished for it to be worth the writing.
 const DIRTY_QUARTERS_MAX: u64 = 3;
+/// Records without data pages that fit one batch: 50 bytes each in a page of which 32 are the head.
+const RECORDS_PER_BATCH: u64 = 64;
 
 impl<W: World> Shared<W> {
     /// Moves what is unpublished in the oldest chunk to the end of the log. True if the chunk can go
@@ -99,8 +101,11 @@ fn source(log: &Log) -> Option<ChunkNo> {
         Written::Sectors { .. } => 1,
         Written::Zeros { .. } => 0,
     };
-    let pages = unpublished(log, no).iter().map(pages).sum();
-    log.has_room(pages, Spare::None).then_some(no)
+    let records = unpublished(log, no);
+    let pages: u64 = records.iter().map(pages).sum();
+    // Of records without data a batch takes so many at least.
+    let batches = (records.len() as u64).div_ceil(RECORDS_PER_BATCH);
+    log.has_room(pages + batches, Spare::None).then_some(no)
 }
 
 fn unpublished(log: &Log, chunk: ChunkNo) -> Vec<(Id, Dirty)> {

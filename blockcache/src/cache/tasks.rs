@@ -330,6 +330,20 @@ impl<W: World> Shared<W> {
         }
     }
 
+    /// Room for a record of the reclaimer, who must not wait for what only he makes.
+    async fn room_of_its_own(&self) -> Result<(), CacheError> {
+        if !self.log.borrow().has_room(0, Spare::None) {
+            if self.free_chunks(1).is_empty() && self.overgrow() {
+                self.grow().await?;
+            }
+            let free = self.free_chunks(1);
+            if !free.is_empty() {
+                self.prepare(&free, ChunkKind::Writes).await?;
+            }
+        }
+        self.room(Spare::None).await
+    }
+
     /// A state record waits, and what is ready is spared for the reclaimer, who has nothing to
     /// reclaim before something is published.
     fn states_are_stuck(&self) -> bool {
@@ -434,7 +448,7 @@ impl<W: World> Shared<W> {
             due.map(|volume| volume.state.id).collect()
         };
         for id in concerned {
-            self.room(Spare::None).await?;
+            self.room_of_its_own().await?;
             let mut log = self.log.borrow_mut();
             let Some(volume) = log.volumes.get(&id) else {
                 continue;
