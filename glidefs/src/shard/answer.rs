@@ -205,7 +205,12 @@ async fn delete<W: World>(
         .site()
         .local_volume(name, root)
         .is_some_and(|l| l.attached);
-    let lost = is_loss(&plan);
+    // What the store said may be older than what was published here meanwhile: of an export that still
+    // syncs only its own task can say that it is lost.
+    let syncs = open
+        .as_ref()
+        .is_some_and(|e| matches!(e.role(), Role::ReadWrite | Role::Leaving));
+    let lost = !syncs && is_loss(&plan);
     if lost && !how.accept_loss {
         return Err(not_accepted(
             name,

@@ -63,7 +63,11 @@ async fn leave<W: World>(world: &W, export: &Rc<Export<W>>, give_up_at: &Cell<In
 /// Volumes that no other node can open without force: those that the log holds the epoch of, and
 /// those whose detach may not have got through. Sorted.
 pub(super) fn owned(volumes: Vec<LocalVolume>, mut unclear: Vec<String>) -> Vec<String> {
-    let held = volumes.into_iter().filter(|local| local.attached);
+    // The log notes the end of the epoch before the store hears of it: while an intent is open, the
+    // root may still name this node.
+    let held = volumes
+        .into_iter()
+        .filter(|local| local.attached || !local.intents.is_empty());
     unclear.extend(held.map(|local| local.name));
     unclear.sort();
     unclear.dedup();
