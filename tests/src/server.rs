@@ -188,6 +188,11 @@ impl Server {
         self.ask_for_success("GET", &format!("/api/exports/{name}"), None)
     }
 
+    /// Numbers of the whole server.
+    pub fn numbers(&self) -> Result<Value> {
+        self.ask_for_success("GET", "/api/server", None)
+    }
+
     /// Everything answered so far is in the store after this.
     pub fn drain(&self, name: &str) -> Result<Value> {
         self.ask_for_success("POST", &format!("/api/exports/{name}/drain"), None)

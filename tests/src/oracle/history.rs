@@ -29,7 +29,6 @@ pub(super) struct History {
 #[derive(Clone, Debug)]
 pub(super) struct Write {
     pub(super) sectors: Range<u64>,
-    pub(super) content: Content,
     pub(super) submitted: Moment,
     /// From then on it has happened, or never will.
     pub(super) ended: Option<Moment>,
@@ -50,6 +49,8 @@ pub(super) enum Content {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
     pub(super) no: WriteNo,
+    /// That of the write, here because a long history is gone through for every read.
+    content: Content,
     /// Nobody knows whether it happened: the write did not end well, and others cover it.
     pub(super) optional: bool,
 }
@@ -78,7 +79,6 @@ impl History {
         let no = WriteNo(self.last);
         let write = Write {
             sectors: sectors.clone(),
-            content,
             submitted: self.moment(),
             ended: None,
             answered: false,
@@ -89,6 +89,7 @@ impl History {
         for sector in sectors {
             let piece = Piece {
                 no,
+                content,
                 optional: false,
             };
             self.pieces.entry(sector).or_default().push(piece);
@@ -131,12 +132,13 @@ impl History {
 
     /// The writes of a sector that would show what was seen there.
     pub(super) fn candidates(&self, sector: u64, seen: Seen) -> impl Iterator<Item = WriteNo> {
-        let pieces = self.pieces(sector).iter().map(|piece| piece.no);
-        pieces.filter(move |no| match (seen, self.write(*no).content) {
+        let pieces = self.pieces(sector).iter();
+        let would_show = pieces.filter(move |piece| match (seen, piece.content) {
             (Seen::Zero, Content::Zero) => true,
-            (Seen::Write(seen), Content::Data) => seen == *no,
+            (Seen::Write(seen), Content::Data) => seen == piece.no,
             _ => false,
-        })
+        });
+        would_show.map(|piece| piece.no)
     }
 
     /// Was ever submitted, in any life.

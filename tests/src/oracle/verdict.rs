@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::history::History;
+use super::history::{History, Piece};
 use super::stamp::Seen;
 use super::{Judge, Moment, WriteNo};
 
@@ -375,11 +375,10 @@ pub(super) fn judge_read(
                 Seen::Zero => lost_to_zeros(history, *sector),
             });
         }
-        for piece in history
-            .pieces(*sector)
-            .iter()
-            .filter(|piece| !piece.optional)
-        {
+        // None that was submitted before a candidate can have come after it.
+        let last = candidates.last().copied();
+        let later = |piece: &&Piece| !piece.optional && last.is_none_or(|last| piece.no > last);
+        for piece in history.pieces(*sector).iter().filter(later) {
             let write = history.write(piece.no);
             let newest = |no: &WriteNo| !history.write(*no).before(write);
             if write.answered_before(begun) && !candidates.iter().any(newest) {
