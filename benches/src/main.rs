@@ -111,6 +111,11 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     for target in &targets {
         report.add_memory(target.name, process::peak_memory_bytes(target.pid())?);
     }
+    for target in &targets {
+        if let Some(bytes) = target.cache_used_bytes()? {
+            report.set_cache_used(bytes);
+        }
+    }
     report.finish()?;
     Ok(report)
 }

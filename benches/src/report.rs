@@ -35,6 +35,11 @@ const MARKS: [Mark; 3] = [
     },
 ];
 
+/// Memory of GlideFS beside the index of what its cache holds: the fourth mark.
+const MEMORY_BYTES_MAX: u64 = 100_000_000;
+/// Memory of the index per page of 4 KiB in the cache: a position and a checksum.
+const INDEX_BYTES_PER_PAGE: u64 = 12;
+
 /// All that one run found.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -44,6 +49,8 @@ pub(crate) struct Report {
     load_after: String,
     pub(crate) rows: Vec<Row>,
     peak_memory_bytes: BTreeMap<String, u64>,
+    /// Of GlideFS's cache, at its end: never less than at any time before.
+    cache_used_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,11 +69,16 @@ impl Report {
             load_after: String::new(),
             rows: Vec::new(),
             peak_memory_bytes: BTreeMap::new(),
+            cache_used_bytes: 0,
         })
     }
 
     pub(crate) fn add_memory(&mut self, target: &str, bytes: u64) {
         self.peak_memory_bytes.insert(target.to_owned(), bytes);
+    }
+
+    pub(crate) fn set_cache_used(&mut self, bytes: u64) {
+        self.cache_used_bytes = bytes;
     }
 
     pub(crate) fn finish(&mut self) -> Result<()> {
@@ -91,15 +103,14 @@ impl Report {
         )?;
         writeln!(
             text,
-            "| workload | server | IOPS | MB/s | p50 µs | p99 µs | flush p50 µs | IOPS per server core | to nbdkit memory | to nbdkit file |"
+            "| workload | server | IOPS | MB/s | p50 µs | p99 µs | flush p50 µs | IOPS per server core | peak memory, MiB | to nbdkit memory | to nbdkit file |"
         )?;
-        writeln!(text, "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")?;
+        writeln!(
+            text,
+            "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+        )?;
         for row in &self.rows {
             self.write_row(text, row)?;
-        }
-        writeln!(text, "\n| server | peak memory |\n|---|---:|")?;
-        for (target, bytes) in &self.peak_memory_bytes {
-            writeln!(text, "| {target} | {} MiB |", bytes >> 20)?;
         }
         writeln!(text, "\n| mark | wanted | found | |\n|---|---:|---:|---|")?;
         for mark in &MARKS {
@@ -117,7 +128,28 @@ impl Report {
                 "| {name}, to {control} | {min:.2} | {ratio:.2} | {verdict} |"
             )?;
         }
-        Ok(())
+        self.write_memory(text)
+    }
+
+    /// What the cache holds is not in the process: it is the kernel's page cache. Its index is.
+    fn write_memory(&self, text: &mut String) -> std::fmt::Result {
+        let Some(bytes) = self.peak_memory_bytes.get(GLIDEFS) else {
+            return Ok(());
+        };
+        let index = self.cache_used_bytes / 4096 * INDEX_BYTES_PER_PAGE;
+        let verdict = if *bytes <= MEMORY_BYTES_MAX + index {
+            "reached"
+        } else {
+            "missed"
+        };
+        writeln!(
+            text,
+            "| peak memory, MB (100, and {} of index for a cache of {} MB) | {} | {} | {verdict} |",
+            index / 1_000_000,
+            self.cache_used_bytes / 1_000_000,
+            (MEMORY_BYTES_MAX + index) / 1_000_000,
+            bytes / 1_000_000,
+        )
     }
 
     fn write_row(&self, text: &mut String, row: &Row) -> std::fmt::Result {
@@ -125,13 +157,15 @@ impl Report {
         // A flush is a column of its own: in other workloads nobody asked for one.
         let flush = it.flush_p50_us.filter(|us| *us > 0.0);
         let flush = flush.map_or_else(String::new, |us| format!("{us:.0}"));
+        let memory = self.peak_memory_bytes.get(&row.target);
+        let memory = memory.map_or_else(String::new, |bytes| (bytes >> 20).to_string());
         let ratio = |control| {
             let ratio = self.ratio(&row.workload, &row.target, control);
             ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"))
         };
         writeln!(
             text,
-            "| {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {flush} | {:.0} | {} | {} |",
+            "| {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {flush} | {:.0} | {memory} | {} | {} |",
             row.workload,
             row.target,
             it.iops,
@@ -181,5 +215,14 @@ mod tests {
         assert!(report.markdown().contains("| 2.00 | 1.50 | missed |"));
         report.rows[1].measured.iops = 200.0;
         assert!(report.markdown().contains("| 2.00 | 2.00 | reached |"));
+    }
+
+    #[test]
+    fn memory_is_judged_without_the_index_of_the_cache() {
+        let mut report = Report::new("a test").expect("this machine has facts");
+        report.add_memory(GLIDEFS, 130_000_000);
+        assert!(report.markdown().contains("| 100 | 130 | missed |"));
+        report.set_cache_used(12 << 30);
+        assert!(report.markdown().contains("| 137 | 130 | reached |"));
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use glidefs_tests::s3::S3Server;
 use glidefs_tests::server::{Server, Settings, Store, wait_until};
 use glidefs_tests::site::text;
@@ -116,6 +116,17 @@ impl Target {
         match &self.process {
             Process::Control(_) => Ok(()),
             Process::Glidefs { server, .. } => server.drain(EXPORT).map(drop),
+        }
+    }
+
+    /// Of a server that has a cache of its own.
+    pub(crate) fn cache_used_bytes(&self) -> Result<Option<u64>> {
+        match &self.process {
+            Process::Control(_) => Ok(None),
+            Process::Glidefs { server, .. } => {
+                let bytes = server.numbers()?["cache_used_bytes"].as_u64();
+                Ok(Some(bytes.context("the server tells its numbers")?))
+            }
         }
     }
 
