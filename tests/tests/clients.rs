@@ -259,14 +259,15 @@ const fn integrity(
     }
 }
 
-const MODES: [Mode; 10] = [
+/// Not the loose integrity test (`-l`): it has requests in flight that overlap, whose order the protocol
+/// leaves to the server, and qemu-nbd itself fails it now and then.
+const MODES: [Mode; 9] = [
     mode("read", &[]),
     mode("oversize", &["-o"]),
     mode("handshake", &["-h"]),
     mode("write", &["-w"]),
     mode("flush", &["-w", "-f"]),
     integrity("integrity", &["-i"], "integrity-test.tr"),
-    integrity("integrityloose", &["-i", "-l"], "integrity-test.tr"),
     integrity(TOO_LARGE, &["-i"], "integrityhuge-test.tr"),
     Mode {
         testers: 3,
