@@ -449,7 +449,7 @@ impl<W: World> Cache<W> {
             }
             if damaged.state.losses.len() == LOSSES_MAX {
                 return refused(format!(
-                    "{LOSSES_MAX} losses were accepted already, and this log can keep apart no more"
+                    "{LOSSES_MAX} losses were accepted already, and this log can keep apart no more; save what is left by reading it, then drop it (`DELETE` with `accept_loss=true`)"
                 ));
             }
             log.accept_loss(volume);

@@ -27,6 +27,10 @@ pub(crate) const LOSSES_MAX: usize = 4;
 /// Longest volume name and longest ETag that a state record takes.
 pub(crate) const TEXT_BYTES_MAX: usize = 255;
 
+/// A state record without its name, intents and losses: kind, id, length of the name, size, epoch,
+/// nonce, published, last, valid_lsn, attached, damaged, number of intents.
+const STATE_FIXED_BYTES: usize = 1 + 16 + 2 + 8 + 8 + 16 + 8 + 8 + 8 + 1 + 1 + 1;
+
 const BATCH_MAGIC: u32 = u32::from_le_bytes(*b"GBAT");
 const WRITE: u8 = 1;
 const PARTIAL: u8 = 2;
@@ -155,21 +159,8 @@ impl Record {
                     .iter()
                     .map(|i| 16 + 8 + 2 + i.replaces.0.len())
                     .sum();
-                1 + 16
-                    + 2
-                    + state.name.len()
-                    + 8
-                    + 8
-                    + 16
-                    + 8
-                    + 8
-                    + 8
-                    + 1
-                    + 1
-                    + 1
-                    + tags
-                    + 1
-                    + 16 * state.losses.len()
+                let losses = 1 + 16 * state.losses.len();
+                STATE_FIXED_BYTES + state.name.len() + tags + losses
             }
             Self::Fill { crcs, .. } => 1 + 16 + 4 + 4 + 4 * crcs.len(),
             Self::Moved(record) => 1 + record.encoded_len(),

@@ -96,9 +96,12 @@ impl<W: World> Shard<W> {
         let cache = Box::pin(Cache::open(world.clone(), config.cache)).await?;
         let shelf = Shelf::new(world.clone(), store, config.bucket);
         // With an intent open, a detach may not have got through: until it has, nobody else may open
-        // the volume.
+        // the volume. With writes that are not published and no epoch, a loss was accepted and the
+        // process died before the volume was opened again; or they are salvage, which is said.
         let held = cache.volumes().into_iter();
-        let held = held.filter(|local| local.attached || !local.intents.is_empty());
+        let held = held.filter(|local| {
+            local.attached || !local.intents.is_empty() || local.last > local.published
+        });
         let held: Vec<String> = held.map(|local| local.name).collect();
         if let Err(error) = Box::pin(shelf.bucket()).await {
             // Guests that run on what the log holds must not wait for the store. Without any, a

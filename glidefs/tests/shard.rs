@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use blockcache::CacheConfig;
+use blockcache::{Cache, CacheConfig};
 use bytes::Bytes;
 use glidefs::control::{
     AcceptLossDocument, Control, ControlErrorKind, DeleteQuery, ExportDocument, PromoteDocument,
@@ -751,6 +751,50 @@ fn writes_that_a_failed_fsync_lost_are_accepted_by_number_and_the_flushed_ones_k
                 assert_eq!(stamp(&device, n).await, expected, "page {n}");
             }
             assert_eq!(a.drain("vm").await.published_seq, damage.kept_seq);
+            1
+        });
+    }
+    assert!(accepted > 5, "{accepted} losses");
+}
+
+/// Killed between the acceptance and the opening: nobody holds the epoch, and what was kept goes to the
+/// store all the same, client or none.
+#[test]
+fn what_was_kept_of_a_loss_is_published_by_the_next_start() {
+    let mut accepted = 0;
+    for seed in 0..20 {
+        accepted += simulate(seed, |sim| async move {
+            let a = start(&sim, "a").await;
+            let host = a.world.host();
+            let device = a.connect("vm").await.expect("created");
+            write(&device, 0, 1).await;
+            device.flush().await.expect("flushed");
+            for n in 1..40 {
+                write(&device, n, 2).await;
+            }
+            let faults = DiskFaults {
+                persist_error: Odds::one_in(1),
+                ..DiskFaults::default()
+            };
+            sim.set_disk_faults(host, faults);
+            assert_eq!(device.flush().await, Err(IoError::Io));
+            sim.set_disk_faults(host, DiskFaults::default());
+            sim.sleep(Duration::from_secs(1)).await;
+            a.kill();
+            let world = sim.process(host);
+            let cache = Cache::open(world.clone(), config(None).cache).await;
+            let cache = cache.expect("opens");
+            let local = cache.volumes().remove(0);
+            if local.damage.is_none() {
+                return 0;
+            }
+            let kept = cache.accept_loss(local.id, local.kept).await;
+            kept.expect("accepted");
+            sim.kill(world.pid());
+            let a = start(&sim, "a").await;
+            sim.sleep(Duration::from_secs(25)).await;
+            let left = a.get("vm").await;
+            assert_eq!((left.published_seq, left.dirty_bytes), (local.kept.0, 0));
             1
         });
     }

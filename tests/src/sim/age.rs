@@ -9,7 +9,6 @@
 //! page, and how many reads that takes has no bound that would be of use here.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -17,8 +16,9 @@ use world::Instant;
 use world::sim::{Crash, Sim, SimConfig, Spread};
 
 use super::guest::{Grain, Guest, Load, Tolerance};
+use super::loss::lose_nodes;
 use super::stage::{PAGE, Settings, Stage, VOLUME_PAGES};
-use crate::oracle::{Judge, Moment};
+use crate::oracle::Moment;
 
 /// One way of a request to the store: a near one, so that the bound is short beside what it judges.
 pub(super) const STORE: Spread = Spread::micros(1_000, 10_000);
@@ -83,33 +83,20 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     assert!(sync <= s.delay, "the store carries the load: {sync:?}");
     let age_max = s.delay + sync;
     stage.sim.note(format_args!("the bound is {age_max:?}"));
-    let hosts = ["a", "b", "c"].map(|name| stage.sim.host(name));
-    let rounds = stage.between(1, 3);
-    let mut number = 0;
-    for round in 0..rounds {
-        let host = hosts[number];
-        let node = stage.start_surely(host).await?;
-        if round > 0 {
-            stage.take(&node).await?;
-        }
-        stage.judge(&node, Judge::Store).await?;
-        let node = Rc::new(node);
+    let node = lose_nodes(stage, async |node| {
         let guest = stage.guest(&node, light(stage));
         let long = 4 * u64::try_from(age_max.as_millis()).expect("seconds");
         let end = stage.sim.now() + Duration::from_millis(stage.between(0, long));
         let old = watch(stage, &guest, end, age_max).await?;
-        stage.sim.crash(host, Crash::Power);
-        stage.sim.wipe_disk(host);
+        stage.sim.crash(node.host, Crash::Power);
+        stage.sim.wipe_disk(node.host);
         stage.dismiss(&guest)?;
         if let Some(old) = old {
             stage.model.borrow_mut().publish_done(old);
         }
-        number = usize::try_from(stage.between(0, 2)).expect("small");
-    }
-    let node = stage.start_surely(hosts[number]).await?;
-    stage.take(&node).await?;
-    stage.judge(&node, Judge::Store).await?;
-    stage.finish(&node).await
+        Ok(())
+    });
+    stage.finish(&node.await?).await
 }
 
 /// A load that the store can carry, without an error.
