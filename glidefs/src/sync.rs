@@ -389,6 +389,9 @@ impl<W: World> Syncer<W> {
                     let volume = asked.volume.expect("a root comes with its volume");
                     if self.agree(volume) {
                         self.recovered();
+                        // The root may hold more than the log had noted: nothing may be left to
+                        // publish, and so nothing else would tell those who wait for a drain.
+                        self.export.orders.news.notify_waiters();
                         return Task::GoesOn;
                     }
                     self.export.end(Role::Fenced);

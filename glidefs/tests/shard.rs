@@ -947,6 +947,38 @@ fn shutdown_drains_through_an_outage_and_refuses_new_clients() {
     });
 }
 
+/// The kill came after the publish and before the log had noted it: the root alone says that nothing
+/// is left to do.
+#[test]
+fn a_drain_that_began_in_an_outage_ends_though_all_was_published_before_it() {
+    simulate(52, |sim| async move {
+        let node = start(&sim, "a").await;
+        let device = node.connect("vm").await.expect("created");
+        write(&device, 1, 11).await;
+        assert_eq!(node.drain("vm").await.dirty_bytes, 0);
+        node.kill();
+        sim.set_store_outage(None, true);
+        let node = start(&sim, "a").await;
+        let _device = node.connect("vm").await.expect("resumed unasked");
+        let dirty_bytes = node.get("vm").await.dirty_bytes;
+        assert!(dirty_bytes > 0, "the log had noted the publish already");
+        let shard = Rc::clone(&node.shard);
+        let ended = Rc::new(std::cell::Cell::new(false));
+        let tell = Rc::clone(&ended);
+        sim.spawn(async move {
+            shard.shutdown(Drain::Everything).await;
+            tell.set(true);
+        });
+        // A drain tells of each failed attempt and is asked anew: the last of these must be waiting
+        // when the store answers.
+        sim.sleep(Duration::from_secs(60)).await;
+        assert!(!ended.get(), "drained into a store that is out");
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(60)).await;
+        assert!(ended.get(), "the drain did not hear that nothing is left");
+    });
+}
+
 #[test]
 fn what_a_stopped_node_had_drained_opens_read_write_on_any_other() {
     simulate(16, |sim| async move {
