@@ -110,6 +110,7 @@ impl World for LinuxWorld {
         let config = &self.shard.config;
         let permit = Arc::clone(&config.compute).acquire_owned().await;
         let work = move || {
+            shard::give_way();
             let output = work();
             drop(permit);
             output

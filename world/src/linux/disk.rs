@@ -136,12 +136,14 @@ impl LinuxFile {
         device.clone()
     }
 
-    /// Allocates and zeroes `from..to`. The length grows with the zeros, so that a growth that is
-    /// given up half-way leaves no range that was only promised.
+    /// Allocates and zeroes `from..to`.
     async fn write_zeros(&self, from: u64, to: u64) -> Result<(), Errno> {
         let fd = &self.open.fd;
-        match rustix::fs::fallocate(fd, FallocateFlags::KEEP_SIZE, from, to - from) {
-            // Without allocation ahead, the writes below find out whether there is space.
+        // The new length first, where the file system can promise the space: a direct write beyond the
+        // end of a file holds off every other write until it is done. Where it cannot, the length grows
+        // with the zeros, so that a growth that is given up half-way leaves no range without space.
+        match rustix::fs::fallocate(fd, FallocateFlags::empty(), from, to - from) {
+            // The writes below find out whether there is space.
             Ok(()) | Err(Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(errno),
         }

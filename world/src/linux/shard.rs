@@ -22,6 +22,9 @@ const CALLS_PER_POLL_MAX: u32 = 32;
 /// How often the tasks of an ending shard may start new ones from their destructors.
 const KILL_ROUNDS_MAX: u32 = 16;
 
+/// How far threads that compute step back (`nice`): a third of the share of a thread that serves.
+const COMPUTE_NICE: i32 = 5;
+
 /// What all handles of one shard share.
 pub(crate) struct Shard {
     pub(crate) executor: Executor,
@@ -131,6 +134,19 @@ impl fmt::Debug for Shard {
             .field("executor", &self.executor)
             .field("ring", &self.ring)
             .finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    static GIVES_WAY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets the calling thread come after shards and guests where all of them want the processor: what
+/// it computes can wait, an answer cannot.
+pub(crate) fn give_way() {
+    if !GIVES_WAY.replace(true) {
+        // Of a thread, on Linux. Best effort: without it everything is right and slower.
+        rustix::process::setpriority_process(None, COMPUTE_NICE).ok();
     }
 }
 
