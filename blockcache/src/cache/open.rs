@@ -135,9 +135,8 @@ impl<W: World> Cache<W> {
         shared.durable.advance(outcome.accepted_lsn);
         if outcome.damaged && !before.damaged {
             // What follows destroys the evidence, so a start after a crash in it must be told.
-            shared
-                .change_superblock(|superblock| superblock.damaged = true)
-                .await?;
+            let superblock = shared.next_superblock(|superblock| superblock.damaged = true);
+            write_superblock(&shared.file, &superblock).await?;
         }
         // Accepted records must be durable before a footer vouches for them: after a kill they may
         // only be in the page cache, and a power cut later would contradict what was served.
@@ -377,15 +376,23 @@ async fn create<W: World>(
     Ok(superblock)
 }
 
+/// Durably, where no flusher runs.
 pub(super) async fn write_superblock<F: File>(
+    file: &F,
+    superblock: &Superblock,
+) -> Result<(), CacheError> {
+    put_superblock(file, superblock).await?;
+    file.persist().await?;
+    Ok(())
+}
+
+pub(super) async fn put_superblock<F: File>(
     file: &F,
     superblock: &Superblock,
 ) -> Result<(), CacheError> {
     let at = SUPERBLOCK_AT[usize::from(superblock.generation % 2 == 1)];
     let (_, written) = file.write_at(at, Buf::copy_of(&superblock.encode())).await;
-    written?;
-    file.persist().await?;
-    Ok(())
+    Ok(written?)
 }
 
 /// Whole chunks of a log file.

@@ -1,7 +1,9 @@
 //! The background of a cache: four tasks, each with one duty.
 //!
 //! - *committer*: hands staged bytes to the kernel, in order;
-//! - *flusher*: one fdatasync at a time, for everybody who asked before it was submitted;
+//! - *flusher*: one fdatasync at a time, for everybody who asked before it was submitted. Nobody else
+//!   asks for one while the log runs: the kernel tells of an error once, so of two at a time one may
+//!   succeed although the other has lost its data;
 //! - *sealer*: writes the footer of a full chunk once its records are durable (rule 4);
 //! - *reclaimer*: keeps chunks ready: free ones, new ones while the file may grow, evicted ones.
 //!
@@ -11,7 +13,7 @@ use std::rc::Rc;
 
 use world::{Buf, DiskError, DiskErrorKind, File, World};
 
-use super::open::write_superblock;
+use super::open::{put_superblock, write_superblock};
 use super::{Cache, Shared, Spare};
 use crate::chunk::{ChunkKind, Superblock, Trailer, open_footer};
 use crate::index::Position;
@@ -150,31 +152,32 @@ impl<W: World> Shared<W> {
     /// (rule 8). The mark may fail as well; then the next start finds out by checksums.
     async fn stop(&self, error: DiskError) {
         self.fail(error);
-        let page = {
-            let mut superblock = self.superblock.borrow_mut();
+        let page = self.next_superblock(|superblock| {
             superblock.stopped = true;
             // What was answered, flushed or not, is what the next start must account for.
             superblock.answered_lsn = self.committed.value();
-            superblock.generation += 1;
-            *superblock
-        };
+        });
         if write_superblock(&self.file, &page).await.is_ok() {
             tracing::warn!("the next start will read the log from the device");
         }
     }
 
-    /// Writes the superblock with a change, durably.
+    /// The superblock with a change, to be written.
+    pub(super) fn next_superblock(&self, change: impl FnOnce(&mut Superblock)) -> Superblock {
+        let mut superblock = self.superblock.borrow_mut();
+        change(&mut superblock);
+        superblock.generation += 1;
+        *superblock
+    }
+
+    /// Writes the superblock with a change, durably. Of a running log: the flusher persists it.
     pub(super) async fn change_superblock(
         &self,
         change: impl FnOnce(&mut Superblock),
     ) -> Result<(), CacheError> {
-        let superblock = {
-            let mut superblock = self.superblock.borrow_mut();
-            change(&mut superblock);
-            superblock.generation += 1;
-            *superblock
-        };
-        write_superblock(&self.file, &superblock).await
+        let superblock = self.next_superblock(change);
+        put_superblock(&self.file, &superblock).await?;
+        self.persist_once().await
     }
 
     /// As [`Shared::stop`], for a task that cannot go on. A footer that fails is a write that fails:
