@@ -125,6 +125,24 @@ fn a_port_that_is_taken_names_its_key_and_exits_2() {
 }
 
 #[test]
+fn a_folder_that_cannot_be_made_is_named_with_its_key() {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::os::unix::fs::symlink("/not/mounted", dir.path().join("ssd")).expect("linked");
+    for (cache, store, key) in [("ssd/c", "s", "cache.dir"), ("c", "ssd/s", "storage.url")] {
+        let text = format!(
+            "[cache]\ndir = \"{cache}\"\n[storage]\nurl = \"file://./{store}\"\n\
+             [servers.api]\naddress = \"127.0.0.1:0\"\n\
+             [servers.nbd]\nunix_socket = \"sock\"\n"
+        );
+        std::fs::write(dir.path().join("glidefs.toml"), text).expect("writable");
+        let output = command(dir.path(), &["run"]).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{key}: {said}");
+        assert!(said.contains(&format!("`{key}`")), "{said}");
+    }
+}
+
+#[test]
 fn a_service_manager_is_told_when_exports_are_served() {
     let dir = folder(1000);
     let manager = UnixDatagram::bind(dir.path().join("notify")).expect("bound");

@@ -64,7 +64,7 @@ pub struct DiskError {
 /// What a caller can act on.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DiskErrorKind {
-    #[error("no such file")]
+    #[error("no such file or folder")]
     NotFound,
     #[error("in use by another process")]
     Busy,
@@ -74,6 +74,6 @@ pub enum DiskErrorKind {
     Short,
     #[error("permission denied")]
     Denied,
-    #[error("input/output error (errno {0})")]
+    #[error("{}", std::io::Error::from_raw_os_error(*.0))]
     Io(i32),
 }

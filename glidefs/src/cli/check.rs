@@ -136,6 +136,13 @@ fn folder_row(check: &'static str, key: &str, dir: &Path) -> Row {
         let detail = format!("`{key}`: {} is no folder", existing.display());
         return row(check, Verdict::Failed, detail);
     }
+    if let Some(link) = dangling(dir) {
+        let detail = format!(
+            "`{key}`: {} is a link to something that is not there: mount or make it, or choose another",
+            link.display()
+        );
+        return row(check, Verdict::Failed, detail);
+    }
     if let Err(error) = access(&existing, Access::WRITE_OK | Access::EXEC_OK) {
         return row(
             check,
@@ -195,6 +202,12 @@ fn kept_bytes(dir: &Path) -> u64 {
         .sum()
 }
 
+/// The link to nowhere that keeps `path` from being made, if there is one.
+fn dangling(path: &Path) -> Option<&Path> {
+    let link = path.ancestors().take_while(|it| !it.exists()).last()?;
+    link.is_symlink().then_some(link)
+}
+
 fn nearest_existing(path: &Path) -> PathBuf {
     let found = path.ancestors().find(|it| it.exists());
     match found {
@@ -238,6 +251,16 @@ mod tests {
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].verdict, Verdict::Failed);
         assert!(rows[0].detail.contains("`cache.dir`"));
+    }
+
+    #[test]
+    fn a_link_to_nowhere_on_the_way_fails() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let ssd = temp.path().join("ssd");
+        std::os::unix::fs::symlink("/not/mounted", &ssd).expect("linked");
+        let rows = cache_rows(&config(&ssd.join("cache")));
+        assert_eq!(rows[0].verdict, Verdict::Failed);
+        assert!(rows[0].detail.contains("ssd is a link"), "{rows:?}");
     }
 
     #[test]

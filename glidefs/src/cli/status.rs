@@ -146,6 +146,13 @@ impl Answer {
                 "\n\nSIGTERM drains everything before the server exits. A server that is killed \
                  keeps these writes in its cache folder: do not delete it.",
             );
+            let lasting = |role: &str| matches!(role, "fenced" | "vanished" | "damaged");
+            if self.dirty_exports.iter().any(|it| lasting(&it.role)) {
+                text.push_str(
+                    "\nWhat is fenced, vanished or damaged cannot be drained: its writes stay in the \
+                     cache folder until you accept their loss (`DELETE /api/exports/NAME` says how).",
+                );
+            }
         }
         text
     }
@@ -196,6 +203,22 @@ mod tests {
         assert!(!judge(&server(0), vec![export("a", 512, 5)]).safe);
         let salvage = judge(&server(4096), vec![export("a", 0, 0)]);
         assert!(!salvage.safe, "the log holds what no export lists");
+    }
+
+    #[test]
+    fn what_can_never_be_drained_is_said() {
+        let mut fenced = export("a", 512, 5);
+        assert!(
+            !judge(&server(0), vec![fenced.clone()])
+                .text()
+                .contains("cannot be drained")
+        );
+        fenced.role = "fenced".into();
+        assert!(
+            judge(&server(0), vec![fenced])
+                .text()
+                .contains("cannot be drained")
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::thread::Builder;
 
+use blockcache::CacheError;
 use tokio::runtime::Handle;
 use world::linux::{LinuxConfig, LinuxStore, LinuxWorld, StoreConfig};
 use world::sync::{Receiver, oneshot, watch};
@@ -15,7 +16,7 @@ use crate::cli::Failure;
 use crate::config::Config;
 use crate::control::{ExportDocument, Request};
 use crate::nbd;
-use crate::shard::{Drain, Shard, ShardConfig};
+use crate::shard::{Drain, Shard, ShardConfig, ShardError};
 
 /// A shard on a thread of its own.
 #[derive(Debug)]
@@ -142,7 +143,7 @@ async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, Failure> {
         .map_err(|error| Failure::refused(format!("`storage.url`: {error}")))?;
     let shard = Box::pin(Shard::open(world.clone(), store, plan.shard))
         .await
-        .map_err(|error| Failure::refused(error.to_string()))?;
+        .map_err(|error| Failure::refused(start_text(&error)))?;
     let shard = Rc::new(shard);
     let mut listeners = Vec::new();
     for (key, address) in &plan.doors {
@@ -185,6 +186,17 @@ async fn serve(world: LinuxWorld, plan: Plan) -> Result<Left, Failure> {
         dirty_bytes: shard.server().dirty_bytes,
         owned,
     })
+}
+
+/// With the setting to look at, where the words of the disk alone do not tell.
+fn start_text(error: &ShardError) -> String {
+    match error {
+        ShardError::Cache(CacheError::Disk(_)) => format!(
+            "`cache.dir`: {error}; look at the folder and those above it (missing, a link to \
+             nowhere, no folder), or choose another"
+        ),
+        _ => error.to_string(),
+    }
 }
 
 pub(super) fn door_text(key: &str, address: &Address, error: &io::Error) -> String {

@@ -285,7 +285,9 @@ pub(super) fn create_folder(folder: &Path) -> Result<(), Errno> {
         },
         Err(Errno::NOENT) if folder_of(folder) != folder => {
             create_folder(folder_of(folder))?;
-            create_folder(folder)
+            // Once: below a link to nowhere, or in /proc, it stays "not found" for ever.
+            rustix::fs::mkdir(folder, mode)?;
+            persist_folder(folder_of(folder))
         }
         Err(errno) => Err(errno),
     }
