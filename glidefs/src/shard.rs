@@ -61,6 +61,8 @@ impl ShardConfig {
                 sync: SyncConfig::default(),
                 #[cfg(feature = "planted")]
                 trust_any_nonce: false,
+                #[cfg(feature = "planted")]
+                forgets_intents: false,
             },
         }
     }

@@ -55,6 +55,14 @@ use bytes::Bytes;
 use world::sync::Semaphore;
 use world::{ETag, UnixTime, World};
 
+/// Which rule of the store a build for tests breaks.
+#[cfg(feature = "planted")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// Rule 13: a failed condition is taken for a fence, and nobody reads back whose write it was.
+    OwnConflict,
+}
+
 pub use bucket::{Bucket, BucketConfig, Prefix};
 pub use codec::Compression;
 pub use error::VolumeError;

@@ -36,9 +36,9 @@ struct Node {
 
 fn config(password: Option<&str>) -> ShardConfig {
     let bucket = BucketConfig {
-        compression: Compression::Lz4,
         password: password.map(str::to_owned),
         cost: KeyringCost::LEAST,
+        ..BucketConfig::new(Compression::Lz4)
     };
     let mut config = ShardConfig::new(CacheConfig::new("/cache", 256 << 20), bucket, "node");
     config.exports.create_bytes = Some(VOLUME_BYTES);
@@ -1067,6 +1067,7 @@ fn a_stop_at_any_moment_loses_nothing_that_was_answered() {
                 throttled: Odds::one_in(20),
                 lost_answer: Odds::one_in(10),
                 late: Odds::one_in(40),
+                ..StoreFaults::default()
             });
             let a = start_patiently(&sim).await;
             let device = connect_patiently(&sim, &a).await;
@@ -1141,6 +1142,7 @@ fn a_bad_store_and_kills_lose_nothing() {
                 throttled: Odds::one_in(20),
                 lost_answer: Odds::one_in(15),
                 late: Odds::one_in(40),
+                ..StoreFaults::default()
             });
             let mut node = start_patiently(&sim).await;
             let mut model = [0_u8; 256];
@@ -1309,6 +1311,7 @@ fn a_lost_node_leaves_an_exact_cut() {
                 throttled: Odds::one_in(30),
                 lost_answer: Odds::one_in(20),
                 late: Odds::one_in(50),
+                ..StoreFaults::default()
             });
             let node = start(&sim, "a").await;
             let device = connect_patiently(&sim, &node).await;

@@ -57,10 +57,12 @@ pub enum Scenario {
     Fsync,
     /// The node dies with its disk while nothing is wrong with the store: how old is what it holds?
     Age,
+    /// Everything at once that a store can do wrong, long outages, kills and power cuts.
+    Weather,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Crash,
         Self::Evict,
         Self::Loss,
@@ -70,6 +72,7 @@ impl Scenario {
         Self::Damage,
         Self::Fsync,
         Self::Age,
+        Self::Weather,
     ];
 
     pub fn name(self) -> &'static str {
@@ -83,6 +86,7 @@ impl Scenario {
             Self::Damage => "damage",
             Self::Fsync => "fsync",
             Self::Age => "age",
+            Self::Weather => "weather",
         }
     }
 
@@ -114,16 +118,22 @@ pub enum Plant {
     Rule4,
     /// Local records count whoever published last.
     Rule11,
+    /// A failed condition is taken for a fence, though it may be our own write that it met.
+    Rule13Conflict,
+    /// A write of our own that lands late is taken for a stranger's.
+    Rule13Intent,
     /// A sync waits ten times as long as it is told to.
     Late,
 }
 
 impl Plant {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Rule1,
         Self::Rule2,
         Self::Rule4,
         Self::Rule11,
+        Self::Rule13Conflict,
+        Self::Rule13Intent,
         Self::Late,
     ];
 
@@ -133,6 +143,8 @@ impl Plant {
             Self::Rule2 => "rule2",
             Self::Rule4 => "rule4",
             Self::Rule11 => "rule11",
+            Self::Rule13Conflict => "rule13-conflict",
+            Self::Rule13Intent => "rule13-intent",
             Self::Late => "late",
         }
     }
@@ -225,7 +237,7 @@ impl Run {
     async fn play(self, sim: Sim) -> anyhow::Result<u64> {
         let stage = stage::Stage::new(sim, self);
         match self.scenario {
-            Scenario::Crash | Scenario::Evict => crash::play(&stage).await?,
+            Scenario::Crash | Scenario::Evict | Scenario::Weather => crash::play(&stage).await?,
             Scenario::Loss => loss::play(&stage).await?,
             Scenario::Takeover => takeover::play(&stage).await?,
             Scenario::Copies => copies::play(&stage).await?,

@@ -71,6 +71,11 @@ fn the_store_is_no_older_than_the_delay_and_one_sync_while_it_carries_the_load()
 }
 
 #[test]
+fn a_store_at_its_worst_loses_nothing_and_fences_nobody() {
+    slice(Scenario::Weather);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace_of_the_whole_system() {
     for scenario in Scenario::ALL {
         let hash = |seed| {
@@ -140,6 +145,16 @@ mod planted {
     #[test]
     fn records_that_count_whoever_published_are_found() {
         found(Plant::Rule11, Scenario::Copies, 200);
+    }
+
+    #[test]
+    fn an_own_conflict_that_is_taken_for_a_fence_is_found() {
+        found(Plant::Rule13Conflict, Scenario::Weather, 20);
+    }
+
+    #[test]
+    fn an_own_write_that_is_taken_for_a_strangers_is_found() {
+        found(Plant::Rule13Intent, Scenario::Weather, 40);
     }
 
     #[test]

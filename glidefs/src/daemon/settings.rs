@@ -11,7 +11,7 @@ use crate::export::clients::Sharing;
 use crate::export::site::ExportConfig;
 use crate::shard::ShardConfig;
 use crate::sync::SyncConfig;
-use crate::volume::{BucketConfig, KeyringCost};
+use crate::volume::BucketConfig;
 
 /// Google limits one object to about one change a second; others do not.
 const PUBLISH_INTERVAL_GCS: Duration = Duration::from_secs(1);
@@ -50,14 +50,10 @@ pub(super) fn store(config: &Config) -> StoreConfig {
 }
 
 pub(super) fn bucket(config: &Config) -> BucketConfig {
+    let password = config.storage.password.as_ref();
     BucketConfig {
-        compression: config.storage.compression,
-        password: config
-            .storage
-            .password
-            .as_ref()
-            .map(|password| password.reveal().to_owned()),
-        cost: KeyringCost::default(),
+        password: password.map(|password| password.reveal().to_owned()),
+        ..BucketConfig::new(config.storage.compression)
     }
 }
 
@@ -90,6 +86,8 @@ pub(super) fn shard(config: &Config) -> ShardConfig {
         },
         #[cfg(feature = "planted")]
         trust_any_nonce: false,
+        #[cfg(feature = "planted")]
+        forgets_intents: false,
     };
     shard
 }

@@ -124,8 +124,10 @@ impl<W: World> Site<W> {
         let nonce = root
             .filter(|_| self.config.trust_any_nonce)
             .map(|r| r.nonce);
+        let forgets = self.config.forgets_intents;
         LocalVolume {
             nonce: nonce.unwrap_or(local.nonce),
+            intents: if forgets { Vec::new() } else { local.intents },
             ..local
         }
     }

@@ -40,4 +40,7 @@ pub struct ExportConfig {
     /// records count.
     #[cfg(feature = "planted")]
     pub trust_any_nonce: bool,
+    /// Rule 13 the same way: a write of the root that landed unheard is taken for a stranger's.
+    #[cfg(feature = "planted")]
+    pub forgets_intents: bool,
 }

@@ -41,6 +41,22 @@ pub struct BucketConfig {
     pub password: Option<String>,
     /// Of stretching the password, if this node begins the prefix.
     pub cost: KeyringCost,
+    /// A rule broken on purpose, for the simulation to find.
+    #[cfg(feature = "planted")]
+    pub planted: Option<super::Planted>,
+}
+
+impl BucketConfig {
+    /// Without a password, at the shipped cost.
+    pub fn new(compression: Compression) -> Self {
+        Self {
+            compression,
+            password: None,
+            cost: KeyringCost::default(),
+            #[cfg(feature = "planted")]
+            planted: None,
+        }
+    }
 }
 
 impl std::fmt::Debug for BucketConfig {
@@ -66,6 +82,8 @@ struct Shared {
     compression: Compression,
     keys: Option<PrefixKeys>,
     nodes: Nodes,
+    #[cfg(feature = "planted")]
+    planted: Option<super::Planted>,
 }
 
 /// A root with the map that it names, as far as an open reads it.
@@ -90,6 +108,8 @@ impl<W: World> Bucket<W> {
             compression: config.compression,
             keys,
             nodes: Nodes::new(NODES_BYTES_MAX),
+            #[cfg(feature = "planted")]
+            planted: config.planted,
         });
         Ok(Self {
             world,
@@ -123,6 +143,8 @@ impl<W: World> Bucket<W> {
             compression: self.shared.compression,
             keys: self.shared.keys.clone(),
             nodes: Nodes::new(bytes_max),
+            #[cfg(feature = "planted")]
+            planted: self.shared.planted,
         });
         self
     }
@@ -141,6 +163,11 @@ impl<W: World> Bucket<W> {
 
     pub(crate) fn nodes(&self) -> &Nodes {
         &self.shared.nodes
+    }
+
+    #[cfg(feature = "planted")]
+    pub(crate) fn is_planted(&self, rule: super::Planted) -> bool {
+        self.shared.planted == Some(rule)
     }
 
     pub(crate) fn root_mac(&self) -> Option<&Secret> {

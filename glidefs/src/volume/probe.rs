@@ -31,9 +31,19 @@ pub(crate) async fn probe<W: World>(world: &W, store: &W::Store) -> Result<(), V
                 retry::back_off(world, attempt).await;
                 attempt += 1;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(as_temporary(error).into()),
         }
     }
+}
+
+/// Of keys that nobody else can have, a conflict says that requests are repeated on the way, time and
+/// again. It says nothing of what the store can do, and it passes.
+fn as_temporary(error: StoreError) -> StoreError {
+    let kind = match error.kind {
+        StoreErrorKind::Conflict => StoreErrorKind::Retry,
+        kind => kind,
+    };
+    StoreError { kind, ..error }
 }
 
 async fn conditions<S: Store>(store: &S, key: &str) -> Result<Option<Lack>, StoreError> {

@@ -207,6 +207,10 @@ impl<W: World> Volume<W> {
                 StoreErrorKind::NotFound => return Err(vanished(&self.inner.name)),
                 StoreErrorKind::Refused | StoreErrorKind::Unsupported => return Err(error.into()),
                 StoreErrorKind::Retry => {}
+                #[cfg(feature = "planted")]
+                StoreErrorKind::Conflict if bucket.is_planted(super::Planted::OwnConflict) => {
+                    return Err(fenced(base.root.epoch, &base.root));
+                }
                 StoreErrorKind::Conflict | StoreErrorKind::Unknown => {
                     let now = bucket.read_root(&self.inner.name).await?;
                     let now = Box::new(now.ok_or_else(|| vanished(&self.inner.name))?);

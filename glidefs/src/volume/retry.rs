@@ -39,8 +39,9 @@ pub(crate) async fn get<W: World>(
 }
 
 /// Creates an object whose key holds a fresh random id, so that only this very call writes it. A
-/// conflict therefore means that an attempt of ours landed although it was answered with an error:
-/// with the same bytes, so nothing is sealed twice (rule 12).
+/// conflict therefore means that an attempt of ours landed, and somebody on the way repeated it or
+/// lost its answer: with the same bytes, so nothing is sealed twice (rule 12). But some stores answer
+/// 409 for reasons of their own, and a root must never name what is not there: so it is read back.
 pub(crate) async fn create<W: World>(
     world: &W,
     store: &W::Store,
@@ -48,19 +49,41 @@ pub(crate) async fn create<W: World>(
     body: Bytes,
 ) -> Result<(), StoreError> {
     let mut attempt = 0;
-    let mut unclear = false;
     loop {
-        match store.create(key, body.clone()).await {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind == StoreErrorKind::Conflict && unclear => return Ok(()),
-            Err(error) if may_repeat(&error, attempt) => {
-                // Also after `Retry`: a client below us may have sent it twice.
-                unclear = true;
-                back_off(world, attempt).await;
-            }
-            Err(error) => return Err(error),
+        let Err(error) = store.create(key, body.clone()).await else {
+            return Ok(());
+        };
+        let conflict = error.kind == StoreErrorKind::Conflict;
+        if conflict && holds(world, store, key, &body).await? {
+            return Ok(());
         }
+        if !conflict && !may_repeat(&error, attempt) || attempt + 1 == ATTEMPTS_MAX {
+            return Err(error);
+        }
+        back_off(world, attempt).await;
         attempt += 1;
+    }
+}
+
+/// True if the store has exactly these bytes there; false if it has nothing. Other bytes under a name
+/// that is ours alone are a reason to stop.
+async fn holds<W: World>(
+    world: &W,
+    store: &W::Store,
+    key: &str,
+    body: &Bytes,
+) -> Result<bool, StoreError> {
+    match get(world, store, key, Part::All).await {
+        Ok(object) if object.bytes == body => Ok(true),
+        Ok(_) => Err(StoreError {
+            operation: "create",
+            key: key.to_owned(),
+            kind: StoreErrorKind::Conflict,
+            message: "the store holds other bytes under a name that only this server writes"
+                .to_owned(),
+        }),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -21,9 +21,9 @@ struct Node {
 
 fn config(password: Option<&str>) -> BucketConfig {
     BucketConfig {
-        compression: Compression::Lz4,
         password: password.map(str::to_owned),
         cost: KeyringCost::LEAST,
+        ..BucketConfig::new(Compression::Lz4)
     }
 }
 

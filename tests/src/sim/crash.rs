@@ -1,4 +1,6 @@
-//! Kills and power cuts at random operations, under load and a bad store; also while starting.
+//! Kills and power cuts at random operations, under load and a bad store; also while starting. As
+//! [`Scenario::Weather`] the store is worse, outages last for minutes, and nobody else is there who
+//! could fence the node.
 //!
 //! After a kill every answered write is there, after a power cut everything that was flushed, and
 //! in both cases what is there is one cut (promises 1, 2). An export whose epoch the log holds opens
@@ -8,8 +10,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Result;
-use world::sim::{Crash, HostId};
+use world::sim::{Crash, HostId, Odds, StoreFaults};
 
+use super::Scenario;
 use super::guest::{Guest, Load, Tolerance};
 use super::node::Node;
 use super::stage::{ANSWER_MAX, Stage};
@@ -55,7 +58,7 @@ impl Lives<'_> {
         let early = stage.one_in(4);
         let fuse = stage.between(0, if early { 150 } else { 4_000 });
         sim.crash_after(self.host, fuse, how);
-        stage.weather();
+        self.change_weather();
         if self.held && stage.one_in(4) {
             sim.set_store_outage(None, true);
         }
@@ -84,12 +87,25 @@ impl Lives<'_> {
     /// Lets things happen until the server is down; returns how it went down.
     async fn end(&self, node: &Node, guest: &Guest, how: Crash) -> Result<Crash> {
         let stage = self.stage;
-        let end = stage.sim.now() + Duration::from_millis(stage.between(50, 8_000));
+        let end = if self.is_storm() && stage.one_in(4) {
+            stage.between(8_000, 90_000)
+        } else {
+            stage.between(50, 8_000)
+        };
+        let end = stage.sim.now() + Duration::from_millis(end);
         while stage.sim.now() < end && node.is_alive() {
-            stage.pause_ms(1, 400).await;
+            let longest = if self.is_storm() && stage.one_in(8) {
+                60_000
+            } else {
+                400
+            };
+            stage.pause_ms(1, longest).await;
             guest.check()?;
+            if self.is_storm() {
+                stage.owns(node).await?;
+            }
             match stage.between(0, 9) {
-                0 => stage.weather(),
+                0 => self.change_weather(),
                 1 => stage.sim.set_store_outage(None, true),
                 2 | 3 => stage.sim.set_store_outage(None, false),
                 _ => {}
@@ -97,6 +113,19 @@ impl Lives<'_> {
         }
         if !node.is_alive() {
             return Ok(how);
+        }
+        if self.is_storm() && stage.one_in(2) {
+            // What it sends now lands when its successor is at work, and it never learns of it.
+            stage.sim.set_store_faults(StoreFaults {
+                late: Odds::one_in(2),
+                ..StoreFaults::default()
+            });
+            stage.pause_ms(50, 2_000).await;
+            stage.sim.set_store_outage(None, true);
+            stage.pause_ms(0, 1_000).await;
+            if !node.is_alive() {
+                return Ok(how);
+            }
         }
         if stage.one_in(2) {
             stage.sim.crash(self.host, how);
@@ -106,6 +135,18 @@ impl Lives<'_> {
         guest.over(ANSWER_MAX).await?;
         stage.sim.kill(guest.pid);
         Ok(Crash::Process)
+    }
+
+    fn is_storm(&self) -> bool {
+        self.stage.run.scenario == Scenario::Weather
+    }
+
+    fn change_weather(&self) {
+        if self.is_storm() {
+            self.stage.storm();
+        } else {
+            self.stage.weather();
+        }
     }
 
     fn owe(&mut self, how: Crash) {

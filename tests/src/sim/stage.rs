@@ -146,9 +146,9 @@ impl Stage {
         cache.volume_dirty_bytes_max = size / 8 * s.dirty_eighths;
         cache.dirty_bytes_max = cache.dirty_bytes_max.max(cache.volume_dirty_bytes_max);
         let bucket = BucketConfig {
-            compression: s.compression,
             password: self.is_sealed().then(|| PASSWORD.to_owned()),
             cost: KeyringCost::LEAST,
+            ..BucketConfig::new(s.compression)
         };
         let mut config = ShardConfig::new(cache, bucket, self.sim.host_name(host));
         config.exports.create_bytes = Some(s.volume_bytes);
@@ -445,6 +445,7 @@ impl Stage {
                 throttled: odds(20),
                 lost_answer: odds(20),
                 late: odds(40),
+                ..StoreFaults::default()
             },
             2 => StoreFaults {
                 late: odds(5),
@@ -461,6 +462,32 @@ impl Stage {
             },
         };
         self.sim.set_store_faults(faults);
+    }
+
+    /// Everything at once that a store can do wrong.
+    pub(super) fn storm(&self) {
+        let odds = |stage: &Self, low, high| {
+            Odds::one_in(u32::try_from(stage.between(low, high)).expect("small"))
+        };
+        let faults = StoreFaults {
+            lost_request: odds(self, 8, 60),
+            throttled: odds(self, 8, 60),
+            lost_answer: odds(self, 8, 60),
+            late: odds(self, 3, 40),
+            repeated: odds(self, 5, 60),
+        };
+        self.sim.set_store_faults(faults);
+    }
+
+    /// The only node that ever opened the volume owns it, whatever it was answered: who takes an
+    /// unclear answer for a fence stops a guest without need (rule 13).
+    pub(super) async fn owns(&self, node: &Node) -> Result<()> {
+        match node.get().await {
+            Ok(export) if matches!(export.role.as_str(), "fenced" | "vanished") => {
+                bail!("the export is {}, and there is no other node", export.role)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// No more trouble from outside.
@@ -563,9 +590,14 @@ fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
         Some(Plant::Rule1) => Some(Planted::EvictionOrder),
         Some(Plant::Rule2) => Some(Planted::SupersededIsFree),
         Some(Plant::Rule4) => Some(Planted::LifeStays),
-        Some(Plant::Rule11 | Plant::Late) | None => None,
+        _ => None,
     };
     config.exports.trust_any_nonce = plant == Some(Plant::Rule11);
+    config.exports.forgets_intents = plant == Some(Plant::Rule13Intent);
+    config.bucket.planted = match plant {
+        Some(Plant::Rule13Conflict) => Some(glidefs::volume::Planted::OwnConflict),
+        _ => None,
+    };
 }
 
 #[cfg(not(feature = "planted"))]

@@ -9,6 +9,8 @@
 //! - It takes effect and the answer is lost: `Unknown` for writes and deletions.
 //! - It is late: the caller hears `Unknown`, and long afterwards it takes effect after all, even if
 //!   the process is dead by then.
+//! - Somebody on the way repeats it: it takes effect, and what the caller hears is the answer to the
+//!   second copy, which for a conditional write is "condition failed".
 //! - The process dies in between: what is on its way arrives or not.
 //!
 //! Conditions are exact, lists show every write that took effect, and an etag is never used twice.
@@ -41,6 +43,8 @@ pub struct StoreFaults {
     pub lost_answer: Odds,
     /// A write takes effect long after its caller was told that the outcome is unknown.
     pub late: Odds,
+    /// Takes effect, and is then answered as if it had come a second time.
+    pub repeated: Odds,
 }
 
 /// How long a late request takes.
@@ -73,6 +77,7 @@ enum Fate {
     Throttled,
     LostAnswer,
     Late,
+    Repeated,
 }
 
 impl StoreFaults {
@@ -85,6 +90,8 @@ impl StoreFaults {
             Fate::LostAnswer
         } else if request.unclear() == StoreErrorKind::Unknown && chance.hit(self.late) {
             Fate::Late
+        } else if chance.hit(self.repeated) {
+            Fate::Repeated
         } else {
             Fate::Answered
         }
@@ -142,7 +149,8 @@ impl SimStore {
         let fate = sim.chance(|chance| faults.fate(&request, chance));
         let unclear = Refusal(request.unclear(), "the answer was lost");
         match fate {
-            Fate::Answered => self.arrive(there, request, Some(reply)),
+            Fate::Answered => self.arrive(there, request, 1, Some(reply)),
+            Fate::Repeated => self.arrive(there, request, 2, Some(reply)),
             Fate::LostRequest => {
                 let refusal = Refusal(StoreErrorKind::Retry, "the request was lost");
                 self.fail(sim.shared.config.delays.store, &request, refusal, reply);
@@ -154,12 +162,12 @@ impl SimStore {
             Fate::LostAnswer => {
                 let hears = there + sim.delay(|delays| delays.store);
                 self.fail_after(hears, &request, unclear, reply);
-                self.arrive(there, request, None);
+                self.arrive(there, request, 1, None);
             }
             Fate::Late => {
                 let late = there + sim.chance(|chance| chance.delay(LATE));
                 self.fail_after(there, &request, unclear, reply);
-                self.arrive(late, request, None);
+                self.arrive(late, request, 1, None);
             }
         }
     }
@@ -187,8 +195,9 @@ impl SimStore {
         });
     }
 
-    /// The request reaches the store after `there`, and its answer, if any is to come, the caller.
-    fn arrive(&self, there: Duration, request: Request, reply: Option<Reply>) {
+    /// The request reaches the store after `there`, so many times in a row, and the last answer, if any
+    /// is to come, the caller.
+    fn arrive(&self, there: Duration, request: Request, times: u32, reply: Option<Reply>) {
         let store = self.clone();
         self.sim.later(there, move |sim| {
             if !store.is_alive() && sim.chance(|chance| chance.one_in(2)) {
@@ -197,6 +206,9 @@ impl SimStore {
                     format_args!("{request} died with its process"),
                 );
                 return;
+            }
+            for _ in 1..times {
+                drop(sim.shared.store.borrow_mut().apply(&request));
             }
             let outcome = sim.shared.store.borrow_mut().apply(&request);
             let outcome = outcome.map_err(|refusal| request.failed(&refusal));

@@ -54,6 +54,7 @@ async fn busy(sim: Sim) {
         throttled: Odds::one_in(10),
         lost_answer: Odds::one_in(5),
         late: Odds::one_in(5),
+        repeated: Odds::one_in(10),
     });
     let host = sim.host("a");
     for round in 0..6_u64 {
