@@ -137,5 +137,36 @@ pub fn is_possible(filesystem: Filesystem) -> Result<bool> {
     if !is_root && std::env::var_os("CI").is_some() {
         bail!("CI must run this as root");
     }
-    Ok(is_root)
+    if !is_root {
+        return Ok(skipped("not root"));
+    }
+    // Whose kernel knows which filesystems is not ours to say.
+    if !is_known(filesystem)? {
+        return Ok(skipped(&format!("this kernel has no {filesystem}")));
+    }
+    Ok(true)
+}
+
+fn is_known(filesystem: Filesystem) -> Result<bool> {
+    let is_listed = || -> Result<bool> {
+        let listed = std::fs::read_to_string("/proc/filesystems")?;
+        let names = listed
+            .lines()
+            .filter_map(|line| line.split_whitespace().last());
+        Ok(names.into_iter().any(|name| name == filesystem.name()))
+    };
+    if !is_listed()? {
+        // It may be a module that nobody has asked for yet.
+        tool::output("modprobe", &[filesystem.name()]).ok();
+    }
+    is_listed()
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "a skipped test says so where the person who runs it looks"
+)]
+fn skipped(why: &str) -> bool {
+    eprintln!("skipped: {why}");
+    false
 }

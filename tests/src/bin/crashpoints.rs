@@ -33,7 +33,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     flush_every: u64,
     /// About so many crash points between flushes, for each filesystem.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 150)]
     between: u64,
     /// As little work as in the tests.
     #[arg(long)]
