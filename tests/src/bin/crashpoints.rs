@@ -221,10 +221,14 @@ fn report(arguments: &Arguments, rows: &[Row]) -> Result<String> {
             row.tally.torn
         )?;
     }
+    let flushes = match arguments.flush_every {
+        1 => "every flush".to_owned(),
+        some => format!("one flush in {some}"),
+    };
     writeln!(
         text,
-        "\nSeed {}, every flush in {}, about {} moments between flushes for each filesystem.",
-        arguments.seed, arguments.flush_every, arguments.between
+        "\nSeed {}; {flushes} and about {} moments between, for each filesystem.",
+        arguments.seed, arguments.between
     )?;
     Ok(text)
 }
