@@ -4,9 +4,10 @@
 //! client, `http` what asks the API; `pages` and `history` judge what is read back, `kill` puts
 //! them together. For simulation: `nbd_client` speaks over any world, `memory_exports` answers
 //! without a cache, `oracle` is the model disk that judges contents. The tests themselves are in
-//! `tests/`.
+//! `tests/`. `crashpoints` records real work and judges what crashes would leave of it.
 
 pub mod blocking_client;
+pub mod crashpoints;
 pub mod history;
 pub mod http;
 pub mod kill;

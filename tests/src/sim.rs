@@ -21,7 +21,7 @@ mod damage;
 mod fsync;
 mod guest;
 mod loss;
-mod node;
+pub(crate) mod node;
 mod stage;
 mod takeover;
 

@@ -1,6 +1,7 @@
 //! Other people's programs: the real clients. A tool that is not installed may be skipped at a
 //! desk; where the environment says `CI`, it must be there.
 
+use std::io::{BufRead as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -73,6 +74,60 @@ fn command(tool: &str, arguments: &[&str]) -> Command {
     }
     command.args(arguments).stdin(Stdio::null());
     command
+}
+
+/// A tool that is spoken with, line by line. Dropping it kills it, by its id.
+#[derive(Debug)]
+pub struct Talk {
+    child: std::process::Child,
+    says: std::io::BufReader<std::process::ChildStdout>,
+    tool: String,
+}
+
+impl Talk {
+    pub fn start(tool: &str, arguments: &[&str]) -> Result<Self> {
+        let mut command = command(tool, arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("starting {tool}"))?;
+        let says = child.stdout.take().context("its output is a pipe")?;
+        Ok(Self {
+            child,
+            says: std::io::BufReader::new(says),
+            tool: tool.to_owned(),
+        })
+    }
+
+    /// Tells it to go on.
+    pub fn go_on(&mut self) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("its input is a pipe")?;
+        stdin.write_all(b"\n")?;
+        Ok(stdin.flush()?)
+    }
+
+    /// The next line that it says.
+    pub fn hear(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.says.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "{} ended early", self.tool);
+        Ok(line.trim().to_owned())
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait()?;
+        ensure!(status.success(), "{}: {status}", self.tool);
+        Ok(())
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
 }
 
 /// A tool that runs until it is told to stop. Dropping it tells it, then kills it by its id.

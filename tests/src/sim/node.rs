@@ -16,28 +16,28 @@ use world::sync::watch;
 use world::{Address, World};
 
 /// The export that everything is about.
-pub(super) const NAME: &str = "vm";
+pub(crate) const NAME: &str = "vm";
 
 /// The operator knows what goes.
 const ACCEPTED: DeleteQuery = DeleteQuery { accept_loss: true };
 
 /// Where every server listens, on its own host.
-pub(super) fn socket() -> Address {
+pub(crate) fn socket() -> Address {
     Address::Unix(PathBuf::from("/run/glidefs.sock"))
 }
 
 /// One running server.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     sim: Sim,
-    pub(super) host: HostId,
-    pub(super) pid: Pid,
+    pub(crate) host: HostId,
+    pub(crate) pid: Pid,
     control: Control,
 }
 
 /// How a start ended.
 #[derive(Debug)]
-pub(super) enum Started {
+pub(crate) enum Started {
     Up(Node),
     /// The host crashed first.
     Crashed,
@@ -46,7 +46,7 @@ pub(super) enum Started {
 }
 
 impl Node {
-    pub(super) async fn start(sim: &Sim, host: HostId, config: ShardConfig) -> Started {
+    pub(crate) async fn start(sim: &Sim, host: HostId, config: ShardConfig) -> Started {
         let why: Rc<Cell<Option<String>>> = Rc::default();
         let call = sim.call(host, |world| serve(world, config));
         let pid = call.pid();
@@ -66,37 +66,37 @@ impl Node {
         }
     }
 
-    pub(super) fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.sim.is_alive(self.pid)
     }
 
     /// kill -9 of the server alone.
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.sim.kill(self.pid);
     }
 
-    pub(super) async fn get(&self) -> Result<ExportDocument, ControlError> {
+    pub(crate) async fn get(&self) -> Result<ExportDocument, ControlError> {
         let asked = self
             .control
             .ask(|reply| Request::Get(NAME.to_owned(), reply));
         asked.await
     }
 
-    pub(super) async fn drain(&self) -> Result<ExportDocument, ControlError> {
+    pub(crate) async fn drain(&self) -> Result<ExportDocument, ControlError> {
         let asked = self
             .control
             .ask(|reply| Request::Drain(NAME.to_owned(), reply));
         asked.await
     }
 
-    pub(super) async fn delete(&self) -> Result<ExportDocument, ControlError> {
+    pub(crate) async fn delete(&self) -> Result<ExportDocument, ControlError> {
         let asked = self
             .control
             .ask(|reply| Request::Delete(NAME.to_owned(), ACCEPTED, reply));
         asked.await
     }
 
-    pub(super) async fn accept_loss(&self, kept_seq: u64) -> Result<ExportDocument, ControlError> {
+    pub(crate) async fn accept_loss(&self, kept_seq: u64) -> Result<ExportDocument, ControlError> {
         let wanted = AcceptLossDocument { kept_seq };
         let asked = self
             .control
@@ -104,14 +104,14 @@ impl Node {
         asked.await
     }
 
-    pub(super) async fn server(&self) -> Result<ServerDocument> {
+    pub(crate) async fn server(&self) -> Result<ServerDocument> {
         match self.control.ask(Request::Server).await {
             Ok(document) => Ok(document),
             Err(error) => bail!("the server does not tell its numbers: {error}"),
         }
     }
 
-    pub(super) async fn promote(&self, epoch: u64) -> Result<ExportDocument, ControlError> {
+    pub(crate) async fn promote(&self, epoch: u64) -> Result<ExportDocument, ControlError> {
         let how = PromoteDocument {
             force: true,
             expected_epoch: Some(epoch),

@@ -28,7 +28,7 @@
 //! Deliberately absent: sectors larger than 512 bytes, device errors that come and go by
 //! themselves, and a page cache that forgets clean pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::chance::{Chance, Odds};
@@ -139,7 +139,7 @@ enum Change {
 const UNSYNCED_BYTES_MAX: usize = 64 << 20;
 
 /// A write between submission and return.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct PendingWrite {
     pub(super) pid: u32,
     pub(super) at: u64,
@@ -147,7 +147,7 @@ pub(super) struct PendingWrite {
 }
 
 /// A file: its faces, and what is on the way to them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct FileState {
     kernel: Pages,
     len: u64,
@@ -304,6 +304,14 @@ impl FileState {
     pub(super) fn flip(&mut self, at: u64, bit: u8) {
         self.kernel.flip(at, bit);
         self.durable.flip(at, bit);
+    }
+
+    /// Every process that writes to it dies.
+    pub(super) fn all_died(&mut self, chance: &mut Chance) {
+        let pids: BTreeSet<u32> = self.pending.values().map(|write| write.pid).collect();
+        for pid in pids {
+            self.process_died(pid, chance);
+        }
     }
 
     /// The process dies: its writes under way land wholly, partly or not at all.

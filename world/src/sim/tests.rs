@@ -187,6 +187,35 @@ fn a_power_cut_keeps_what_was_persisted_and_mixes_the_rest() {
 }
 
 #[test]
+fn what_a_crash_would_leave_is_told_without_one() {
+    let mut mixes = BTreeSet::new();
+    for seed in 0..100 {
+        let (cut, killed, kept) = simulate(seed, |sim| async move {
+            let host = sim.host("a");
+            sim.call(host, |world| async move {
+                let file = open(&world).await;
+                write(&file, 0, 1, 1024).await;
+                file.persist().await.expect("the disk is healthy");
+                write(&file, 512, 2, 512).await;
+            })
+            .await;
+            let look = |how| {
+                let image = sim.disk_after(host, how, seed);
+                let other = sim.host(&format!("{how:?}"));
+                sim.restore_disk(other, &image);
+                sectors(&sim, other, 2)
+            };
+            let (cut, killed) = (look(Crash::Power), look(Crash::Process));
+            (cut, killed, sectors(&sim, host, 2))
+        });
+        assert_eq!((killed, kept), (vec![1, 2], vec![1, 2]));
+        assert_eq!(cut[0], 1, "it was persisted");
+        mixes.insert(cut[1]);
+    }
+    assert_eq!(mixes, BTreeSet::from([1, 2]), "both are legal and seen");
+}
+
+#[test]
 fn a_persist_does_not_cover_a_write_that_returned_after_it_was_submitted() {
     let mut lost = 0;
     for seed in 0..100 {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::Shared;
 use crate::sim::faults::{DiskFaults, FileState, Pages};
-use crate::sim::{HostId, Pid, Sim};
+use crate::sim::{Chance, Crash, HostId, Pid, Sim};
 
 /// All files of a disk, as a copying program saw them.
 #[derive(Clone, Default)]
@@ -75,6 +75,32 @@ impl Sim {
                 .map(|(path, file)| (path.clone(), file.borrow().content()))
                 .collect()
         });
+        DiskImage { files }
+    }
+
+    /// All files of a host as a crash at this very moment would leave them. The host knows nothing of
+    /// it: what the fault model leaves open is drawn from a chance of its own.
+    pub fn disk_after(&self, host: HostId, how: Crash, seed: u64) -> DiskImage {
+        let mut chance = Chance::seeded(seed);
+        let copies: Vec<(PathBuf, FileState)> = self.with_host(host, |host| {
+            let files = host.disk.files.iter();
+            files
+                .map(|(path, file)| (path.clone(), file.borrow().clone()))
+                .collect()
+        });
+        let mut files = BTreeMap::new();
+        for (path, mut file) in copies {
+            let survived = match how {
+                Crash::Power => file.power_cut(&mut chance),
+                Crash::Process => {
+                    file.all_died(&mut chance);
+                    true
+                }
+            };
+            if survived {
+                files.insert(path, file.content());
+            }
+        }
         DiskImage { files }
     }
 
