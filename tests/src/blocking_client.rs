@@ -112,6 +112,11 @@ impl Client {
                 (Box::new(stream.try_clone()?), Box::new(stream))
             }
         };
+        Self::over(input, output, export)
+    }
+
+    /// The same over a connection that is open already. Nothing beyond the handshake is read from it.
+    pub fn over(input: Box<dyn Read>, output: Box<dyn Write>, export: &str) -> Result<Self> {
         let mut client = Self {
             input: BufReader::new(input),
             output,

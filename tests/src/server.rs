@@ -293,10 +293,15 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("GLIDEFS_BIN") {
         return Ok(PathBuf::from(path));
     }
+    built("glidefs")
+}
+
+/// A binary that the same build put beside this one.
+pub fn built(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let beside = own.ancestors().skip(1).take(2);
-    let mut candidates = beside.map(|folder| folder.join("glidefs"));
+    let mut candidates = beside.map(|folder| folder.join(name));
     candidates
         .find(|path| path.is_file())
-        .context("no glidefs binary: build it (cargo build -p glidefs) or set GLIDEFS_BIN")
+        .with_context(|| format!("no {name} binary: build it (cargo build --workspace --bins)"))
 }

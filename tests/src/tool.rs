@@ -2,7 +2,7 @@
 //! desk; where the environment says `CI`, it must be there.
 
 use std::io::{BufRead as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -31,15 +31,19 @@ pub fn are_here(tools: &[&str]) -> bool {
 }
 
 fn is_here(tool: &str) -> bool {
+    path_of(tool).is_some()
+}
+
+/// Where a tool is, by its name or path.
+pub fn path_of(tool: &str) -> Option<PathBuf> {
     if tool.starts_with('/') {
-        return Path::new(tool).exists();
+        return Some(PathBuf::from(tool)).filter(|path| path.exists());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Debian keeps mkfs and losetup where an ordinary PATH does not look.
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    folders
-        .into_iter()
-        .any(|folder| folder.join(tool).is_file())
+    let mut candidates = folders.map(|folder| folder.join(tool));
+    candidates.find(|path| path.is_file())
 }
 
 /// Runs a tool to its end and returns what it said on stdout; an exit code is an error.
