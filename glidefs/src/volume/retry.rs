@@ -24,7 +24,7 @@ pub(crate) async fn back_off<W: World>(world: &W, attempt: u32) {
 
 pub(crate) async fn get<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
     key: &str,
     part: Part,
 ) -> Result<Object, StoreError> {
@@ -43,7 +43,7 @@ pub(crate) async fn get<W: World>(
 /// with the same bytes, so nothing is sealed twice (rule 12).
 pub(crate) async fn create<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
     key: &str,
     body: Bytes,
 ) -> Result<(), StoreError> {
