@@ -292,6 +292,26 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    /// Lines of code blocks in the manuals that begin with `glidefs`.
+    #[test]
+    fn commands_in_the_runbooks_parse() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
+        let mut checked = 0;
+        for entry in std::fs::read_dir(folder).expect("runbooks") {
+            let path = entry.expect("an entry").path();
+            let text = std::fs::read_to_string(&path).expect("text");
+            let blocks = text.split("```").skip(1).step_by(2);
+            let lines = blocks.flat_map(str::lines).map(str::trim);
+            for line in lines.filter(|line| line.starts_with("glidefs ")) {
+                let command = line.split('#').next().unwrap_or_default();
+                let parsed = Arguments::try_parse_from(command.split_whitespace());
+                assert!(parsed.is_ok(), "{}: {line}: {parsed:?}", path.display());
+                checked += 1;
+            }
+        }
+        assert!(checked > 10, "only {checked} commands: is this test blind?");
+    }
+
     #[test]
     fn force_wants_the_epoch_that_was_seen() {
         let parse = |words: &[&str]| Arguments::try_parse_from(words);
