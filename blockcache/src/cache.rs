@@ -176,6 +176,19 @@ pub enum Looked {
     Kept(Id),
 }
 
+/// What happened to one volume since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VolumeCounts {
+    /// Writes that were delayed or had to wait because of the dirty bound or a full log, and for how
+    /// long in all.
+    pub throttled: u64,
+    pub throttled_for: Duration,
+    /// Pages of it that were evicted, those that newer ones had replaced too.
+    pub evicted_pages: u64,
+    /// Reads of clean pages that were damaged on the disk, and came from the store instead.
+    pub decayed_reads: u64,
+}
+
 /// How full the cache is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
@@ -191,6 +204,10 @@ pub struct CacheStats {
     pub evictions: u64,
     /// Writes that had to wait or were delayed because of the dirty bound or a full log.
     pub throttled: u64,
+    /// Writes that wait now.
+    pub writers_waiting: u32,
+    /// The file could not grow to its size: the disk is full.
+    pub disk_full: bool,
     /// Set once the log stopped (promise 8).
     pub stopped: Option<String>,
 }
@@ -327,6 +344,8 @@ impl<W: World> Cache<W> {
             persists: counters.persists,
             evictions: counters.evictions,
             throttled: counters.throttled,
+            writers_waiting: self.shared.writers_waiting.get(),
+            disk_full: self.shared.disk_full.get(),
             stopped: self
                 .shared
                 .failed

@@ -31,7 +31,7 @@ mod watermark;
 pub use cache::Planted;
 pub use cache::{
     Cache, CacheConfig, CacheStats, CacheVolume, Cut, CutContent, CutExtent, FillKey, Intent,
-    Known, LocalVolume, Looked, Missing, Opened, Patch, WRITE_BYTES_MAX,
+    Known, LocalVolume, Looked, Missing, Opened, Patch, VolumeCounts, WRITE_BYTES_MAX,
 };
 pub use error::CacheError;
 pub use extents::{Cover, ExtentMap};

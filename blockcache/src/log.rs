@@ -18,7 +18,7 @@ use std::rc::Rc;
 use world::sync::Notify;
 use world::{Buf, Instant};
 
-use crate::cache::FillKey;
+use crate::cache::{FillKey, VolumeCounts};
 use crate::chunk::{ChunkHeader, ChunkKind, FooterBuilder, SUPERBLOCK_BYTES, footer_cost};
 use crate::index::{Overlay, Position, VolumeIndex};
 use crate::record::{BATCH_HEAD_BYTES, BatchHead, Loss, PAGE, Record, VolumeState, seal_batch};
@@ -158,6 +158,7 @@ pub(crate) struct Volume {
     pub(crate) next_turn: u64,
     /// To writers that wait for those before them.
     pub(crate) turned: Rc<Notify>,
+    pub(crate) counts: VolumeCounts,
 }
 
 impl Volume {
@@ -178,6 +179,7 @@ impl Volume {
             turns: VecDeque::new(),
             next_turn: 0,
             turned: Rc::default(),
+            counts: VolumeCounts::default(),
         }
     }
 }

@@ -247,7 +247,7 @@ fn finish(log: &mut Log, lost: Lost) -> bool {
     if drop_clean {
         tracing::error!(
             ?lost,
-            "the cache log is damaged: cached data that the store also holds is dropped"
+            "the cache log is damaged: cached data that the store also holds is dropped; replace the disk of `cache.dir` if it says so again (docs/runbooks/fsync-failed.md)"
         );
     }
     let mut damaged = false;

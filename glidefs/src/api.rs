@@ -30,7 +30,7 @@ pub use server::{API_CONNECTIONS_MAX, BindError, bind, serve};
 use crate::config::Secret;
 use crate::control::{
     AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, IoDocument,
-    PromoteDocument, PutDocument, Request, ServerDocument,
+    MetersDocument, PromoteDocument, PutDocument, Request, ServerDocument,
 };
 use crate::metrics;
 
@@ -95,6 +95,7 @@ impl Api {
             .route("/api/exports/{name}/accept-loss", post(accept_loss))
             .route("/api/exports/{name}/metrics", get(export_metrics))
             .route("/api/server", get(server_document))
+            .route("/api/metrics", get(meters))
             .route("/metrics", get(all_metrics))
             .layer(middleware::from_fn_with_state(self.clone(), guard::admit));
         // Outside the guards: a busy or locked server is still alive.
@@ -224,10 +225,13 @@ async fn server_document(State(api): State<Api>) -> Answer<ServerDocument> {
     Ok(Json(api.server().await?))
 }
 
+async fn meters(State(api): State<Api>) -> Answer<MetersDocument> {
+    Ok(Json(api.control.ask(Request::Meters).await?))
+}
+
 async fn all_metrics(State(api): State<Api>) -> Result<Response, ApiError> {
-    let server = api.server().await?;
-    let exports = api.control.ask(Request::List).await?;
-    let text = metrics::render(server, exports, metrics::Process::now());
+    let meters = api.control.ask(Request::Meters).await?;
+    let text = metrics::render(meters, metrics::Process::now());
     Ok(([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response())
 }
 

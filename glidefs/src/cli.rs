@@ -16,6 +16,7 @@ pub(crate) mod output;
 mod setup;
 mod status;
 mod text;
+mod top;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -68,6 +69,20 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
         /// Print the answer as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show live what the exports of a running server do: rates, latencies, dirty data, sync lag
+    Top {
+        #[command(flatten)]
+        remote: Remote,
+        /// Milliseconds between two looks
+        #[arg(long, value_name = "MS", default_value_t = 1000)]
+        interval_ms: u64,
+        /// Print one table of one interval and end
+        #[arg(long)]
+        once: bool,
+        /// Print one document of one interval as JSON and end
         #[arg(long)]
         json: bool,
     },
@@ -245,6 +260,19 @@ fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Fai
             Ok(check::run(&config, json))
         }
         Command::Status { remote, json } => status::run(&remote, json),
+        Command::Top {
+            remote,
+            interval_ms,
+            once,
+            json,
+        } => {
+            let shown = match (json, once) {
+                (true, _) => top::Shown::Json,
+                (false, true) => top::Shown::Table,
+                (false, false) => top::Shown::Live,
+            };
+            top::run(&remote, interval_ms, shown)
+        }
         Command::Export { command } => export::run(command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -262,6 +290,26 @@ mod tests {
     #[test]
     fn the_definition_of_the_arguments_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    /// Lines of code blocks in the manuals that begin with `glidefs`.
+    #[test]
+    fn commands_in_the_runbooks_parse() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
+        let mut checked = 0;
+        for entry in std::fs::read_dir(folder).expect("runbooks") {
+            let path = entry.expect("an entry").path();
+            let text = std::fs::read_to_string(&path).expect("text");
+            let blocks = text.split("```").skip(1).step_by(2);
+            let lines = blocks.flat_map(str::lines).map(str::trim);
+            for line in lines.filter(|line| line.starts_with("glidefs ")) {
+                let command = line.split('#').next().unwrap_or_default();
+                let parsed = Arguments::try_parse_from(command.split_whitespace());
+                assert!(parsed.is_ok(), "{}: {line}: {parsed:?}", path.display());
+                checked += 1;
+            }
+        }
+        assert!(checked > 10, "only {checked} commands: is this test blind?");
     }
 
     #[test]

@@ -2,8 +2,14 @@
 //!
 //! The API runs on the edge thread, exports live on the shard; nothing but these values crosses.
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use serde::{Deserialize, Serialize};
 use world::sync::{Receiver, Sender, channel, oneshot};
+
+use crate::meter::Latency;
+use crate::meter::store::{StoreRequests, StoreUse};
 
 /// Requests that wait for the shard. A full queue makes the API wait.
 pub const CONTROL_QUEUE_MAX: usize = 64;
@@ -30,6 +36,8 @@ pub enum Request {
     DrainAll(Reply<Vec<ExportDocument>>),
     /// Numbers of the whole server.
     Server(Reply<ServerDocument>),
+    /// Everything that is counted, at one moment.
+    Meters(Reply<MetersDocument>),
 }
 
 pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
@@ -112,7 +120,72 @@ pub struct IoDocument {
     pub syncs: u64,
     pub sync_errors: u64,
     pub uploaded_segments: u64,
+    /// Bytes of those objects: compressed, sealed, with their index.
     pub uploaded_bytes: u64,
+    /// Bytes of the frames in them before compression.
+    #[serde(default)]
+    pub packed_bytes: u64,
+}
+
+/// Everything that is counted, at one moment: what `/metrics` and `glidefs top` show.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct MetersDocument {
+    /// Of a clock that never jumps: only the distance of two samples means something.
+    pub at_ms: u64,
+    pub server: ServerDocument,
+    pub cache: CacheDocument,
+    pub store: StoreUse,
+    pub exports: Vec<ExportMeters>,
+    /// Exports beyond the bound of one document, which are not in it.
+    pub exports_left_out: u64,
+}
+
+/// What the cache did since the server started.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct CacheDocument {
+    /// Chunks of the log that were evicted.
+    pub evicted_chunks: u64,
+    /// Calls of fdatasync, each for all who waited for one.
+    pub persists: u64,
+    pub throttled_writes: u64,
+    /// Writes that wait for room now.
+    pub writers_waiting: u64,
+    /// Frames from the store that are kept, and memory of the index.
+    pub kept_frames: u64,
+    pub index_bytes: u64,
+    /// The disk is full, so the cache stays smaller than it may be.
+    pub disk_full: bool,
+}
+
+/// One export with all that is counted of it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct ExportMeters {
+    #[serde(flatten)]
+    pub export: ExportDocument,
+    /// When the store's cut was published; 0 where that is not known.
+    pub published_unix_ms: u64,
+    /// By how much the oldest unpublished write has waited longer than `sync_delay_ms`.
+    pub sync_lag_ms: u64,
+    /// Writes that were delayed because too much was dirty or the log was full, and how long in all.
+    pub throttled_writes: u64,
+    pub throttled_ms: u64,
+    /// Pages of 4 KiB that the cache let go to make room.
+    pub evicted_pages: u64,
+    /// Reads that found damaged pages in the cache which the store holds as well.
+    pub decayed_reads: u64,
+    pub store: Vec<StoreRequests>,
+    pub latency: LatenciesDocument,
+}
+
+/// From a request to its answer, by what was asked; of those that succeeded.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct LatenciesDocument {
+    pub read: Latency,
+    pub write: Latency,
+    pub flush: Latency,
+    pub zero: Latency,
+    /// From the beginning of a sync to its publish.
+    pub sync: Latency,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]

@@ -24,6 +24,7 @@ pub mod connection;
 pub(crate) mod decide;
 pub mod document;
 pub(crate) mod frames;
+pub(crate) mod meter;
 pub(crate) mod open;
 pub(crate) mod orders;
 pub mod registry;
@@ -49,6 +50,7 @@ use crate::volume::{RootView, Volume};
 use causes::Causes;
 use clients::Clients;
 use frames::{Frames, index};
+use meter::Meter;
 use orders::Orders;
 
 /// How often a read asks a store that is down, before it is an error: with the waits below about
@@ -94,7 +96,7 @@ pub struct Export<W: World> {
     /// None for a read-only export.
     local: Option<CacheVolume<W>>,
     frames: Rc<Frames<W>>,
-    io: Cell<IoDocument>,
+    meter: Rc<Meter>,
     pub(crate) clients: Clients,
     pub(crate) orders: Orders,
     pub(crate) causes: Causes,
@@ -113,6 +115,7 @@ pub(crate) struct Parts<W: World> {
     pub(crate) local: Option<CacheVolume<W>>,
     /// None: resumed without the store.
     pub(crate) volume: Option<Volume<W>>,
+    pub(crate) meter: Rc<Meter>,
 }
 
 impl<W: World> Export<W> {
@@ -141,7 +144,7 @@ impl<W: World> Export<W> {
             cache: parts.cache,
             local: parts.local,
             frames,
-            io: Cell::default(),
+            meter: parts.meter,
             orders: Orders::default(),
             causes: Causes::default(),
         })
@@ -159,9 +162,9 @@ impl<W: World> Export<W> {
         self.size_bytes.get()
     }
 
-    /// Counts since the export was opened.
-    pub fn io(&self) -> IoDocument {
-        self.io.get()
+    /// What is counted of it.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     pub(crate) fn world(&self) -> &W {
@@ -195,9 +198,9 @@ impl<W: World> Export<W> {
     }
 
     pub(crate) fn count(&self, add: impl FnOnce(&mut IoDocument)) {
-        let mut io = self.io.get();
+        let mut io = self.meter.io.get();
         add(&mut io);
-        self.io.set(io);
+        self.meter.io.set(io);
     }
 
     /// Ends the right to write. What waits for room in the cache is woken with an error.
@@ -395,7 +398,7 @@ impl<W: World> Export<W> {
             failures += 1;
             if !error.is_temporary() || failures >= READ_ATTEMPTS_MAX {
                 if self.causes.raise("read", error.to_string()) {
-                    tracing::error!(export = %self.name, %error, "reads fail: the store does not give the data; clients get input/output errors");
+                    tracing::error!(export = %self.name, %error, "reads fail: the store does not give the data; clients get input/output errors (docs/runbooks/store-unavailable.md)");
                 }
                 self.count(|io| io.errors += 1);
                 return Err(IoError::Io);
@@ -464,7 +467,7 @@ impl<W: World> Export<W> {
             return self.ended();
         }
         if self.causes.raise("cache", error.to_string()) {
-            tracing::error!(export = %self.name, %error, "the cache fails; clients get input/output errors");
+            tracing::error!(export = %self.name, %error, "the cache fails; clients get input/output errors (docs/runbooks/fsync-failed.md)");
         }
         IoError::Io
     }

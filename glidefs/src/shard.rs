@@ -8,6 +8,7 @@
 mod answer;
 mod leave;
 mod loss;
+mod meters;
 mod stored;
 
 use std::cell::Cell;
@@ -22,10 +23,12 @@ use crate::control::{ExportDocument, Request, ServerDocument};
 use crate::device::ConnectError;
 use crate::export::clients::Sharing;
 use crate::export::document::of_export;
+use crate::export::meter::Meters;
 use crate::export::open::Wish;
 use crate::export::registry::Registry;
 use crate::export::shelf::Shelf;
 use crate::export::site::{ExportConfig, Site};
+use crate::repeats::Repeats;
 use crate::sync::SyncConfig;
 use crate::sync::backoff::Backoff;
 use crate::volume::{BucketConfig, Owner, VolumeError};
@@ -112,7 +115,7 @@ impl<W: World> Shard<W> {
             if !is_of_store(&error) || held.is_empty() && !is_outage(&error) {
                 return Err(ShardError::Store(error));
             }
-            tracing::error!(%error, "the store cannot be used now; serving what the cache holds, and trying again");
+            tracing::error!(%error, "the store cannot be used now; serving what the cache holds, and trying again (docs/runbooks/store-unavailable.md)");
         }
         let site = Rc::new(Site {
             owner: Owner {
@@ -124,6 +127,8 @@ impl<W: World> Shard<W> {
             world,
             cache,
             shelf,
+            meters: Meters::default(),
+            repeats: Repeats::default(),
             config: config.exports,
         });
         let registry = Rc::new(Registry::new(site));
@@ -188,11 +193,11 @@ fn bring_back<W: World>(registry: &Rc<Registry<W>>, name: String) {
                 Err(ConnectError::Unavailable(why)) => {
                     failures += 1;
                     if failures == 1 {
-                        tracing::error!(export = %name, why, "a volume that the cache holds cannot be brought back now; trying again");
+                        tracing::error!(export = %name, why, "a volume that the cache holds cannot be brought back now; trying again (docs/runbooks/store-unavailable.md)");
                     }
                 }
                 Err(error) => {
-                    tracing::error!(export = %name, %error, "a volume that the cache holds could not be brought back");
+                    tracing::error!(export = %name, %error, "a volume that the cache holds could not be brought back (docs/runbooks/volume-read-only.md)");
                     return;
                 }
             }

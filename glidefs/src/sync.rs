@@ -212,9 +212,12 @@ impl<W: World> Syncer<W> {
     async fn sync(&self) -> Task {
         let mut attempt = None;
         let mut failures = 0;
+        let began = self.site.world.now();
         loop {
             match self.step(&mut attempt).await {
                 Ok(()) => {
+                    let took = self.site.world.now() - began;
+                    self.export.meter().sync.record(took);
                     self.recovered();
                     return self.after_publish();
                 }
@@ -291,22 +294,22 @@ impl<W: World> Syncer<W> {
                 if news && is_passing(error) {
                     tracing::warn!(export = %name, %error, "the store does not take the sync; writes stay in the cache and are retried");
                 } else if news {
-                    tracing::error!(export = %name, %error, "the sync fails; writes stay in the cache and are retried");
+                    tracing::error!(export = %name, %error, "the sync fails; writes stay in the cache and are retried (docs/runbooks/store-unavailable.md)");
                 }
                 self.export.orders.failed(text);
                 return Task::GoesOn;
             }
             Verdict::Fenced => {
-                tracing::error!(export = %name, %error, dirty_bytes = self.state().dirty_bytes, "fenced: this node stops serving the volume; unpublished writes are kept in its log");
+                tracing::error!(export = %name, %error, dirty_bytes = self.state().dirty_bytes, "fenced: this node stops serving the volume; unpublished writes are kept in its log (docs/runbooks/export-fenced.md)");
                 self.export.end(Role::Fenced);
                 self.give_up_epoch().await;
             }
             Verdict::Vanished => {
-                tracing::error!(export = %name, %error, "the volume is gone from the store; it is not created again");
+                tracing::error!(export = %name, %error, "the volume is gone from the store; it is not created again (docs/runbooks/volume-vanished.md)");
                 self.export.end(Role::Vanished);
             }
             Verdict::Halt => {
-                tracing::error!(export = %name, %error, "the cache log has stopped; nothing more is published");
+                tracing::error!(export = %name, %error, "the cache log has stopped; nothing more is published (docs/runbooks/fsync-failed.md)");
                 self.export.orders.halt(text.clone());
                 // Who waits for the detach must not wait for a task that has ended.
                 if self.export.role() == Role::Leaving {
@@ -321,7 +324,7 @@ impl<W: World> Syncer<W> {
     /// So that no restart during an outage resumes an epoch that is known to be over.
     async fn give_up_epoch(&self) {
         if let Err(error) = self.local.detached().await {
-            tracing::error!(export = %self.export.name(), %error, "the end of the epoch could not be noted in the log");
+            tracing::error!(export = %self.export.name(), %error, "the end of the epoch could not be noted in the log (docs/runbooks/fsync-failed.md)");
         }
     }
 
@@ -360,7 +363,7 @@ impl<W: World> Syncer<W> {
                 // Once may be something on the way that answers in the store's place.
                 Seen::Unreadable(why) => {
                     unreadable += 1;
-                    tracing::error!(export = %self.export.name(), error = %why, "what the store holds of the volume cannot be read; restore the object that is named");
+                    tracing::error!(export = %self.export.name(), error = %why, "what the store holds of the volume cannot be read; restore the object that is named (docs/runbooks/volume-vanished.md)");
                     if unreadable == UNREADABLE_ANSWERS_MAX {
                         self.export.end(Role::Vanished);
                         return Task::Ends;
@@ -381,7 +384,7 @@ impl<W: World> Syncer<W> {
                     }
                 }
                 Seen::Absent => {
-                    tracing::error!(export = %self.export.name(), "the volume is gone from the store; it is not created again");
+                    tracing::error!(export = %self.export.name(), "the volume is gone from the store; it is not created again (docs/runbooks/volume-vanished.md)");
                     self.export.end(Role::Vanished);
                     return Task::Ends;
                 }
@@ -415,7 +418,7 @@ impl<W: World> Syncer<W> {
         if plan != (Plan::Resume { records })
             || volume.resume(&self.site.owner, state.epoch).is_err()
         {
-            tracing::error!(export = %self.export.name(), epoch = %state.epoch, root_epoch = %root.epoch, dirty_bytes = state.dirty_bytes, "fenced: somebody else changed the volume since; unpublished writes are kept in the log");
+            tracing::error!(export = %self.export.name(), epoch = %state.epoch, root_epoch = %root.epoch, dirty_bytes = state.dirty_bytes, "fenced: somebody else changed the volume since; unpublished writes are kept in the log (docs/runbooks/export-fenced.md)");
             return false;
         }
         // In one step: what counts as clean must be readable from the map.

@@ -10,8 +10,10 @@ use std::process::{Command, Output};
 
 use glidefs::api::{self, Api};
 use glidefs::control::{
-    Control, ControlError, ControlErrorKind, ExportDocument, IoDocument, Request, ServerDocument,
+    CacheDocument, Control, ControlError, ControlErrorKind, ExportDocument, ExportMeters,
+    IoDocument, LatenciesDocument, MetersDocument, Request, ServerDocument,
 };
+use glidefs::meter::store::StoreUse;
 use serde_json::Value;
 use world::sync::{Receiver, watch};
 
@@ -449,6 +451,33 @@ impl Server {
     }
 }
 
+fn server(exports: &[ExportDocument]) -> ServerDocument {
+    ServerDocument {
+        version: "0".into(),
+        cache_id: "0".into(),
+        cache_bytes: 0,
+        cache_used_bytes: 0,
+        dirty_bytes: exports.iter().map(|export| export.dirty_bytes).sum(),
+        exports: 0,
+        clients: 0,
+        stopped: None,
+    }
+}
+
+fn meters_of(export: ExportDocument) -> ExportMeters {
+    ExportMeters {
+        export,
+        published_unix_ms: 0,
+        sync_lag_ms: 0,
+        throttled_writes: 0,
+        throttled_ms: 0,
+        evicted_pages: 0,
+        decayed_reads: 0,
+        store: Vec::new(),
+        latency: LatenciesDocument::default(),
+    }
+}
+
 async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
     let find = |name: &str| exports.iter().find(|export| export.name == name).cloned();
     let missing = || ControlError::new(ControlErrorKind::NotFound, "no export of this name");
@@ -489,18 +518,17 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
                 reply.send(Ok(left)).is_ok()
             }
             Request::DrainAll(reply) => reply.send(Ok(exports.clone())).is_ok(),
-            Request::Server(reply) => {
-                let server = ServerDocument {
-                    version: "0".into(),
-                    cache_id: "0".into(),
-                    cache_bytes: 0,
-                    cache_used_bytes: 0,
-                    dirty_bytes: exports.iter().map(|export| export.dirty_bytes).sum(),
-                    exports: 0,
-                    clients: 0,
-                    stopped: None,
+            Request::Server(reply) => reply.send(Ok(server(&exports))).is_ok(),
+            Request::Meters(reply) => {
+                let meters = MetersDocument {
+                    at_ms: 1,
+                    server: server(&exports),
+                    cache: CacheDocument::default(),
+                    store: StoreUse::default(),
+                    exports: exports.iter().cloned().map(meters_of).collect(),
+                    exports_left_out: 0,
                 };
-                reply.send(Ok(server)).is_ok()
+                reply.send(Ok(meters)).is_ok()
             }
         };
     }

@@ -7,12 +7,13 @@ use std::time::Duration;
 use blockcache::{Cache, CacheConfig};
 use bytes::Bytes;
 use glidefs::control::{
-    AcceptLossDocument, Control, ControlErrorKind, DeleteQuery, ExportDocument, PromoteDocument,
-    PutDocument, Request,
+    AcceptLossDocument, Control, ControlErrorKind, DeleteQuery, ExportDocument, MetersDocument,
+    PromoteDocument, PutDocument, Request,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::clients::Sharing;
 use glidefs::export::connection::Connection;
+use glidefs::meter::store::StoreRequests;
 use glidefs::shard::{Drain, Shard, ShardConfig};
 use glidefs::volume::{BucketConfig, Compression, KeyringCost};
 use world::sim::{
@@ -1496,4 +1497,88 @@ fn the_same_seed_gives_the_same_trace() {
     };
     assert_eq!(run(1), run(1));
     assert_ne!(run(1), run(2));
+}
+
+async fn meters(node: &Node) -> MetersDocument {
+    let asked = node.control.ask(Request::Meters).await;
+    asked.expect("never refused")
+}
+
+#[test]
+fn every_request_to_the_store_is_counted_by_kind_and_volume() {
+    simulate(500, |sim| async move {
+        let a = start(&sim, "a").await;
+        for name in ["vm-a", "vm-b"] {
+            let device = a.connect(name).await.expect("created");
+            for page_no in 0..100 {
+                write(&device, page_no, 1).await;
+            }
+            a.drain(name).await;
+            drop(device);
+        }
+        a.control
+            .ask(|reply| Request::ListStored(String::new(), reply))
+            .await
+            .expect("listed");
+        sim.sleep(Duration::from_secs(60)).await;
+        let (meters, stats) = (meters(&a).await, sim.store_stats());
+        let of = |rows: &[StoreRequests], kind: &str| -> u64 {
+            let rows = rows.iter().filter(|row| row.kind == kind);
+            rows.map(|row| row.count).sum()
+        };
+        for (kind, arrived) in [
+            ("get", stats.gets),
+            ("create", stats.creates),
+            ("replace", stats.replaces),
+            ("list", stats.lists),
+            ("delete", stats.deletes),
+        ] {
+            assert!(arrived > 0, "no {kind}: the scenario is blind to it");
+            assert_eq!(of(&meters.store.requests, kind), arrived, "{kind}");
+        }
+        assert_eq!(meters.store.in_flight, 0);
+        assert_eq!(meters.store.received_bytes, stats.bytes_out);
+        for export in &meters.exports {
+            assert!(of(&export.store, "replace") >= 2, "{export:?}");
+            assert!(of(&export.store, "create") >= 2, "{export:?}");
+            assert_eq!(export.latency.write.count(), 100);
+            // Each was closed since, and what was counted is still there.
+            assert_eq!((export.export.io.writes, export.export.clients), (100, 0));
+        }
+        assert_eq!(meters.exports.len(), 2);
+    });
+}
+
+#[test]
+fn slow_writers_and_a_late_store_are_seen_and_pass() {
+    simulate(501, |sim| async move {
+        let mut small = config(None);
+        small.cache.volume_dirty_bytes_max = 2 << 20;
+        let node = start_with(&sim, sim.host("a"), small).await;
+        let device = node.connect("vm").await.expect("created");
+        sim.set_store_outage(None, true);
+        for page_no in 0..800 {
+            let device = Rc::clone(&device);
+            sim.spawn(async move { write(&device, page_no, 1).await });
+        }
+        sim.sleep(Duration::from_secs(300)).await;
+        let late = meters(&node).await;
+        let export = &late.exports[0];
+        assert!(late.cache.writers_waiting > 0);
+        assert!(export.throttled_writes > 0 && export.throttled_ms > 0);
+        assert!(export.sync_lag_ms > 200_000, "{}", export.sync_lag_ms);
+        assert!(export.export.io.sync_errors > 0);
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(300)).await;
+        let well = meters(&node).await;
+        let export = &well.exports[0];
+        assert_eq!((well.cache.writers_waiting, export.sync_lag_ms), (0, 0));
+        assert_eq!(export.export.io.writes, 800);
+        assert_eq!(export.latency.write.count(), 800);
+        // Some waited for minutes, and that is in the histogram.
+        let slowest = export.latency.write.quantile(1000);
+        assert!(slowest > Some(Duration::from_secs(10)), "{slowest:?}");
+        assert_eq!(export.export.published_seq, export.export.last_seq);
+        assert!(export.published_unix_ms > 0);
+    });
 }

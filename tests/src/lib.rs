@@ -1,7 +1,8 @@
 //! What the tests that span crates stand on.
 //!
 //! `s3` is a real S3 endpoint, `server` the real binary as a process, `blocking_client` a small NBD
-//! client, `http` what asks the API, `guest` a Linux kernel that uses the disk; `pages` and `history` judge what is read back, `kill` puts
+//! client, `http` what asks the API, `openmetrics` what reads its metrics, `guest` a Linux kernel that
+//! uses the disk; `pages` and `history` judge what is read back, `kill` puts
 //! them together. For simulation: `nbd_client` speaks over any world, `memory_exports` answers
 //! without a cache, `oracle` is the model disk that judges contents. The tests themselves are in
 //! `tests/`. `crashpoints` records real work and judges what crashes would leave of it.
@@ -14,6 +15,7 @@ pub mod http;
 pub mod kill;
 pub mod memory_exports;
 pub mod nbd_client;
+pub mod openmetrics;
 pub mod oracle;
 pub mod pages;
 pub mod s3;

@@ -247,11 +247,17 @@ impl Server {
         ended.with_context(|| format!("the server does not stop\n{}", self.log_tail()))
     }
 
-    /// The end of what the server said.
+    /// All that the server said.
     #[expect(clippy::disallowed_methods, reason = "the log is a real file")]
-    pub fn log_tail(&self) -> String {
+    pub fn log(&self) -> String {
         let log = std::fs::read(self.folder.join("server.log")).unwrap_or_default();
-        let tail = &log[log.len().saturating_sub(LOG_TAIL_BYTES)..];
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// The end of what the server said.
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let tail = &log.as_bytes()[log.len().saturating_sub(LOG_TAIL_BYTES)..];
         format!("--- server log ---\n{}", String::from_utf8_lossy(tail))
     }
 }

@@ -74,11 +74,11 @@ const FORBIDDEN: [Rule; 7] = [
 ];
 
 /// Modules of glidefs, and those beside it that each may name. Tests of a module too.
-const MODULES: [(&str, &[&str]); 13] = [
+const MODULES: [(&str, &[&str]); 15] = [
     ("api", &["config", "control", "metrics"]),
-    ("cli", &["api", "config", "control", "daemon"]),
+    ("cli", &["api", "config", "control", "daemon", "meter"]),
     ("config", &["volume"]),
-    ("control", &[]),
+    ("control", &["meter"]),
     (
         "daemon",
         &[
@@ -86,16 +86,23 @@ const MODULES: [(&str, &[&str]); 13] = [
         ],
     ),
     ("device", &[]),
-    ("export", &["control", "device", "sync", "volume"]),
-    ("metrics", &["control"]),
-    ("nbd", &["device"]),
+    (
+        "export",
+        &["control", "device", "meter", "repeats", "sync", "volume"],
+    ),
+    ("meter", &[]),
+    ("metrics", &["control", "meter"]),
+    ("nbd", &["device", "repeats"]),
     ("race", &[]),
+    ("repeats", &[]),
     (
         "shard",
-        &["control", "device", "export", "race", "sync", "volume"],
+        &[
+            "control", "device", "export", "race", "repeats", "sync", "volume",
+        ],
     ),
     ("sync", &["export", "race", "volume"]),
-    ("volume", &[]),
+    ("volume", &["meter"]),
 ];
 const MODULES_IN: &str = "glidefs/src/";
 /// Files that stand above the modules.

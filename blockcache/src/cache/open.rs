@@ -209,7 +209,7 @@ impl<W: World> Cache<W> {
         }
         tracing::error!(
             ready,
-            "the cache is full of unpublished writes; writers wait until some are published (raise `cache.disk_size_gb` if that does not end)"
+            "the cache is full of unpublished writes; writers wait until some are published (docs/runbooks/store-unavailable.md; raise `cache.disk_size_gb` if that does not end)"
         );
         Ok(())
     }
@@ -241,7 +241,7 @@ impl<W: World> Cache<W> {
             match &volume.damage {
                 Some(damage) => tracing::error!(
                     volume = volume.name, %damage,
-                    "unpublished writes in the cache log are not readable; the export stays closed until the loss is accepted"
+                    "unpublished writes in the cache log are not readable; the export takes no writes until the loss is accepted (docs/runbooks/fsync-failed.md)"
                 ),
                 None => tracing::info!(
                     volume = volume.name, epoch = %volume.epoch, last = %volume.last,

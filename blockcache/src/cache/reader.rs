@@ -41,15 +41,19 @@ impl<W: World> Reader<'_, W> {
             other => return other,
         }
         let mut whole = Buf::zeroed(len);
+        let mut unreadable = 0;
         for (n, page) in whole.chunks_exact_mut(PAGE).enumerate() {
             match self.read(at + (n * PAGE) as u64, PAGE).await {
                 Ok(bytes) => page.copy_from_slice(&bytes),
                 Err(error) if is_unreadable(&error) => {
-                    tracing::error!(%error, at, page = n, "unreadable page in the cache log");
+                    unreadable += 1;
+                    tracing::debug!(%error, at, page = n, "unreadable page in the cache log");
                 }
                 Err(error) => return Err(error),
             }
         }
+        // What that means is said once for the whole log, when all of it was read.
+        tracing::warn!(at, pages = unreadable, "unreadable pages in the cache log");
         Ok(whole)
     }
 
@@ -63,7 +67,7 @@ impl<W: World> Reader<'_, W> {
             Ok(page) => page,
             // An unreadable chunk is a missing one: what that means depends on the others.
             Err(error) if is_unreadable(&error) => {
-                tracing::error!(%error, chunk = no, "unreadable chunk in the cache log");
+                tracing::warn!(%error, chunk = no, "unreadable chunk in the cache log");
                 return Ok(ChunkScan { no, header: None });
             }
             Err(error) => return Err(error),

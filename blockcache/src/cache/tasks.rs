@@ -125,16 +125,20 @@ async fn sealer<W: World>(shared: Rc<Shared<W>>) {
 }
 
 async fn reclaimer<W: World>(shared: Rc<Shared<W>>) {
+    let mut is_failing = false;
     loop {
         shared.space_wanted.notified().await;
         loop {
             match shared.reclaim_once().await {
-                Ok(true) => {}
+                Ok(true) => is_failing = false,
                 Ok(false) => break,
                 Err(CacheError::Stopped(_)) => return,
                 Err(CacheError::Disk(error)) => return shared.stop(error).await,
                 Err(error) => {
-                    tracing::error!(%error, "the cache cannot reclaim space; replace the disk of `cache.dir`");
+                    // Once, not for each writer that waits for room.
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::error!(%error, "the cache cannot reclaim space; replace the disk of `cache.dir` (docs/runbooks/fsync-failed.md)");
+                    }
                     break;
                 }
             }
@@ -525,11 +529,13 @@ fn forget_record(log: &mut Log, record: &Record, at: Position) {
             let pages = PageRange::new(start.0, start.0 + crcs.len() as u64);
             if let Some(volume) = log.volumes.get_mut(&stamp.volume) {
                 volume.index.evict(pages, at);
+                volume.counts.evicted_pages += pages.pages();
             }
         }
         Record::Partial { stamp, page, .. } => {
             if let Some(volume) = log.volumes.get_mut(&stamp.volume) {
                 volume.index.evict_partial(*page, at);
+                volume.counts.evicted_pages += 1;
             }
         }
         Record::Fill { key, .. } => {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use world::World;
+use world::{Instant, World};
 
 use super::{
     CacheVolume, Known, LocalVolume, Missing, Shared, WRITE_BYTES_MAX, dirty_age, local, tasks,
@@ -12,7 +12,7 @@ use super::{
 use crate::budget::{self, Verdict};
 use crate::index::Found;
 use crate::log::Spare;
-use crate::{CacheError, Id, PAGE_BYTES, PageRange, SECTOR_BYTES, Seq};
+use crate::{CacheError, Id, PAGE_BYTES, PageRange, SECTOR_BYTES, Seq, VolumeCounts};
 
 impl<W: World> CacheVolume<W> {
     pub fn id(&self) -> Id {
@@ -94,7 +94,10 @@ impl<W: World> CacheVolume<W> {
         let shared = self.shared();
         let turn = Turn::take(self);
         let mut delayed = false;
-        let mut throttled = false;
+        let mut throttled = None;
+        let since = |throttled: &mut Option<Instant>| {
+            throttled.get_or_insert_with(|| shared.world.now());
+        };
         loop {
             shared.check()?;
             if self.is_fenced() {
@@ -104,14 +107,14 @@ impl<W: World> CacheVolume<W> {
             match verdict {
                 Verdict::After(delay) if !delayed => {
                     delayed = true;
-                    throttled = true;
+                    since(&mut throttled);
                     shared.dirty_grown.notify_waiters();
                     shared.world.sleep(delay).await;
                     continue;
                 }
                 _ if turn.waits().await => continue,
                 Verdict::Wait => {
-                    throttled = true;
+                    since(&mut throttled);
                     shared.dirty_grown.notify_waiters();
                     shared.waiting(shared.dirty_freed.notified()).await;
                     continue;
@@ -122,7 +125,7 @@ impl<W: World> CacheVolume<W> {
                 shared.log.borrow_mut().relocated = 0;
                 break;
             }
-            throttled = true;
+            since(&mut throttled);
             let chunks = shared.log.borrow().chunks_for(pages) + Spare::States.chunks();
             shared
                 .chunks_wanted
@@ -132,8 +135,12 @@ impl<W: World> CacheVolume<W> {
             shared.dirty_grown.notify_waiters();
             shared.waiting(shared.space_freed.notified()).await;
         }
-        if throttled {
+        if let Some(since) = throttled {
             shared.counters.borrow_mut().throttled += 1;
+            if let Some(volume) = shared.log.borrow_mut().volumes.get_mut(&self.id) {
+                volume.counts.throttled += 1;
+                volume.counts.throttled_for += shared.world.now() - since;
+            }
         }
         if shared.log.borrow().ready.len() < tasks::READY_CHUNKS_MIN {
             shared.space_wanted.notify_one();
@@ -171,6 +178,13 @@ impl<W: World> CacheVolume<W> {
         }
         shared.reached(&shared.committed, appended.lsn).await?;
         Ok(appended.seq)
+    }
+
+    /// What happened to it since the start.
+    pub fn counts(&self) -> VolumeCounts {
+        let log = self.shared().log.borrow();
+        let volume = log.volumes.get(&self.id);
+        volume.map(|volume| volume.counts).unwrap_or_default()
     }
 
     /// Reads whole pages into `out` (`pages.bytes()` long) as far as they are here; the rest is
@@ -221,7 +235,7 @@ impl<W: World> CacheVolume<W> {
             Found::Log(at) => match self.shared().read_log(*at, into).await {
                 Err(CacheError::Damaged { .. }) if self.is_clean(run) => {
                     // The store holds the same bytes: decay of the SSD costs a fetch, not data.
-                    tracing::warn!(volume = %self.id, pages = %run, "damaged clean pages in the cache log; reading them from the store");
+                    self.say_decay(run);
                     missing.push(Missing {
                         pages: run,
                         patches: Vec::new(),
@@ -243,6 +257,20 @@ impl<W: World> CacheVolume<W> {
             }
         }
         Ok(())
+    }
+
+    /// Says the first, second, fourth, eighth time that pages are damaged: a disk that decays is read
+    /// again and again.
+    fn say_decay(&self, pages: PageRange) {
+        let mut log = self.shared().log.borrow_mut();
+        let Some(volume) = log.volumes.get_mut(&self.id) else {
+            return;
+        };
+        volume.counts.decayed_reads += 1;
+        let times = volume.counts.decayed_reads;
+        if times.is_power_of_two() {
+            tracing::warn!(volume = %self.id, %pages, times, "damaged clean pages in the cache log; reading them from the store");
+        }
     }
 
     /// No unpublished record touches these pages.

@@ -47,15 +47,22 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, router: Router) {
     let slots = Arc::new(Semaphore::new(API_CONNECTIONS_MAX));
+    let mut is_deaf = false;
     loop {
         let slot = Arc::clone(&slots)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, _peer)) => spawn(stream, router.clone(), slot),
+            Ok((stream, _peer)) => {
+                is_deaf = false;
+                spawn(stream, router.clone(), slot);
+            }
             Err(error) => {
-                tracing::warn!(%error, "the API cannot accept a connection");
+                // Once, not for every attempt.
+                if !std::mem::replace(&mut is_deaf, true) {
+                    tracing::warn!(%error, "the API cannot accept a connection; trying on");
+                }
                 pause().await;
             }
         }

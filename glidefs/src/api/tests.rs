@@ -10,7 +10,7 @@ use tower::ServiceExt;
 use world::sync::Receiver;
 
 use super::*;
-use crate::control::ControlErrorKind;
+use crate::control::{ControlErrorKind, ExportMeters, testing};
 
 fn export(name: &str) -> ExportDocument {
     ExportDocument {
@@ -91,6 +91,14 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
             }
             Request::DrainAll(reply) => reply.send(Ok(Vec::new())).is_ok(),
             Request::Server(reply) => reply.send(Ok(server_of(exports.len(), stopped))).is_ok(),
+            Request::Meters(reply) => {
+                let exports = exports.values().map(|export| ExportMeters {
+                    export: export.clone(),
+                    ..testing::export("")
+                });
+                let meters = testing::meters(7, exports.collect());
+                reply.send(Ok(meters)).is_ok()
+            }
         };
     }
 }
@@ -156,6 +164,11 @@ async fn exports_are_listed_and_shown() {
     assert_eq!((&body["reads"], &body["name"]), (&json!(3), &json!("vm-a")));
     let (status, body) = api.json("GET", "/api/server", "").await;
     assert_eq!((status, &body["exports"]), (StatusCode::OK, &json!(1)));
+    let (status, body) = api.json("GET", "/api/metrics", "").await;
+    assert_eq!(status, StatusCode::OK);
+    let meters: MetersDocument = serde_json::from_value(body).expect("it reads back");
+    assert_eq!(meters.exports[0].export.io.reads, 3);
+    assert_eq!(meters.exports[0].latency.write.count(), 5);
 }
 
 #[tokio::test]
@@ -284,7 +297,7 @@ async fn metrics_name_each_export() {
     let api = Fixture::new(None, None);
     let (status, text) = api.send(request("GET", "/metrics", "")).await;
     assert_eq!(status, StatusCode::OK);
-    assert!(text.contains("glidefs_export_reads_total{export=\"vm-a\"} 3"));
+    assert!(text.contains("glidefs_export_reads_total{export=\"vm-a\"} 3.0"));
     assert!(text.ends_with("# EOF\n"));
 }
 

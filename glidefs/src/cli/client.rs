@@ -74,8 +74,17 @@ impl<'a> Client<'a> {
 
     /// Gets a document.
     pub(super) async fn look<T: DeserializeOwned>(&self, path: &str) -> Result<Said<T>, Failure> {
+        self.look_within(LOOK_WAIT_MAX, path).await
+    }
+
+    /// The same for who asks again and again, and must not wait long for one answer.
+    pub(super) async fn look_within<T: DeserializeOwned>(
+        &self,
+        wait_max: Duration,
+        path: &str,
+    ) -> Result<Said<T>, Failure> {
         let call = self.call(Method::GET, path, String::new());
-        within(LOOK_WAIT_MAX, call)
+        within(wait_max, call)
             .await
             .unwrap_or_else(|| Err(self.unreachable("no answer")))
     }

@@ -7,6 +7,7 @@ use world::{Peer, World};
 
 use super::{Export, Role};
 use crate::device::{Access, BlockDevice, Fua, IoError, Run};
+use crate::meter::Histogram;
 
 /// Stands for one connection; its end may be the beginning of the export's (rule 15).
 #[derive(Debug)]
@@ -45,6 +46,21 @@ impl<W: World> Connection<W> {
         &self.export
     }
 
+    /// Counts how long it took, if it succeeded: a refusal at once says nothing of the disk.
+    async fn timed<T>(
+        &self,
+        histogram: &Histogram,
+        operation: impl Future<Output = Result<T, IoError>>,
+    ) -> Result<T, IoError> {
+        let world = self.export.world();
+        let started = world.now();
+        let outcome = operation.await;
+        if outcome.is_ok() {
+            histogram.record(world.now() - started);
+        }
+        outcome
+    }
+
     fn may_write(&self) -> Result<(), IoError> {
         match self.access {
             Access::ReadWrite => Ok(()),
@@ -72,21 +88,28 @@ impl<W: World> BlockDevice for Connection<W> {
     }
 
     async fn read(&self, at: u64, len: u64) -> Result<Bytes, IoError> {
-        self.export.read(at, len).await
+        let export = &self.export;
+        let read = self.timed(&export.meter().read, export.read(at, len));
+        read.await
     }
 
     async fn write(&self, at: u64, data: Bytes, fua: Fua) -> Result<(), IoError> {
         self.may_write()?;
-        self.export.write(at, data, fua).await
+        let export = &self.export;
+        let write = self.timed(&export.meter().write, export.write(at, data, fua));
+        write.await
     }
 
     async fn zero(&self, at: u64, len: u64, fua: Fua) -> Result<(), IoError> {
         self.may_write()?;
-        self.export.zero(at, len, fua).await
+        let export = &self.export;
+        let zero = self.timed(&export.meter().zero, export.zero(at, len, fua));
+        zero.await
     }
 
     async fn flush(&self) -> Result<(), IoError> {
-        self.export.flush().await
+        let export = &self.export;
+        self.timed(&export.meter().flush, export.flush()).await
     }
 
     async fn prefetch(&self, at: u64, len: u64) -> Result<(), IoError> {

@@ -16,7 +16,7 @@ pub(crate) fn of_export<W: World>(export: &Export<W>) -> ExportDocument {
     role_name(export.role()).clone_into(&mut document.role);
     document.size_bytes = export.size_bytes();
     document.clients = export.clients.count();
-    document.io = export.io();
+    document.io = export.meter().io.get();
     document
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn cut_text(root: &RootView, now: UnixTime) -> String {
     )
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

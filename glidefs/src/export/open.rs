@@ -244,7 +244,7 @@ impl<W: World> Site<W> {
                 ..opened(&before)
             };
             let intended = self.cache.intend_open(&intent).await;
-            intended.map_err(|error| cache_failed(&before.name, &error))?;
+            intended.map_err(|error| self.cache_failed(&before.name, &error))?;
         }
         let force = force.filter(|_| owned_elsewhere(&before.owner, self.owner.cache));
         match Box::pin(volume.take(&self.owner, nonce, force)).await {
@@ -290,7 +290,7 @@ impl<W: World> Site<W> {
         self.retire_namesakes(&root).await?;
         let opened = opened(&root);
         let attached = Box::pin(self.cache.attach(opened.clone())).await;
-        let local = attached.map_err(|error| cache_failed(&root.name, &error))?;
+        let local = attached.map_err(|error| self.cache_failed(&root.name, &error))?;
         Ok(Attempted::Opened(self.export(
             Role::ReadWrite,
             opened,
@@ -308,8 +308,8 @@ impl<W: World> Site<W> {
                 continue;
             };
             let retired = held.detached().await;
-            retired.map_err(|error| cache_failed(&root.name, &error))?;
-            tracing::error!(export = %root.name, volume = %old.id, dirty_bytes = old.dirty_bytes, "the store holds another volume of this name now; unpublished writes of the old one are kept in the cache log");
+            retired.map_err(|error| self.cache_failed(&root.name, &error))?;
+            tracing::error!(export = %root.name, volume = %old.id, dirty_bytes = old.dirty_bytes, "the store holds another volume of this name now; unpublished writes of the old one are kept in the cache log (docs/runbooks/export-fenced.md)");
         }
         Ok(())
     }
@@ -322,7 +322,10 @@ impl<W: World> Site<W> {
             // The store has more than that.
             Records::Drop => None,
         };
-        tracing::error!(export = %root.name, damage = local.damage, kept_seq = local.kept.0, "opened read-only: unpublished writes are missing; look at what is left, then accept the loss with `POST /api/exports/{}/accept-loss` (docs/runbooks/fsync-failed.md)", root.name);
+        // Each client that connects opens it anew.
+        if let Some(held_back) = self.news("damaged", &root.name) {
+            tracing::error!(export = %root.name, damage = local.damage, kept_seq = local.kept.0, held_back, "opened read-only: unpublished writes are missing; look at what is left, then accept the loss with `POST /api/exports/{}/accept-loss` (docs/runbooks/fsync-failed.md)", root.name);
+        }
         self.export(Role::Damaged, opened(&root), held, Some(volume))
     }
 
@@ -337,6 +340,7 @@ impl<W: World> Site<W> {
             world: self.world.clone(),
             cache: self.cache.clone(),
             role,
+            meter: self.meters.of(&opened.name),
             name: opened.name,
             size_bytes: opened.size_bytes,
             local,
@@ -351,17 +355,26 @@ impl<W: World> Site<W> {
         {
             // The epoch is over: no start during an outage may go on with it.
             let noted = local.detached().await;
-            noted.map_err(|error| cache_failed(&root.name, &error))?;
-            tracing::error!(export = %root.name, dirty_bytes = local.state().map_or(0, |s| s.dirty_bytes), "another node took the volume; unpublished writes of this node are kept in its log");
+            noted.map_err(|error| self.cache_failed(&root.name, &error))?;
+            tracing::error!(export = %root.name, dirty_bytes = local.state().map_or(0, |s| s.dirty_bytes), "another node took the volume; unpublished writes of this node are kept in its log (docs/runbooks/export-fenced.md)");
         }
-        tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
+        if let Some(held_back) = self.news("read-only", &root.name) {
+            tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, held_back, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
+        }
         Ok(self.export(Role::ReadOnly, opened(&root), None, Some(volume)))
+    }
+
+    fn cache_failed(&self, name: &str, error: &CacheError) -> ConnectError {
+        if let Some(held_back) = self.news("cache", name) {
+            tracing::error!(export = name, %error, held_back, "the cache does not take the volume (docs/runbooks/fsync-failed.md)");
+        }
+        ConnectError::Unavailable(format!("`{name}` cannot be opened: {error}"))
     }
 
     /// Rule 11: what somebody else's publish made stale is never read again.
     async fn forget(&self, local: &LocalVolume) -> Result<(), ConnectError> {
         let forgotten = self.cache.forget(local.id).await;
-        forgotten.map_err(|error| cache_failed(&local.name, &error))?;
+        forgotten.map_err(|error| self.cache_failed(&local.name, &error))?;
         tracing::info!(export = %local.name, "cached pages dropped: the store has newer");
         Ok(())
     }
@@ -394,12 +407,6 @@ fn owned_elsewhere(owner: &Option<crate::volume::Owner>, here: Id) -> bool {
 }
 
 fn unavailable(name: &str, error: &VolumeError) -> ConnectError {
-    tracing::warn!(export = name, %error, "the volume cannot be opened");
-    ConnectError::Unavailable(format!("`{name}` cannot be opened: {error}"))
-}
-
-fn cache_failed(name: &str, error: &CacheError) -> ConnectError {
-    tracing::error!(export = name, %error, "the cache does not take the volume");
     ConnectError::Unavailable(format!("`{name}` cannot be opened: {error}"))
 }
 

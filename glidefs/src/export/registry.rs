@@ -89,7 +89,13 @@ impl<W: World> Registry<W> {
                 Role::Vanished => return Err(still_used(&export, "has vanished from the store")),
             }
         }
-        let export = self.site.open(name, wish).await?;
+        let export = self.site.open(name, wish).await.inspect_err(|error| {
+            if let (ConnectError::Unavailable(why), Some(held_back)) =
+                (error, self.site.news("unavailable", name))
+            {
+                tracing::warn!(export = name, why, held_back, "the volume cannot be opened");
+            }
+        })?;
         if let (role @ (Role::ReadOnly | Role::Damaged), Some(before)) =
             (export.role(), self.get(name))
             && before.role() == role

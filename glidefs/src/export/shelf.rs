@@ -7,13 +7,14 @@ use world::sync::Semaphore;
 use world::{StoreErrorKind, World};
 
 use super::decide::Seen;
-use crate::volume::{Bucket, BucketConfig, Volume, VolumeError};
+use crate::meter::store::StoreMeter;
+use crate::volume::{Bucket, BucketConfig, Metered, Volume, VolumeError};
 
 /// The way to the store.
 #[derive(Debug)]
 pub struct Shelf<W: World> {
     world: W,
-    store: W::Store,
+    store: Metered<W>,
     config: BucketConfig,
     bucket: RefCell<Option<Bucket<W>>>,
     /// One opens, the others wait for its outcome.
@@ -30,12 +31,17 @@ pub(crate) struct Asked<W: World> {
 impl<W: World> Shelf<W> {
     pub fn new(world: W, store: W::Store, config: BucketConfig) -> Self {
         Self {
+            store: Metered::new(world.clone(), store),
             world,
-            store,
             config,
             bucket: RefCell::default(),
             opening: Semaphore::new(1),
         }
+    }
+
+    /// What was asked of the store since the start.
+    pub(crate) fn meter(&self) -> &StoreMeter {
+        self.store.meter()
     }
 
     /// The bucket; its keyring is read and its store is probed on the first call that succeeds.

@@ -8,7 +8,9 @@ use world::World;
 use world::sync::Semaphore;
 
 use super::clients::Sharing;
+use super::meter::Meters;
 use super::shelf::Shelf;
+use crate::repeats::Repeats;
 use crate::sync::SyncConfig;
 use crate::volume::Owner;
 
@@ -18,6 +20,8 @@ pub struct Site<W: World> {
     pub(crate) world: W,
     pub(crate) cache: Cache<W>,
     pub(crate) shelf: Shelf<W>,
+    pub(crate) meters: Meters,
+    pub(crate) repeats: Repeats,
     /// What our roots name as owner (rule 18).
     pub(crate) owner: Owner,
     pub(crate) config: ExportConfig,
@@ -25,6 +29,13 @@ pub struct Site<W: World> {
     pub(crate) uploads: Semaphore,
     /// The server is going down: nothing new is opened, and nothing detaches but by its order.
     pub(crate) closing: Cell<bool>,
+}
+
+impl<W: World> Site<W> {
+    /// How often this was held back since it was said last, if it is to be said now.
+    pub(crate) fn news(&self, what: &'static str, name: &str) -> Option<u64> {
+        self.repeats.news(what, name, self.world.now())
+    }
 }
 
 /// How exports behave.

@@ -35,6 +35,7 @@ use super::inbox::{self, Inbox, Request};
 use super::request::{self, Reply};
 use super::wire::{OPTION_HEADER_BYTES, OptionHeader, Violation, command};
 use crate::device::{BlockDevice, ConnectError, Exports, Look};
+use crate::repeats::Repeats;
 
 /// Rounds of one poll before other tasks get their turn.
 const TURNS_MAX: usize = 64;
@@ -62,6 +63,30 @@ pub(super) enum End {
     Broken(#[from] io::Error),
 }
 
+impl End {
+    /// What it is said under, and of which export: a client that tries again and again is said once.
+    pub(super) fn cause(&self) -> (&'static str, &str) {
+        match self {
+            Self::Refused { name, why } => (kind_of(why), name),
+            Self::Slow => ("slow", ""),
+            Self::Violation(_) => ("violation", ""),
+            Self::Broken(_) => ("broken", ""),
+            Self::Goodbye | Self::Vanished | Self::Stopped => ("left", ""),
+        }
+    }
+}
+
+/// The text of an error may differ from one attempt to the next; its kind does not.
+fn kind_of(why: &ConnectError) -> &'static str {
+    match why {
+        ConnectError::Unknown(_) => "unknown",
+        ConnectError::Invalid(_) => "invalid",
+        ConnectError::Refused(_) => "refused",
+        ConnectError::Unavailable(_) => "unavailable",
+        ConnectError::ShuttingDown => "stopping",
+    }
+}
+
 /// What a connection needs from its server.
 #[derive(Debug)]
 pub(super) struct Server<W, E> {
@@ -69,6 +94,7 @@ pub(super) struct Server<W, E> {
     pub(super) exports: Rc<E>,
     pub(super) limits: Limits,
     pub(super) stop: watch::Receiver<bool>,
+    pub(super) repeats: Repeats,
 }
 
 /// A connection that is through with its handshake.
@@ -218,7 +244,11 @@ impl<W: World, E: Exports> Talk<'_, W, E> {
                     return Ok(Some((question.name, device)));
                 }
                 Err(why) => {
-                    tracing::warn!(export = question.name, %peer, %why, "a client was refused");
+                    let repeats = &self.server.repeats;
+                    let now = self.server.world.now();
+                    if let Some(held_back) = repeats.news(kind_of(&why), &question.name, now) {
+                        tracing::warn!(export = question.name, %peer, %why, held_back, "a client was refused");
+                    }
                     self.send(&Handshake::refused(&question, &why)).await?;
                 }
             },

@@ -12,6 +12,7 @@ use world::{Listener, Stream, World};
 use super::Limits;
 use super::conn::{self, End};
 use crate::device::Exports;
+use crate::repeats::Repeats;
 
 /// How long to wait after the system refused to accept (out of files or memory, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -39,6 +40,8 @@ struct Open {
     count: watch::Sender<usize>,
     /// The bound was reached and has been logged.
     is_full: Cell<bool>,
+    /// The system refuses to accept, and that has been logged.
+    is_deaf: Cell<bool>,
 }
 
 impl<W: World, E: Exports> Server<W, E> {
@@ -50,6 +53,7 @@ impl<W: World, E: Exports> Server<W, E> {
                 exports,
                 limits,
                 stop,
+                repeats: Repeats::default(),
             }),
             open: Rc::default(),
         }
@@ -79,11 +83,19 @@ impl<W: World, E: Exports> Server<W, E> {
                 Either::Right(((), _)) => return,
             };
             match accepted {
-                Ok(stream) if self.has_room() => self.open(stream),
-                // Closed by dropping it: the client sees the end of the stream at once.
-                Ok(_) => {}
+                Ok(stream) => {
+                    if self.open.is_deaf.replace(false) {
+                        tracing::info!("NBD connections are accepted again");
+                    }
+                    // Else closed by dropping it: the client sees the end of the stream at once.
+                    if self.has_room() {
+                        self.open(stream);
+                    }
+                }
                 Err(error) => {
-                    tracing::error!(%error, "cannot accept NBD connections; trying on");
+                    if !self.open.is_deaf.replace(true) {
+                        tracing::error!(%error, "cannot accept NBD connections; trying on: raise the limit of open files (`LimitNOFILE` of the unit), or free memory");
+                    }
                     let pause = pin!(self.conn.world.sleep(ACCEPT_PAUSE));
                     if let Either::Right(_) = select(pause, stop.as_mut()).await {
                         return;
@@ -135,7 +147,10 @@ async fn run<W: World, E: Exports>(server: &conn::Server<W, E>, stream: W::Strea
             return;
         }
         Err(end) => {
-            tracing::warn!(%peer, why = %end, "a handshake failed");
+            let (cause, name) = end.cause();
+            if let Some(held_back) = server.repeats.news(cause, name, server.world.now()) {
+                tracing::warn!(%peer, why = %end, held_back, "a handshake failed");
+            }
             return;
         }
     };

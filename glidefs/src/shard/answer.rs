@@ -19,6 +19,7 @@ use crate::export::open::{Floor, Wish};
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
 use crate::shard::loss::{accept_loss, is_loss, not_accepted};
+use crate::shard::meters::meters;
 use crate::shard::stored::list_stored;
 
 /// Requests being answered at a time; more wait in the queue.
@@ -73,6 +74,7 @@ async fn perform<W: World>(registry: &Registry<W>, request: Request) {
         Request::Promote(name, how, reply) => send(reply, promote(registry, &name, &how).await),
         Request::DrainAll(reply) => send(reply, Ok(drain_all(registry).await)),
         Request::Server(reply) => send(reply, Ok(server(registry))),
+        Request::Meters(reply) => send(reply, Ok(meters(registry))),
     }
 }
 
@@ -82,12 +84,15 @@ fn send<T>(reply: Reply<T>, answer: Answer<T>) {
 }
 
 /// Open exports, and volumes that the log knows. Not the whole store: metrics call this.
-fn list<W: World>(registry: &Registry<W>) -> Vec<ExportDocument> {
+pub(super) fn list<W: World>(registry: &Registry<W>) -> Vec<ExportDocument> {
     let exports = registry.exports();
     let mut documents: Vec<ExportDocument> = exports.iter().map(|e| of_export(e)).collect();
     for local in registry.site().cache.volumes() {
         if !documents.iter().any(|d| d.name == local.name) {
-            documents.push(of_parts(&local.name, Some(&local), None));
+            let mut document = of_parts(&local.name, Some(&local), None);
+            let known = registry.site().meters.known(&local.name);
+            document.io = known.map(|meter| meter.io.get()).unwrap_or_default();
+            documents.push(document);
         }
     }
     documents.sort_by(|a, b| a.name.cmp(&b.name));
@@ -254,7 +259,7 @@ async fn leave<W: World>(registry: &Registry<W>, export: &Export<W>) -> Answer<(
 
 async fn forget<W: World>(registry: &Registry<W>, local: &LocalVolume) -> Answer<()> {
     if local.last > local.published {
-        tracing::error!(export = %local.name, bytes = local.dirty_bytes, from_seq = local.published.0 + 1, to_seq = local.last.0, "unpublished writes dropped from the cache log, as the operator asked");
+        tracing::warn!(export = %local.name, bytes = local.dirty_bytes, from_seq = local.published.0 + 1, to_seq = local.last.0, "unpublished writes dropped from the cache log, as the operator asked");
     }
     let forgotten = registry.site().cache.forget(local.id).await;
     forgotten.map_err(|error| ControlError::new(ControlErrorKind::Failed, error.to_string()))

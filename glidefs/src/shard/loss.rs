@@ -50,7 +50,7 @@ pub(super) async fn accept_loss<W: World>(
     }
     let accepted = site.cache.accept_loss(local.id, local.kept).await;
     accepted.map_err(|error| conflict(error.to_string()))?;
-    tracing::error!(
+    tracing::warn!(
         export = name,
         kept_seq = local.kept.0,
         "writes after this one are lost, as the operator accepted; those before are published"

@@ -163,7 +163,8 @@ impl<W: World> Syncer<W> {
         let uploaded = Box::pin(volume.upload(frames)).await?;
         self.export.count(|io| {
             io.uploaded_segments += 1;
-            io.uploaded_bytes += bytes;
+            io.uploaded_bytes += uploaded.bytes();
+            io.packed_bytes += bytes;
         });
         Ok(uploaded)
     }

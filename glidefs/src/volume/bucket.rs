@@ -13,6 +13,7 @@ use super::extent::Extent;
 use super::keyring::{Fresh, Keyring, KeyringCost, PrefixKeys};
 use super::keys::Secret;
 use super::lookup::READS_MAX;
+use super::metered::Metered;
 use super::name::{KEYRING, VOLUMES, VolumeName};
 use super::nodes::{NODES_BYTES_MAX, Nodes};
 use super::reader::{Reader, Volumes};
@@ -29,7 +30,7 @@ const NAMES_MAX: usize = 100_000;
 #[derive(Clone, Debug)]
 pub struct Bucket<W: World> {
     world: W,
-    store: W::Store,
+    store: Metered<W>,
     shared: Rc<Shared>,
 }
 
@@ -99,7 +100,7 @@ impl<W: World> Bucket<W> {
     /// Checks that the store honours conditions, then reads or creates the keyring.
     pub async fn open(
         world: W,
-        store: W::Store,
+        store: Metered<W>,
         config: BucketConfig,
     ) -> Result<Self, VolumeError> {
         probe::probe(&world, &store).await?;
@@ -122,7 +123,7 @@ impl<W: World> Bucket<W> {
     /// so that whether it is encrypted is decided by its first start.
     pub async fn look(
         world: &W,
-        store: &W::Store,
+        store: &impl Store,
         password: Option<String>,
     ) -> Result<Prefix, VolumeError> {
         probe::probe(world, store).await?;
@@ -153,7 +154,7 @@ impl<W: World> Bucket<W> {
         &self.world
     }
 
-    pub(crate) fn store(&self) -> &W::Store {
+    pub(crate) fn store(&self) -> &Metered<W> {
         &self.store
     }
 
@@ -417,7 +418,7 @@ pub(crate) async fn load_segment<W: World>(
 
 async fn open_keyring<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
     password: Option<String>,
     cost: KeyringCost,
 ) -> Result<Option<PrefixKeys>, VolumeError> {
@@ -450,7 +451,7 @@ enum Begun {
 
 async fn begin_prefix<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
     password: Option<String>,
     cost: KeyringCost,
 ) -> Result<Begun, VolumeError> {
@@ -488,7 +489,7 @@ async fn begin_prefix<W: World>(
 /// encrypted one cannot be.
 async fn adopt_plain<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
     found: &str,
     encrypt: bool,
 ) -> Result<(), VolumeError> {
@@ -518,7 +519,7 @@ async fn adopt_plain<W: World>(
 
 async fn read_keyring<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
 ) -> Result<Option<Keyring>, VolumeError> {
     match retry::get(world, store, KEYRING, Part::All).await {
         Ok(object) => Keyring::decode(&object.bytes).map(Some),
@@ -529,7 +530,7 @@ async fn read_keyring<W: World>(
 
 async fn first_key<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
     prefix: &str,
     after: Option<&str>,
 ) -> Result<Option<String>, VolumeError> {

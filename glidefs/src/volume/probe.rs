@@ -17,7 +17,7 @@ enum Lack {
     ReplaceOnly,
 }
 
-pub(crate) async fn probe<W: World>(world: &W, store: &W::Store) -> Result<(), VolumeError> {
+pub(crate) async fn probe<W: World>(world: &W, store: &impl Store) -> Result<(), VolumeError> {
     let mut attempt = 0;
     loop {
         let key = format!("probe/{}", blockcache::Id(world.random_id()));

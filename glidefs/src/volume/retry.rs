@@ -24,7 +24,7 @@ pub(crate) async fn back_off<W: World>(world: &W, attempt: u32) {
 
 pub(crate) async fn get<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
     key: &str,
     part: Part,
 ) -> Result<Object, StoreError> {
@@ -44,7 +44,7 @@ pub(crate) async fn get<W: World>(
 /// 409 for reasons of their own, and a root must never name what is not there: so it is read back.
 pub(crate) async fn create<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
     key: &str,
     body: Bytes,
 ) -> Result<(), StoreError> {
@@ -69,7 +69,7 @@ pub(crate) async fn create<W: World>(
 /// that is ours alone are a reason to stop.
 async fn holds<W: World>(
     world: &W,
-    store: &W::Store,
+    store: &impl Store,
     key: &str,
     body: &Bytes,
 ) -> Result<bool, StoreError> {

@@ -34,7 +34,8 @@ impl Node {
 
     fn with(seed: u64, store: &TestStore, config: BucketConfig) -> Result<Self, VolumeError> {
         let world = TestWorld::new(seed);
-        let bucket = world.run(Bucket::open(world.clone(), store.clone(), config))?;
+        let metered = Metered::new(world.clone(), store.clone());
+        let bucket = world.run(Bucket::open(world.clone(), metered, config))?;
         let store = store.clone();
         Ok(Self {
             world,

@@ -55,9 +55,9 @@ pub(super) fn config(host: &str, volume_bytes: u64) -> ShardConfig {
     cache.chunk_bytes = Some(CHUNK_BYTES);
     cache.volume_dirty_bytes_max = size / 2;
     let bucket = BucketConfig {
-        compression: Compression::Lz4,
         password: Some(PASSWORD.to_owned()),
         cost: KeyringCost::LEAST,
+        ..BucketConfig::new(Compression::Lz4)
     };
     let mut config = ShardConfig::new(cache, bucket, host);
     config.exports.create_bytes = Some(volume_bytes);

@@ -439,7 +439,7 @@ impl Inner {
         while self.in_flight > 0 || self.doorbell_armed {
             if let Err(error) = self.enter(None) {
                 // The kernel may still write into these buffers: they are given away for good.
-                tracing::error!(%error, "io_uring cannot be drained");
+                tracing::error!(%error, "io_uring cannot be drained; restart the process if it does not end by itself");
                 Box::leak(Box::new(std::mem::take(&mut self.slots)));
                 return;
             }

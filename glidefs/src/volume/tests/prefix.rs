@@ -63,7 +63,8 @@ fn a_lost_keyring_is_an_error_unless_it_held_nothing() {
 fn two_first_starts_agree_on_one_keyring() {
     let store = TestStore::default();
     let world = TestWorld::new(1);
-    let open = |_| Bucket::open(world.clone(), store.clone(), config(Some("x")));
+    let metered = Metered::new(world.clone(), store.clone());
+    let open = |_| Bucket::open(world.clone(), metered.clone(), config(Some("x")));
     let opened = futures_util::future::join_all((0..4).map(open));
     let buckets = world.run(opened);
     for (number, bucket) in buckets.into_iter().enumerate() {

@@ -1,0 +1,60 @@
+//! Everything that is counted, put together for one look. Nothing waits here, so all of it is of one
+//! moment; the store is not asked.
+
+use std::time::Duration;
+
+use blockcache::VolumeCounts;
+use world::World;
+
+use super::answer::{list, server};
+use crate::control::{CacheDocument, ExportDocument, ExportMeters, MetersDocument};
+use crate::export::document::millis;
+use crate::export::registry::Registry;
+
+/// Exports in one document, the first by name: what one look and one scrape may cost. How many are
+/// left out is said.
+const EXPORTS_MAX: usize = 2000;
+
+pub(super) fn meters<W: World>(registry: &Registry<W>) -> MetersDocument {
+    let site = registry.site();
+    let (listed, usage) = (list(registry), site.cache.stats());
+    let left_out = listed.len().saturating_sub(EXPORTS_MAX);
+    let exports = listed.into_iter().take(EXPORTS_MAX);
+    MetersDocument {
+        at_ms: site.world.now().as_nanos() / 1_000_000,
+        server: server(registry),
+        cache: CacheDocument {
+            evicted_chunks: usage.evictions,
+            persists: usage.persists,
+            throttled_writes: usage.throttled,
+            writers_waiting: u64::from(usage.writers_waiting),
+            kept_frames: usage.fills,
+            index_bytes: usage.index_bytes,
+            disk_full: usage.disk_full,
+        },
+        store: site.shelf.meter().snapshot(),
+        exports: exports.map(|export| of_export(registry, export)).collect(),
+        exports_left_out: u64::try_from(left_out).expect("usize fits u64"),
+    }
+}
+
+fn of_export<W: World>(registry: &Registry<W>, export: ExportDocument) -> ExportMeters {
+    let site = registry.site();
+    let open = registry.get(&export.name);
+    let local = open.as_ref().and_then(|open| open.local());
+    let counts = local.map_or_else(VolumeCounts::default, |local| local.counts());
+    let root = open.as_ref().and_then(|open| open.root());
+    let age = Duration::from_millis(export.dirty_age_ms);
+    let latency = site.meters.known(&export.name);
+    ExportMeters {
+        published_unix_ms: root.map_or(0, |root| root.cut_time.0),
+        sync_lag_ms: millis(age.saturating_sub(site.config.sync.delay)),
+        throttled_writes: counts.throttled,
+        throttled_ms: millis(counts.throttled_for),
+        evicted_pages: counts.evicted_pages,
+        decayed_reads: counts.decayed_reads,
+        store: site.shelf.meter().of_volume(&export.name),
+        latency: latency.map(|meter| meter.latencies()).unwrap_or_default(),
+        export,
+    }
+}
