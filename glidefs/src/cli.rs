@@ -12,7 +12,10 @@
 mod check;
 mod client;
 mod export;
+mod key;
 pub(crate) mod output;
+mod process;
+mod secret;
 mod setup;
 mod status;
 mod text;
@@ -90,6 +93,11 @@ enum Command {
     Export {
         #[command(subcommand)]
         command: ExportCommand,
+    },
+    /// Look at and change the passwords that open the prefix in the store; needs no running server
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
     },
     /// Print a script that completes arguments in a shell
     Completions { shell: Shell },
@@ -191,6 +199,65 @@ enum ExportCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// List the password slots, and which of them the configuration's password opens
+    List {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a slot for another password; the present ones stay valid
+    Add(NewSlot),
+    /// Remove a slot: its password opens nothing any more. Running servers go on
+    Remove {
+        /// The slot's id, or its beginning
+        slot: String,
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Remove it although it is the one that the configuration's password opens
+        #[arg(long)]
+        in_use: bool,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give one export, that no server has open, a new data key for everything written from now on
+    RenewData {
+        /// The export
+        name: String,
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change the password: add a slot for the new one, roll it out, then run it with --finish
+    Rotate {
+        #[command(flatten)]
+        new: NewSlot,
+        /// All nodes have the new password in their configuration, and so has this one: remove all
+        /// slots but the newest
+        #[arg(long, conflicts_with = "new_password_file")]
+        finish: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct NewSlot {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// The file that holds the new password; `-` is standard input. Without it the variable
+    /// GLIDEFS_NEW_PASSWORD is taken, else a terminal is asked
+    #[arg(long, value_name = "FILE")]
+    new_password_file: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, Args)]
 struct Named {
     /// The export
@@ -239,7 +306,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environm
         Ok(parsed) => parsed,
         Err(error) => return output::usage(&error),
     };
-    match dispatch(parsed.command, environment) {
+    process::protect();
+    let environment = environment.clone().with_files(secret::read);
+    match dispatch(parsed.command, &environment) {
         Ok(code) => code,
         Err(failure) => {
             output::failure(&failure.message);
@@ -274,6 +343,7 @@ fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Fai
             top::run(&remote, interval_ms, shown)
         }
         Command::Export { command } => export::run(command),
+        Command::Key { command } => key::run(command, environment),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "glidefs", &mut script);

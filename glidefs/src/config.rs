@@ -1,8 +1,8 @@
 //! The configuration: raw text in, a [`Config`] in which every value is legal out.
 //!
 //! Checked once, with all defaults in this file. Sizes in the file end in `_gb` and mean GiB
-//! (2^30 bytes), here they are bytes. No file system and no environment is touched: `main` hands
-//! both in. Deliberately absent: reloading while the server runs, and settings that only a
+//! (2^30 bytes), here they are bytes. No file system and no environment is touched: the command line
+//! hands both in. Deliberately absent: reloading while the server runs, and settings that only a
 //! benchmark would change.
 
 mod environment;
@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use environment::Environment;
+pub use environment::{Environment, ReadSecret, SecretFile};
 pub use error::{ConfigError, Problem};
 pub use secret::Secret;
 pub use store_url::{StoreKind, StoreUrl};
@@ -68,6 +68,8 @@ pub struct Config {
     pub log: LogSettings,
     /// Where this came from, for people: a file's name or "the embedded default".
     pub origin: String,
+    /// What was noticed while reading and deserves a thought.
+    pub notes: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,12 +183,13 @@ impl Config {
                 filter: log_filter("info", environment),
             },
             origin: format!("the embedded default (no {FILE_NAME} here)"),
+            notes: Vec::new(),
         }
     }
 
     /// What works but deserves a thought: one sentence each.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.notes.clone();
         if let Some(address) = self.nbd.address.filter(|it| !it.ip().is_loopback()) {
             warnings.push(format!(
                 "`servers.nbd.address` = {address}: NBD over TCP is neither encrypted nor \
@@ -242,6 +245,7 @@ fn read(source: &mut Source<'_>, file: &str, environment: &Environment) -> Optio
         api,
         log,
         origin: file.to_owned(),
+        notes: source.take_notes(),
     })
 }
 
@@ -299,7 +303,10 @@ fn read_storage(source: &mut Source<'_>, environment: &Environment) -> Option<St
             "say where volumes live, as in url = \"s3://my-bucket/vms\" under [storage]",
         );
     }
-    let password = source.secret("storage.encryption_password");
+    let password = source.secret_or_file(
+        "storage.encryption_password",
+        "storage.encryption_password_file",
+    );
     let compression = source
         .string("storage.compression")
         .and_then(|name| read_compression(source, &name))
@@ -346,7 +353,7 @@ fn read_access(source: &mut Source<'_>, environment: &Environment) -> StoreAcces
         check_endpoint(source, endpoint, allow_http);
     }
     let file_id = source.string("aws.access_key_id");
-    let file_secret = source.secret("aws.secret_access_key");
+    let file_secret = source.secret_or_file("aws.secret_access_key", "aws.secret_access_key_file");
     let (access_key_id, secret_access_key, session_token) = match (file_id, file_secret) {
         // A session token of the environment belongs to other keys.
         (Some(id), Some(secret)) => (Some(id), Some(secret), None),
@@ -440,7 +447,7 @@ fn read_api(source: &mut Source<'_>) -> ApiSettings {
     ApiSettings {
         address: read_address(source, "servers.api.address")
             .unwrap_or_else(|| default_address(API_ADDRESS_DEFAULT)),
-        token: source.secret("servers.api.token"),
+        token: source.secret_or_file("servers.api.token", "servers.api.token_file"),
     }
 }
 

@@ -17,6 +17,7 @@
 
 mod banner;
 mod drain;
+mod keys;
 mod notify;
 mod probe;
 mod settings;
@@ -34,6 +35,7 @@ use crate::api::{self, Api};
 use crate::cli::{Failure, output};
 use crate::config::{Config, Environment, LogFormat, LogSettings};
 use crate::control::Control;
+pub(crate) use keys::{KeyChanged, KeyWish, SlotView, keys, renew_data_key};
 use notify::Supervisor;
 pub(crate) use probe::probe;
 use shard_thread::{Ended, ShardThread};

@@ -34,12 +34,14 @@ mod nodes;
 mod probe;
 mod publish;
 mod reader;
+mod renew;
 mod retry;
 mod root;
 mod row;
 mod runs;
 mod sealed;
 mod segment;
+mod slots;
 mod tail;
 #[cfg(test)]
 mod testing;
@@ -67,11 +69,12 @@ pub enum Planted {
 pub use bucket::{Bucket, BucketConfig, Prefix};
 pub use codec::Compression;
 pub use error::VolumeError;
-pub use keyring::KeyringCost;
+pub use keyring::{KeyringCost, SlotView};
 pub use metered::Metered;
 pub use name::VolumeName;
 pub use publish::Published;
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
+pub use slots::{Changed, InUse, KeyChange, Keyslots};
 
 use bucket::Loaded;
 use extent::{Extent, ObjectName};
@@ -247,6 +250,10 @@ impl<W: World> Volume<W> {
     pub fn root(&self) -> RootView {
         let now = self.inner.state.borrow();
         now.stored.root.view(&now.stored.etag)
+    }
+
+    pub(crate) fn stored(&self) -> Stored {
+        self.inner.state.borrow().stored.clone()
     }
 
     /// Where the bytes of the pages are, as runs in order that cover the range. Reads the map from

@@ -27,6 +27,11 @@ pub(crate) fn notice(text: impl AsRef<str>) {
     eprintln!("{}", text.as_ref());
 }
 
+/// A question to whoever sits at the terminal, whose answer stands on the same line.
+pub(crate) fn question(text: &str) {
+    eprint!("{text}");
+}
+
 /// Why a command failed, to standard error.
 pub(crate) fn failure(message: &str) {
     eprintln!("glidefs: {message}");

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
+use std::path::Path;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -26,6 +27,7 @@ pub(super) struct Source<'a> {
     table: DeTable<'a>,
     asked: BTreeSet<&'static str>,
     problems: Vec<Problem>,
+    notes: Vec<String>,
 }
 
 impl<'a> Source<'a> {
@@ -41,6 +43,7 @@ impl<'a> Source<'a> {
             table: DeTable::new(),
             asked: BTreeSet::new(),
             problems: Vec::new(),
+            notes: Vec::new(),
         };
         match DeTable::parse(text) {
             Ok(table) => {
@@ -96,6 +99,44 @@ impl<'a> Source<'a> {
             return None;
         }
         Some(Secret::new(text))
+    }
+
+    /// A secret in the text, or in a file that the text names under `file_key`; never both.
+    pub(super) fn secret_or_file(
+        &mut self,
+        key: &'static str,
+        file_key: &'static str,
+    ) -> Option<Secret> {
+        let path = self.string(file_key);
+        if self.has(key) && self.has(file_key) {
+            let remedy = "keep the one that is meant";
+            self.problem(file_key, format!("stands beside `{key}`"), remedy);
+        }
+        let Some(path) = path else {
+            return self.secret(key);
+        };
+        // Asked for, so that it is known.
+        let _ignored = self.value(key);
+        match self.environment.secret_file(Path::new(&path)) {
+            Ok(file) => {
+                if file.is_public {
+                    self.notes.push(format!(
+                        "`{file_key}`: every user of this machine can read {path}; take that right \
+                         away, as in chmod 600"
+                    ));
+                }
+                Some(file.secret)
+            }
+            Err((wrong, remedy)) => {
+                self.problem(file_key, wrong, remedy);
+                None
+            }
+        }
+    }
+
+    /// What works but deserves a thought.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {

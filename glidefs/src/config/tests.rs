@@ -238,6 +238,70 @@ fn secrets_are_in_no_message_and_no_debug_text() {
     }
 }
 
+/// `/run/s/public` can be read by everybody, `/run/s/none` by nobody.
+fn secret_file(path: &Path) -> Result<SecretFile, (String, String)> {
+    match path.to_str() {
+        Some("/run/s/none") => Err(("cannot be read".into(), "give another".into())),
+        Some(path) => Ok(SecretFile {
+            secret: Secret::new(format!("content of {path}")),
+            is_public: path.ends_with("public"),
+        }),
+        None => unreachable!("the tests name files in ASCII"),
+    }
+}
+
+#[test]
+fn a_secret_may_be_in_a_file_of_its_own() {
+    let environment = [("CREDENTIALS_DIRECTORY", "/run/s")];
+    let environment: Environment = environment.into_iter().collect();
+    let environment = environment.with_files(secret_file);
+    let parse = |text: &str| Config::parse("t", &format!("{SMALL}{text}"), &environment);
+    let text = "encryption_password_file = \"${CREDENTIALS_DIRECTORY}/password\"\n\
+                [servers.api]\ntoken_file = \"/run/s/public\"\n\
+                [aws]\naccess_key_id = \"AK\"\nsecret_access_key_file = \"/run/s/key\"\n";
+    let config = parse(text).expect("legal");
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("content of"), "{shown}");
+    let revealed = |secret: Option<Secret>| secret.expect("set").reveal().to_owned();
+    assert_eq!(
+        revealed(config.storage.password.clone()),
+        "content of /run/s/password"
+    );
+    assert_eq!(
+        revealed(config.api.token.clone()),
+        "content of /run/s/public"
+    );
+    let key = config.storage.access.secret_access_key.clone();
+    assert_eq!(revealed(key), "content of /run/s/key");
+    let warned = config.warnings().join("\n");
+    assert!(
+        warned.contains("token_file") && warned.contains("chmod 600"),
+        "{warned}"
+    );
+    assert!(!warned.contains("encryption_password_file"), "{warned}");
+
+    for (text, says) in [
+        (
+            "encryption_password_file = \"/run/s/none\"\n",
+            "cannot be read; give another",
+        ),
+        (
+            "encryption_password_file = \"/run/s/a\"\nencryption_password = \"b\"\n",
+            "stands beside `storage.encryption_password`",
+        ),
+        (
+            "[aws]\nsecret_access_key_file = \"/run/s/key\"\n",
+            "stands without its other half",
+        ),
+    ] {
+        let error = parse(text).expect_err(text).to_string();
+        assert!(
+            error.contains(says) && !error.contains("content of"),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn the_template_and_the_manual_show_every_key() {
     let environment = environment();

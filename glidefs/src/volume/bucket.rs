@@ -7,10 +7,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use world::store::Part;
 use world::{ETag, Store, StoreErrorKind, World};
+use zeroize::Zeroizing;
 
 use super::codec::Compression;
 use super::extent::Extent;
-use super::keyring::{Fresh, Keyring, KeyringCost, PrefixKeys};
+use super::keyring::{Fresh, Keyring, KeyringCost, PrefixKeys, slot_id};
 use super::keys::Secret;
 use super::lookup::READS_MAX;
 use super::metered::Metered;
@@ -104,7 +105,8 @@ impl<W: World> Bucket<W> {
         config: BucketConfig,
     ) -> Result<Self, VolumeError> {
         probe::probe(&world, &store).await?;
-        let keys = open_keyring(&world, &store, config.password, config.cost).await?;
+        let password = config.password.map(Zeroizing::new);
+        let keys = open_keyring(&world, &store, password, config.cost).await?;
         let shared = Rc::new(Shared {
             compression: config.compression,
             keys,
@@ -128,7 +130,7 @@ impl<W: World> Bucket<W> {
     ) -> Result<Prefix, VolumeError> {
         probe::probe(world, store).await?;
         if let Some(keyring) = read_keyring(world, store).await? {
-            unlock(world, keyring, password).await?;
+            unlock(world, keyring, password.map(Zeroizing::new)).await?;
             return Ok(Prefix::Begun);
         }
         if let Some(found) = first_key(world, store, VOLUMES, None).await? {
@@ -169,6 +171,10 @@ impl<W: World> Bucket<W> {
     #[cfg(feature = "planted")]
     pub(crate) fn is_planted(&self, rule: super::Planted) -> bool {
         self.shared.planted == Some(rule)
+    }
+
+    pub(crate) fn prefix_keys(&self) -> Option<&PrefixKeys> {
+        self.shared.keys.as_ref()
     }
 
     pub(crate) fn root_mac(&self) -> Option<&Secret> {
@@ -419,7 +425,7 @@ pub(crate) async fn load_segment<W: World>(
 async fn open_keyring<W: World>(
     world: &W,
     store: &impl Store,
-    password: Option<String>,
+    password: Option<Zeroizing<String>>,
     cost: KeyringCost,
 ) -> Result<Option<PrefixKeys>, VolumeError> {
     let keyring = match read_keyring(world, store).await? {
@@ -438,9 +444,9 @@ async fn open_keyring<W: World>(
 async fn unlock<W: World>(
     world: &W,
     keyring: Keyring,
-    password: Option<String>,
+    password: Option<Zeroizing<String>>,
 ) -> Result<Option<PrefixKeys>, VolumeError> {
-    let unlocking = world.compute(move || keyring.unlock(password.as_deref()));
+    let unlocking = world.compute(move || keyring.unlock(password.as_ref().map(|it| it.as_str())));
     unlocking.await
 }
 
@@ -452,7 +458,7 @@ enum Begun {
 async fn begin_prefix<W: World>(
     world: &W,
     store: &impl Store,
-    password: Option<String>,
+    password: Option<Zeroizing<String>>,
     cost: KeyringCost,
 ) -> Result<Begun, VolumeError> {
     if let Some(found) = first_key(world, store, VOLUMES, None).await? {
@@ -462,12 +468,12 @@ async fn begin_prefix<W: World>(
     world.fill_random(&mut key);
     let fresh = Fresh {
         prefix: world.random_id(),
-        slot: world.random_id(),
+        slot: slot_id(world.random_id(), world.unix_time()),
         salt: world.random_id(),
         key: Secret::new(key),
     };
     let made = world.compute(move || {
-        let (keyring, keys) = Keyring::new(&fresh, password.as_deref(), cost);
+        let (keyring, keys) = Keyring::new(&fresh, password.as_ref().map(|it| it.as_str()), cost);
         (Bytes::from(keyring.encode()), keys)
     });
     let (body, keys) = made.await;

@@ -99,7 +99,13 @@ impl Envelope {
         }
         // blake3::Hash compares in constant time.
         if sum(signed, key) != blake3::Hash::from_bytes(*check) {
-            return Err(damaged("its bytes are not those that were written (hash)"));
+            return Err(damaged(match key {
+                None => "its bytes are not those that were written (hash)",
+                Some(_) => {
+                    "its bytes are not those that were written under this prefix's key (MAC): it \
+                     was changed, or the keyring is that of another prefix"
+                }
+            }));
         }
         Ok(Letter { format, body })
     }

@@ -2,9 +2,12 @@
 //!
 //! It is written once, at the first start on an empty prefix, also where no password is set: so a
 //! later start cannot mix encrypted and plain volumes, or mistake a lost keyring for a new prefix.
-//! Deliberately absent: changing passwords. The slots have ids and a list, so that it can come.
+//! Its slots change one at a time (`slots.rs`): each is the same prefix key under another password,
+//! so nothing else in the store is written again. Deliberately absent: another prefix key.
 
+use blockcache::Id;
 use serde::{Deserialize, Serialize};
+use world::UnixTime;
 use zeroize::Zeroizing;
 
 use super::VolumeError;
@@ -13,7 +16,11 @@ use super::keys::{KEY_BYTES, Secret, Wrapped};
 use super::name::KEYRING;
 
 pub(crate) const FORMAT: u16 = 1;
-const SLOTS_MAX: usize = 32;
+pub(crate) const SLOTS_MAX: usize = 32;
+/// Slot ids tell when they were made: 2020 to 2099, in milliseconds. Others are from elsewhere.
+const ADDED_MS: std::ops::Range<u64> = 1_577_836_800_000..4_102_444_800_000;
+/// Digits of a slot's id that an error shows: its time, and some of what is random.
+const SLOT_ID_SHOWN: usize = 16;
 /// A slot that asks for more is damaged: it would stop the machine, not open the prefix.
 const COST_MAX: KeyringCost = KeyringCost {
     memory_kib: 1 << 20,
@@ -78,6 +85,51 @@ impl KeyringCost {
     };
 }
 
+/// A slot as people see it. None of it is secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotView {
+    pub id: Id,
+    /// By the clock of the machine that added it; none if the id does not tell.
+    pub added: Option<UnixTime>,
+    pub memory_kib: u32,
+    pub passes: u32,
+    pub lanes: u32,
+}
+
+/// A slot that a password has opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Opened {
+    pub(crate) slot: Id,
+    key: Secret,
+}
+
+/// The random values of a change of the slots.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FreshSlot {
+    pub(crate) id: [u8; 16],
+    pub(crate) salt: [u8; 16],
+    /// Of the slot that opened.
+    pub(crate) opener_salt: [u8; 16],
+    pub(crate) cost: KeyringCost,
+}
+
+/// A random id that tells when it was made, as in UUID version 7: the format has no other place.
+pub(crate) fn slot_id(random: [u8; 16], now: UnixTime) -> [u8; 16] {
+    let mut id = random;
+    id[..6].copy_from_slice(&now.0.to_be_bytes()[2..]);
+    id[6] = 0x70 | (id[6] & 0x0f);
+    id[8] = 0x80 | (id[8] & 0x3f);
+    id
+}
+
+fn added(id: [u8; 16]) -> Option<UnixTime> {
+    let mut ms = [0; 8];
+    ms[2..].copy_from_slice(&id[..6]);
+    let ms = u64::from_be_bytes(ms);
+    let is_ours = id[6] >> 4 == 7 && id[8] >> 6 == 2;
+    (is_ours && ADDED_MS.contains(&ms)).then_some(UnixTime(ms))
+}
+
 /// The random values of a new keyring.
 #[derive(Debug)]
 pub(crate) struct Fresh {
@@ -131,19 +183,7 @@ impl Keyring {
         let Some(password) = password else {
             return (Self::Plain { prefix }, None);
         };
-        let mut slot = Slot {
-            id: fresh.slot,
-            cost,
-            salt: fresh.salt,
-            wrapped: Wrapped {
-                key: [0; KEY_BYTES],
-                tag: [0; 16],
-            },
-        };
-        let slot_key = slot
-            .stretch(password)
-            .expect("nobody can make an invalid cost");
-        slot.wrapped = slot_key.wrap(&fresh.key, &slot.about(prefix));
+        let slot = Slot::new(prefix, (fresh.slot, fresh.salt), cost, password, &fresh.key);
         let keys = PrefixKeys::new(fresh.key.clone());
         let slots = vec![slot];
         (Self::Password { prefix, slots }, Some(keys))
@@ -173,6 +213,12 @@ impl Keyring {
 
     /// The keys, if the password opens a slot. Stretches the password: slow on purpose.
     pub(crate) fn unlock(&self, password: Option<&str>) -> Result<Option<PrefixKeys>, VolumeError> {
+        let opened = self.open(password)?;
+        Ok(opened.map(|opened| PrefixKeys::new(opened.key)))
+    }
+
+    /// The slot that the password opens; none where the prefix is plain and no password is given.
+    pub(crate) fn open(&self, password: Option<&str>) -> Result<Option<Opened>, VolumeError> {
         let refuse = |text: &str| Err(VolumeError::Key(text.to_owned()));
         match (self, password) {
             (Self::Plain { .. }, None) => Ok(None),
@@ -183,22 +229,147 @@ impl Keyring {
             (Self::Password { .. }, None) => {
                 refuse("this prefix is encrypted: set `encryption_password`")
             }
-            (Self::Password { prefix, slots }, Some(password)) => {
-                for slot in slots {
-                    let opened = slot
-                        .stretch(password)?
-                        .unwrap(&slot.wrapped, &slot.about(*prefix));
-                    if let Some(key) = opened {
-                        return Ok(Some(PrefixKeys::new(key)));
-                    }
+            (Self::Password { slots, .. }, Some(password)) => match self.opened_by(password)? {
+                Some(opened) => Ok(Some(opened)),
+                None => {
+                    let slots: Vec<_> = slots.iter().map(|slot| slot.view().text()).collect();
+                    Err(VolumeError::Key(format!(
+                        "`encryption_password` does not open this prefix's keyring: wrong password, \
+                         or its slot was removed by `glidefs key`; set the current password, and \
+                         see `glidefs key list`. Slots: {}",
+                        slots.join(", ")
+                    )))
                 }
-                refuse("`encryption_password` does not open this prefix's keyring: wrong password")
+            },
+        }
+    }
+
+    /// The first slot that the password opens.
+    pub(crate) fn opened_by(&self, password: &str) -> Result<Option<Opened>, VolumeError> {
+        let Self::Password { prefix, slots } = self else {
+            return Ok(None);
+        };
+        for slot in slots {
+            let key = slot
+                .stretch(password)?
+                .unwrap(&slot.wrapped, &slot.about(*prefix));
+            if let Some(key) = key {
+                let slot = Id(slot.id);
+                return Ok(Some(Opened { slot, key }));
             }
+        }
+        Ok(None)
+    }
+
+    /// All slots, oldest first. Empty: the prefix is plain.
+    pub(crate) fn slots(&self) -> Vec<SlotView> {
+        match self {
+            Self::Plain { .. } => Vec::new(),
+            Self::Password { slots, .. } => slots.iter().map(Slot::view).collect(),
+        }
+    }
+
+    /// With one more slot, at the end.
+    pub(crate) fn with_slot(&self, opened: &Opened, fresh: &FreshSlot, password: &str) -> Self {
+        let mut changed = self.clone();
+        if let Self::Password { prefix, slots } = &mut changed {
+            let key = &opened.key;
+            let slot = Slot::new(*prefix, (fresh.id, fresh.salt), fresh.cost, password, key);
+            slots.push(slot);
+        }
+        changed
+    }
+
+    /// With these slots only.
+    pub(crate) fn keeping(&self, keep: impl Fn(Id) -> bool) -> Self {
+        let mut changed = self.clone();
+        if let Self::Password { slots, .. } = &mut changed {
+            slots.retain(|slot| keep(Id(slot.id)));
+        }
+        changed
+    }
+
+    /// With the opened slot wrapped anew, under another salt: the same id and password. Every change
+    /// of the slots does this, so that no bytes of a keyring ever come again: a store may name a
+    /// version by its bytes, and a request that was thought lost could land on an equal one later.
+    pub(crate) fn rewrapped(&self, opened: &Opened, fresh: &FreshSlot, password: &str) -> Self {
+        let mut changed = self.clone();
+        if let Self::Password { prefix, slots } = &mut changed {
+            for slot in slots.iter_mut().filter(|slot| slot.id == opened.slot.0) {
+                let salted = (slot.id, fresh.opener_salt);
+                *slot = Slot::new(*prefix, salted, fresh.cost, password, &opened.key);
+            }
+        }
+        changed
+    }
+}
+
+impl SlotView {
+    /// The day it was added, as `2026-08-20` in UTC.
+    pub fn date(&self) -> Option<String> {
+        self.added.map(|UnixTime(ms)| date_text(ms))
+    }
+
+    /// `0198c5d2a1b27f3e (added 2026-08-20)`.
+    fn text(&self) -> String {
+        let id = self.id.to_string();
+        match self.date() {
+            Some(date) => format!("{} (added {date})", &id[..SLOT_ID_SHOWN]),
+            None => id[..SLOT_ID_SHOWN].to_owned(),
         }
     }
 }
 
+/// `2026-08-20` of milliseconds since 1970, by the proleptic Gregorian calendar, UTC.
+fn date_text(ms: u64) -> String {
+    const DAY_MS: u64 = 86_400_000;
+    // Counted from 0000-03-01, so that a leap day is the last of its year.
+    let days = ms / DAY_MS + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
 impl Slot {
+    fn new(
+        prefix: [u8; 16],
+        (id, salt): ([u8; 16], [u8; 16]),
+        cost: KeyringCost,
+        password: &str,
+        key: &Secret,
+    ) -> Self {
+        let mut slot = Self {
+            id,
+            cost,
+            salt,
+            wrapped: Wrapped {
+                key: [0; KEY_BYTES],
+                tag: [0; 16],
+            },
+        };
+        let slot_key = slot
+            .stretch(password)
+            .expect("nobody can make an invalid cost");
+        slot.wrapped = slot_key.wrap(key, &slot.about(prefix));
+        slot
+    }
+
+    fn view(&self) -> SlotView {
+        SlotView {
+            id: Id(self.id),
+            added: added(self.id),
+            memory_kib: self.cost.memory_kib,
+            passes: self.cost.passes,
+            lanes: self.cost.lanes,
+        }
+    }
+
     fn stretch(&self, password: &str) -> Result<Secret, VolumeError> {
         let KeyringCost {
             memory_kib,
@@ -278,6 +449,23 @@ mod tests {
             };
             let cost = slots[0].cost;
             assert_eq!([cost.memory_kib, cost.passes, cost.lanes], numbers);
+        }
+    }
+
+    #[test]
+    fn the_id_of_a_slot_tells_its_day_and_a_random_one_does_not() {
+        for (ms, day) in [
+            (1_735_689_600_000, "2025-01-01"),
+            (1_772_236_800_000, "2026-02-28"),
+            (1_835_481_599_999, "2028-02-29"),
+            (4_102_444_799_999, "2099-12-31"),
+        ] {
+            let id = slot_id([0xff; 16], UnixTime(ms));
+            assert_eq!(added(id), Some(UnixTime(ms)));
+            assert_eq!(date_text(ms), day);
+        }
+        for strange in [[0; 16], [0xff; 16], slot_id([7; 16], UnixTime(1))] {
+            assert_eq!(added(strange), None, "{strange:?}");
         }
     }
 

@@ -43,7 +43,7 @@ pub struct Published {
 }
 
 /// How an attempt to replace the root ended.
-enum Swapped {
+pub(crate) enum Swapped {
     Landed(Box<Stored>),
     /// This is there instead.
     Lost(Box<Stored>),
@@ -192,7 +192,7 @@ impl<W: World> Volume<W> {
     }
 
     /// Replaces the version `base`, whatever answers are lost on the way.
-    async fn swap(&self, base: &Stored, root: Root) -> Result<Swapped, VolumeError> {
+    pub(crate) async fn swap(&self, base: &Stored, root: Root) -> Result<Swapped, VolumeError> {
         let bucket = &self.inner.bucket;
         let (key, nonce) = (self.inner.name.root_key(), root.nonce);
         let body = Bytes::from(root.encode(base.format, bucket.root_mac()));

@@ -157,6 +157,8 @@ impl Stream for None {
 /// What the next request of a kind meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// Nothing.
+    None,
     /// It has no effect, and fails so.
     Before(StoreErrorKind),
     /// It takes effect, and fails so.
@@ -197,6 +199,17 @@ impl TestStore {
     pub(crate) fn fail(&self, operation: &'static str, faults: impl IntoIterator<Item = Fault>) {
         let mut inner = self.0.borrow_mut();
         inner.faults.entry(operation).or_default().extend(faults);
+    }
+
+    /// The first requests of the kind go well.
+    pub(crate) fn fail_after(
+        &self,
+        operation: &'static str,
+        good: usize,
+        faults: impl IntoIterator<Item = Fault>,
+    ) {
+        self.fail(operation, std::iter::repeat_n(Fault::None, good));
+        self.fail(operation, faults);
     }
 
     pub(crate) fn heal(&self) {
@@ -242,7 +255,7 @@ impl TestStore {
             .get_mut(operation)
             .and_then(VecDeque::pop_front);
         match fault {
-            None => inner.change(operation, key, seen, body),
+            None | Some(Fault::None) => inner.change(operation, key, seen, body),
             Some(Fault::Before(kind)) => Err(error(operation, key, kind)),
             Some(Fault::After(kind)) => {
                 drop(inner.change(operation, key, seen, body));
@@ -265,7 +278,7 @@ impl TestStore {
             Some(Fault::Before(kind) | Fault::After(kind) | Fault::Late(kind)) => {
                 Err(error(operation, key, kind))
             }
-            None => Ok(()),
+            None | Some(Fault::None) => Ok(()),
         }
     }
 }

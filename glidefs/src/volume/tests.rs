@@ -10,6 +10,8 @@ mod levels;
 mod outcomes;
 mod parsers;
 mod prefix;
+mod renew;
+mod slots;
 
 /// One node: a world, the store it sees, its bucket.
 #[derive(Clone, Debug)]

@@ -1,0 +1,317 @@
+//! Passwords come and go: one compare-and-swap of the keyring, and no slot is lost on the way.
+
+use super::*;
+use zeroize::Zeroizing;
+
+fn text(password: &str) -> Zeroizing<String> {
+    Zeroizing::new(password.to_owned())
+}
+
+fn add(password: &str) -> KeyChange {
+    KeyChange::Add {
+        password: text(password),
+    }
+}
+
+fn remove(slot: Id) -> KeyChange {
+    KeyChange::Remove {
+        slot: slot.to_string(),
+        in_use: InUse::Keep,
+    }
+}
+
+async fn changing(
+    world: TestWorld,
+    store: TestStore,
+    password: Zeroizing<String>,
+    change: KeyChange,
+) -> Result<Changed, VolumeError> {
+    Keyslots::change(&world, &store, password, change, KeyringCost::LEAST).await
+}
+
+fn try_change(
+    seed: u64,
+    store: &TestStore,
+    password: &str,
+    change: KeyChange,
+) -> Result<Changed, VolumeError> {
+    let world = TestWorld::new(seed);
+    world.run(changing(
+        world.clone(),
+        store.clone(),
+        text(password),
+        change,
+    ))
+}
+
+fn change(seed: u64, store: &TestStore, password: &str, change: KeyChange) -> Changed {
+    try_change(seed, store, password, change).expect("changed")
+}
+
+fn slots(store: &TestStore, password: &str) -> Keyslots {
+    let world = TestWorld::new(77);
+    let (store, password) = (store.clone(), text(password));
+    let inner = world.clone();
+    let read = world.run(async move { Keyslots::read(&inner, &store, Some(password)).await });
+    read.expect("read")
+}
+
+fn opens(store: &TestStore, password: &str) -> bool {
+    match Node::with(99, store, config(Some(password))) {
+        Ok(node) => {
+            node.open("a").expect("the same keys");
+            true
+        }
+        Err(VolumeError::Key(_)) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A prefix with volume `a`, and the node that runs all the time.
+fn begun() -> (TestStore, Node, Volume<TestWorld>) {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, Some("old"));
+    let volume = node.create("a");
+    node.sync(&volume, vec![data(0, &[1])]);
+    (store, node, volume)
+}
+
+#[test]
+fn a_password_is_changed_while_nodes_run() {
+    let (store, node, volume) = begun();
+    let old = slots(&store, "old").in_use.expect("one slot");
+    let added = change(2, &store, "old", add("new"));
+    let new = added.added.expect("a slot");
+    assert!(added.removed.is_empty() && added.now.slots.len() == 2);
+    assert_eq!(added.now.in_use, Some(old));
+    assert!(new.added.is_some(), "a person sees when");
+    assert!(opens(&store, "old") && opens(&store, "new"), "grace time");
+
+    // Not before this configuration has the new one.
+    let early = try_change(3, &store, "old", KeyChange::KeepNewest).expect_err("too early");
+    assert!(early.to_string().contains("not the newest"), "{early}");
+    let done = change(4, &store, "new", KeyChange::KeepNewest);
+    assert_eq!(
+        done.removed.iter().map(|slot| slot.id).collect::<Vec<_>>(),
+        [old]
+    );
+    assert_eq!((done.now.slots.len(), done.now.in_use), (1, Some(new.id)));
+    assert!(!opens(&store, "old") && opens(&store, "new"));
+
+    // The node that was never restarted notices nothing.
+    node.sync(&volume, vec![data(1, &[2])]);
+    let there = Node::new(5, &store, Some("new"));
+    let other = there.open("a").expect("opens");
+    assert!(there.read(&other, 0, 2) == [page(1), page(2)].concat());
+    let refused = Node::with(6, &store, config(Some("old"))).expect_err("removed");
+    let refused = refused.to_string();
+    for words in [
+        "wrong password",
+        "removed by `glidefs key`",
+        "set the current password",
+        "(added 20",
+    ] {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+}
+
+#[test]
+fn the_same_again_changes_nothing() {
+    let (store, ..) = begun();
+    change(2, &store, "old", add("new"));
+    let before = store.object("keyring");
+    let again = change(3, &store, "old", add("new"));
+    assert!(again.added.is_none() && again.now.slots.len() == 2);
+    let own = change(4, &store, "new", add("old"));
+    assert!(own.added.is_none());
+    assert_eq!(store.object("keyring"), before);
+    change(5, &store, "new", KeyChange::KeepNewest);
+    let before = store.object("keyring");
+    let again = change(6, &store, "new", KeyChange::KeepNewest);
+    assert!(again.removed.is_empty());
+    assert_eq!(store.object("keyring"), before);
+}
+
+#[test]
+fn the_last_slot_and_the_one_in_use_are_not_removed_unasked() {
+    let (store, ..) = begun();
+    let old = slots(&store, "old").in_use.expect("one slot");
+    for in_use in [InUse::Keep, InUse::Remove] {
+        let change = KeyChange::Remove {
+            slot: old.to_string(),
+            in_use,
+        };
+        let error = try_change(2, &store, "old", change).expect_err("the last one");
+        assert!(error.to_string().contains("the last one"), "{error}");
+    }
+    change(3, &store, "old", add("new"));
+    let error = try_change(4, &store, "old", remove(old)).expect_err("in use");
+    assert!(error.to_string().contains("--in-use"), "{error}");
+    for (start, says) in [("ff", "too short"), ("ffffffff", "no slot")] {
+        let change = KeyChange::Remove {
+            slot: start.to_owned(),
+            in_use: InUse::Keep,
+        };
+        let error = try_change(5, &store, "old", change).expect_err(start);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    let anyway = KeyChange::Remove {
+        slot: old.to_string(),
+        in_use: InUse::Remove,
+    };
+    let done = change(6, &store, "old", anyway);
+    assert_eq!((done.now.slots.len(), done.now.in_use), (1, None));
+    assert!(!opens(&store, "old") && opens(&store, "new"));
+}
+
+#[test]
+fn a_wrong_password_and_a_plain_prefix_change_nothing() {
+    let (store, ..) = begun();
+    let before = store.object("keyring");
+    let error = try_change(2, &store, "nope", add("new")).expect_err("wrong");
+    assert!(error.to_string().contains("wrong password"), "{error}");
+    assert_eq!(store.object("keyring"), before);
+    assert_eq!(
+        slots(&store, "nope").in_use,
+        None,
+        "looking needs no password"
+    );
+
+    let plain = TestStore::default();
+    Node::new(1, &plain, None);
+    let error = try_change(2, &plain, "x", add("y")).expect_err("plain");
+    assert!(error.to_string().contains("not encrypted"), "{error}");
+    assert!(slots(&plain, "x").slots.is_empty());
+    let error = try_change(2, &TestStore::default(), "x", add("y")).expect_err("nothing there");
+    assert!(error.to_string().contains("missing"), "{error}");
+}
+
+#[test]
+fn lost_answers_and_late_writes_are_resolved_by_reading_back() {
+    use StoreErrorKind::{Conflict, Retry, Unknown};
+    let faults = [
+        vec![Fault::After(Unknown)],
+        vec![Fault::Before(Unknown)],
+        vec![Fault::Late(Unknown)],
+        vec![Fault::After(Conflict)],
+        vec![Fault::Before(Retry), Fault::After(Unknown)],
+        vec![Fault::Late(Unknown), Fault::After(Unknown)],
+    ];
+    for fault in faults {
+        let (store, ..) = begun();
+        // The two replacements of the probe come first.
+        let clean = |store: &TestStore| store.fail_after("replace", 2, fault.clone());
+        clean(&store);
+        let added = change(2, &store, "old", add("new"));
+        assert!(added.added.is_some(), "{fault:?}");
+        assert_eq!(slots(&store, "new").slots.len(), 2, "{fault:?}");
+        clean(&store);
+        change(3, &store, "new", KeyChange::KeepNewest);
+        assert_eq!(slots(&store, "new").slots.len(), 1, "{fault:?}");
+        assert!(!opens(&store, "old") && opens(&store, "new"), "{fault:?}");
+    }
+}
+
+/// A store may name a version by its bytes: then a late request could land on bytes that came again.
+#[test]
+fn no_keyring_ever_has_the_bytes_of_an_earlier_one() {
+    let (store, ..) = begun();
+    let mut seen = vec![store.object("keyring")];
+    for round in 0..8 {
+        let slot = change(10 + round, &store, "old", add("new"))
+            .added
+            .expect("a slot");
+        seen.push(store.object("keyring"));
+        change(30 + round, &store, "old", remove(slot.id));
+        seen.push(store.object("keyring"));
+    }
+    let count = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), count);
+    assert!(opens(&store, "old"));
+}
+
+#[test]
+fn of_operators_at_once_nobody_loses_a_slot() {
+    let (store, ..) = begun();
+    let world = TestWorld::new(2);
+    let passwords: Vec<String> = (0..6).map(|number| format!("new-{number}")).collect();
+    let adding = passwords
+        .iter()
+        .map(|password| changing(world.clone(), store.clone(), text("old"), add(password)));
+    let added = world.run(futures_util::future::join_all(adding.collect::<Vec<_>>()));
+    for outcome in added {
+        assert!(outcome.expect("added").added.is_some());
+    }
+    assert_eq!(slots(&store, "old").slots.len(), 7);
+    for password in &passwords {
+        assert!(opens(&store, password), "{password} was lost");
+    }
+
+    // Each removes the other's: one is left.
+    let (store, ..) = begun();
+    let old = slots(&store, "old").in_use.expect("one slot");
+    let new = change(3, &store, "old", add("new"))
+        .added
+        .expect("a slot")
+        .id;
+    let removing = [
+        changing(world.clone(), store.clone(), text("old"), remove(new)),
+        changing(world.clone(), store.clone(), text("new"), remove(old)),
+    ];
+    let outcomes = world.run(futures_util::future::join_all(removing));
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+    assert_eq!(slots(&store, "old").slots.len(), 1);
+    assert!(opens(&store, "old") != opens(&store, "new"));
+}
+
+#[test]
+fn a_change_costs_the_same_for_any_number_of_volumes() {
+    let mut costs = Vec::new();
+    for names in [&["a"][..], &["a", "b", "c", "d", "e", "f", "g", "h"]] {
+        let store = TestStore::default();
+        let node = Node::new(1, &store, Some("old"));
+        for name in names {
+            let volume = node.create(name);
+            node.sync(&volume, vec![data(0, &[1])]);
+        }
+        let before = store.counts();
+        change(2, &store, "old", add("new"));
+        let after = store.counts();
+        costs.push((
+            after.gets - before.gets,
+            after.puts - before.puts,
+            after.lists,
+        ));
+        assert_eq!(after.lists, before.lists);
+    }
+    assert_eq!((costs[0].0, costs[0].1), (costs[1].0, costs[1].1));
+    assert_eq!(
+        (costs[0].0, costs[0].1),
+        (1, 5),
+        "four of the puts are the probe's"
+    );
+}
+
+#[test]
+fn a_full_or_missing_keyring_is_said_so() {
+    let (store, ..) = begun();
+    for number in 1..32 {
+        change(number, &store, "old", add(&format!("p{number}")));
+    }
+    let error = try_change(50, &store, "old", add("one more")).expect_err("full");
+    assert!(error.to_string().contains("32 slots"), "{error}");
+    store.remove("keyring");
+    let error = try_change(51, &store, "old", add("x")).expect_err("gone");
+    assert!(
+        error.to_string().contains("`keyring` is missing"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_change_and_its_password_do_not_show() {
+    let shown = format!("{:?}", add("geheim"));
+    assert_eq!(shown, "Add");
+}
