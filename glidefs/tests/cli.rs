@@ -5,6 +5,7 @@
 )]
 
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -504,4 +505,134 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
             }
         };
     }
+}
+
+const KEYED: &str = "[cache]\ndir = \"cache\"\n[storage]\nurl = \"file://./store\"\n";
+
+/// Writes a secret that nobody else can read.
+fn secret(dir: &Path, name: &str, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.join(name);
+    std::fs::write(&path, text).expect("writable");
+    let mode = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&path, mode).expect("ours");
+}
+
+fn keyed(dir: &Path, config: &str, password_file: &str) {
+    let text = format!("{KEYED}encryption_password_file = \"{password_file}\"\n");
+    std::fs::write(dir.join(config), text).expect("writable");
+}
+
+fn slots(output: &Output) -> Vec<Value> {
+    assert_eq!(code(output), 0, "{}", stderr(output));
+    let document: Value = serde_json::from_str(&stdout(output)).expect("JSON alone");
+    document["slots"].as_array().expect("slots").clone()
+}
+
+#[test]
+fn a_password_is_rotated_by_the_configuration_alone() {
+    const OLD: &str = "old-and-known-7c1d";
+    const NEW: &str = "new-and-hidden-91fe";
+    let dir = folder();
+    let dir = dir.path();
+    secret(dir, "old", &format!("{OLD}\n"));
+    secret(dir, "new", NEW);
+    keyed(dir, "old.toml", "old");
+    keyed(dir, "new.toml", "new");
+    let early = glidefs(dir, &["key", "list", "-c", "old.toml"]);
+    assert_eq!(code(&early), 1);
+    assert!(stderr(&early).contains("never begun"), "{}", stderr(&early));
+    begin(dir, "old.toml");
+
+    let mut said = Vec::new();
+    let mut key = |arguments: &[&str]| {
+        let output = glidefs(dir, &[&["key"], arguments].concat());
+        said.push(stdout(&output) + &stderr(&output));
+        output
+    };
+    let listed = slots(&key(&["list", "-c", "old.toml", "--json"]));
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0]["in_use"], true);
+    assert!(listed[0]["added_unix_ms"].is_u64());
+    let none = key(&["rotate", "-c", "old.toml"]);
+    assert_eq!(code(&none), 2, "no terminal, no variable, no file");
+
+    let rotated = key(&["rotate", "-c", "old.toml", "--new-password-file", "new"]);
+    assert_eq!(code(&rotated), 0, "{}", stderr(&rotated));
+    assert!(stdout(&rotated).contains("glidefs key rotate --finish"));
+    for config in ["old.toml", "new.toml"] {
+        assert_eq!(code(&glidefs(dir, &["check", "-c", config])), 0, "{config}");
+    }
+    let early = key(&["rotate", "-c", "old.toml", "--finish"]);
+    assert_eq!(code(&early), 1);
+    assert!(
+        stderr(&early).contains("not the newest"),
+        "{}",
+        stderr(&early)
+    );
+    let finished = slots(&key(&["rotate", "-c", "new.toml", "--finish", "--json"]));
+    assert_eq!(finished.len(), 1);
+    let id = finished[0]["id"].as_str().expect("an id").to_owned();
+    let last = key(&["remove", &id, "-c", "new.toml", "--in-use"]);
+    assert_eq!(code(&last), 1);
+    assert!(stderr(&last).contains("the last one"));
+
+    let refused = glidefs(dir, &["check", "-c", "old.toml"]);
+    assert_eq!(code(&refused), 1);
+    assert!(
+        stdout(&refused).contains("removed by `glidefs key`"),
+        "{}",
+        stdout(&refused)
+    );
+    assert_eq!(code(&glidefs(dir, &["check", "-c", "new.toml"])), 0);
+    let shown = slots(&key(&["list", "-c", "old.toml", "--json"]));
+    assert_eq!(
+        shown[0]["in_use"], false,
+        "looking needs no password that fits"
+    );
+    // All that a server says, at its most talkative.
+    let log = std::fs::read_to_string(dir.join("begin.log")).expect("written");
+    assert!(log.len() > 100, "it says something: {log}");
+    for text in said.into_iter().chain([log]) {
+        assert!(!text.contains(OLD) && !text.contains(NEW), "{text}");
+    }
+}
+
+/// A server that starts and stops, so that the prefix is begun.
+fn begin(dir: &Path, config: &str) {
+    let text = std::fs::read_to_string(dir.join(config)).expect("written");
+    let socket =
+        "[servers.nbd]\nunix_socket = \"nbd.sock\"\n[servers.api]\naddress = \"127.0.0.1:0\"\n";
+    std::fs::write(dir.join("begin.toml"), format!("{text}{socket}")).expect("writable");
+    let mut log = std::fs::OpenOptions::new();
+    let log = log.create(true).append(true).open(dir.join("begin.log"));
+    let log = log.expect("writable");
+    let mut server = Command::new(env!("CARGO_BIN_EXE_glidefs"))
+        .args(["run", "-c", "begin.toml"])
+        .current_dir(dir)
+        .env_clear()
+        .env("RUST_LOG", "trace")
+        .stdout(log.try_clone().expect("a file"))
+        .stderr(log)
+        .spawn()
+        .expect("the binary starts");
+    let keyring = dir.join("store/keyring");
+    for _ in 0..3_000 {
+        if keyring.exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.id())).expect("it runs");
+    // Some kernels pipe dumps into a program whatever the limit: it is not dumpable either.
+    let pid = rustix::process::Pid::from_child(&server);
+    rustix::process::kill_process(pid, rustix::process::Signal::ABORT).expect("ours");
+    let ended = server.wait().expect("ours");
+    assert!(ended.signal() == Some(6) && !ended.core_dumped(), "{ended}");
+    assert!(keyring.exists(), "the server began the prefix");
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let core: Vec<&str> = core.expect("a limit").split_whitespace().collect();
+    assert_eq!(core[4..6], ["0", "0"], "a core dump would hold keys");
 }
