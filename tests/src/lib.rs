@@ -2,11 +2,12 @@
 //!
 //! `s3` is a real S3 endpoint, `server` the real binary as a process, `blocking_client` a small NBD
 //! client, `http` what asks the API; `pages` and `history` judge what is read back, `kill` puts
-//! them together. For simulation: `nbd_client` speaks over any world, `memory_exports` answers
+//! them together. `corrupt` attacks everything that a volume has in the store. For simulation: `nbd_client` speaks over any world, `memory_exports` answers
 //! without a cache, `oracle` is the model disk that judges contents. The tests themselves are in
 //! `tests/`.
 
 pub mod blocking_client;
+pub mod corrupt;
 pub mod history;
 pub mod http;
 pub mod kill;
