@@ -1,7 +1,6 @@
 //! The binary, from outside: what it prints, where, and how it exits.
 #![expect(
     clippy::disallowed_methods,
-    clippy::disallowed_types,
     reason = "tests of the command line start the command, and read and write files"
 )]
 
@@ -633,7 +632,9 @@ fn begin(dir: &Path, config: &str) {
     let socket =
         "[servers.nbd]\nunix_socket = \"nbd.sock\"\n[servers.api]\naddress = \"127.0.0.1:0\"\n";
     std::fs::write(dir.join("begin.toml"), format!("{text}{socket}")).expect("writable");
-    let log = std::fs::File::create(dir.join("begin.log")).expect("writable");
+    let mut log = std::fs::OpenOptions::new();
+    let log = log.create(true).append(true).open(dir.join("begin.log"));
+    let log = log.expect("writable");
     let mut server = Command::new(env!("CARGO_BIN_EXE_glidefs"))
         .args(["run", "-c", "begin.toml"])
         .current_dir(dir)
