@@ -156,12 +156,15 @@ impl Rounds {
         Ok(server)
     }
 
-    /// At depth until a random number of answers, then kill -9 with requests in flight.
+    /// At depth until a random number of answers and a flush among them, then kill -9 with requests in
+    /// flight. On a slow disk many writes are answered before the first flush is.
     fn write_until_killed(&mut self, server: &mut Server) -> Result<()> {
         let span = self.load.answers_max - self.load.answers_min + 1;
         let answers = self.load.answers_min + self.filler.below(span);
         let mut run = Run::new(server.connect(EXPORT)?);
-        for _ in 0..answers {
+        let mut taken = 0;
+        while taken < answers || run.flushes == 0 {
+            taken += 1;
             run.fill(&mut self.history, &mut self.filler)?;
             ensure!(
                 run.take(&mut self.history)?,
