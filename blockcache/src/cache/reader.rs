@@ -52,8 +52,11 @@ impl<W: World> Reader<'_, W> {
                 Err(error) => return Err(error),
             }
         }
-        // What that means is said once for the whole log, when all of it was read.
-        tracing::warn!(at, pages = unreadable, "unreadable pages in the cache log");
+        // What that means is said once for the whole log, when all of it was read. Page by page the disk
+        // may have given all of it after all.
+        if unreadable > 0 {
+            tracing::warn!(at, pages = unreadable, "unreadable pages in the cache log");
+        }
         Ok(whole)
     }
 
