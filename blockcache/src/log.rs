@@ -133,6 +133,16 @@ pub(crate) enum Written {
     Zeros { pages: PageRange },
 }
 
+impl Written {
+    /// The pages that it touched.
+    pub(crate) fn pages(&self) -> PageRange {
+        match *self {
+            Self::Pages { pages, .. } | Self::Zeros { pages } => pages,
+            Self::Sectors { page, .. } => PageRange::new(page.0, page.0 + 1),
+        }
+    }
+}
+
 /// One volume in memory.
 pub(crate) struct Volume {
     pub(crate) state: VolumeState,

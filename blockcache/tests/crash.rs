@@ -36,17 +36,15 @@ fn blank() -> Image {
 /// What the test knows of the volume.
 #[derive(Clone)]
 struct Model {
-    /// Content at `base`, then every later write by its seqs.
-    base: Seq,
-    content: Image,
-    writes: BTreeMap<u64, (usize, Vec<u8>)>,
-    /// Highest seq answered, and highest covered by an answered flush.
-    answered: Seq,
-    flushed: Seq,
     /// The store: what the last publish made current.
     store: Image,
     store_cut: Seq,
     store_nonce: Id,
+    /// Every later write by the first of its seqs.
+    writes: BTreeMap<u64, (usize, Vec<u8>)>,
+    /// Highest seq answered, and highest covered by an answered flush.
+    answered: Seq,
+    flushed: Seq,
     publishes: u32,
     evictions: u64,
 }
@@ -54,22 +52,20 @@ struct Model {
 impl Model {
     fn new() -> Self {
         Self {
-            base: Seq(0),
-            content: blank(),
-            writes: BTreeMap::new(),
-            answered: Seq(0),
-            flushed: Seq(0),
             store: blank(),
             store_cut: Seq(0),
             store_nonce: Id([1; 16]),
+            writes: BTreeMap::new(),
+            answered: Seq(0),
+            flushed: Seq(0),
             publishes: 0,
             evictions: 0,
         }
     }
 
-    /// The content after all writes up to `seq`.
+    /// The content after all writes up to `seq`, which the store does not hold yet.
     fn at(&self, seq: Seq) -> Image {
-        let mut image = self.content.clone();
+        let mut image = self.store.clone();
         for (_, (at, data)) in self.writes.range(..=seq.0) {
             image[*at..*at + data.len()].copy_from_slice(data);
         }
@@ -251,7 +247,11 @@ async fn publish(
     model: &Rc<RefCell<Model>>,
 ) -> Result<(), CacheError> {
     let nonce = Id(world.random_id());
-    let Some(cut) = volume.cut(nonce, ETag("v".into())).await? else {
+    let mut dice = [0; 1];
+    world.fill_random(&mut dice);
+    let extents_max = [1, 8, usize::MAX][usize::from(dice[0]) % 3];
+    let cut = volume.cut(nonce, ETag("v".into()), extents_max);
+    let Some(cut) = cut.await? else {
         return Ok(());
     };
     let mut image = model.borrow().store.clone();
@@ -279,6 +279,7 @@ async fn publish(
     {
         let mut model = model.borrow_mut();
         (model.store, model.store_cut, model.store_nonce) = (image, seq, nonce);
+        model.writes = model.writes.split_off(&seq.next().0);
         model.flushed = model.flushed.max(seq);
         model.publishes += 1;
     }
@@ -370,9 +371,15 @@ async fn check_recovered(volume: &CacheVolume<SimWorld>, model: &Rc<RefCell<Mode
     };
     same(&seen, &expected, "after a start");
     let mut model = model.borrow_mut();
-    model.content = seen;
-    model.writes.clear();
-    (model.base, model.answered, model.flushed) = (last, last, last.min(model.flushed));
+    // What was lost is as if it had never been, and of the last write counts what is there. The rest
+    // stays a list: a cut may end at any of them.
+    model.writes.split_off(&last.next().0);
+    if let Some(mut last) = model.writes.last_entry() {
+        let (at, data) = last.get_mut();
+        let end = *at + data.len();
+        data.copy_from_slice(&seen[*at..end]);
+    }
+    (model.answered, model.flushed) = (last, last.min(model.flushed));
 }
 
 fn limits() -> SimConfig {

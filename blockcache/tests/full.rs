@@ -58,7 +58,10 @@ fn page(stamp: u64) -> Bytes {
 /// Publishes all that is dirty; the content goes nowhere.
 async fn publish(world: &SimWorld, volume: &CacheVolume<SimWorld>) {
     let nonce = Id(world.random_id());
-    let cut = volume.cut(nonce, ETag("v".into())).await.expect("sound");
+    let cut = volume
+        .cut(nonce, ETag("v".into()), usize::MAX)
+        .await
+        .expect("sound");
     let Some(cut) = cut else { return };
     for extent in &cut.extents {
         if extent.content == CutContent::Data {
@@ -158,7 +161,7 @@ fn a_cut_that_is_taken_again_is_the_same_and_holds_nobody_up_meanwhile() {
             let at = number * PAGE as u64;
             still.write(at, page(number)).await.expect("room");
         }
-        let cut = still.cut(Id([9; 16]), ETag("v".into())).await;
+        let cut = still.cut(Id([9; 16]), ETag("v".into()), usize::MAX).await;
         let cut = cut.expect("sound").expect("dirty");
         let (seq, extents) = (cut.seq, cut.extents.clone());
         drop(cut);

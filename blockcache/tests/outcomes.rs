@@ -79,7 +79,10 @@ async fn expect(volume: &CacheVolume<SimWorld>, numbers: std::ops::Range<u64>) {
 
 async fn publish(world: &SimWorld, volume: &CacheVolume<SimWorld>) {
     let nonce = Id(world.random_id());
-    let cut = volume.cut(nonce, ETag("v".into())).await.expect("sound");
+    let cut = volume
+        .cut(nonce, ETag("v".into()), usize::MAX)
+        .await
+        .expect("sound");
     let seq = cut.expect("dirty").seq;
     volume.published(seq, nonce);
 }
@@ -481,7 +484,7 @@ fn a_flipped_bit_is_an_error_while_unpublished_and_a_fetch_after() {
             "{dirty:?}"
         );
         let cut = volume
-            .cut(Id([5; 16]), ETag("v".into()))
+            .cut(Id([5; 16]), ETag("v".into()), usize::MAX)
             .await
             .expect("taken");
         let cut = cut.expect("dirty");
@@ -634,4 +637,43 @@ fn a_copied_folder_does_not_know_what_its_original_published_since() {
         assert_eq!(known, vec![(PageRange::new(0, 60), Known::Absent)]);
     });
     sim.end();
+}
+
+/// A cut with a bound holds the oldest writes, each wholly; what it leaves goes with the next ones.
+#[test]
+fn a_bounded_cut_ends_between_two_writes() {
+    const EXTENTS: usize = 4;
+    let (sim, host) = sim(1);
+    on(&sim, host, |world| async move {
+        let cache = open(world.clone()).await.expect("opens");
+        let volume = cache.attach(opened(Seq(0))).await.expect("attaches");
+        // Three pages apart from one another, then a write of sectors, 60 pages (several records), and
+        // sectors: the bound is met in the middle of it.
+        for n in [10, 20, 30] {
+            write(&volume, n..n + 1).await;
+        }
+        let long = Bytes::from(vec![7; 60 * PAGE + 1024]);
+        let end = volume
+            .write(40 * PAGE as u64 - 512, long)
+            .await
+            .expect("room");
+        write(&volume, 5..6).await;
+        let last = volume.state().expect("attached").last;
+
+        let mut cuts = Vec::new();
+        loop {
+            let nonce = Id(world.random_id());
+            let cut = volume.cut(nonce, ETag("v".into()), EXTENTS).await;
+            let Some(cut) = cut.expect("sound") else {
+                break;
+            };
+            let pages: u64 = cut.extents.iter().map(|extent| extent.pages.pages()).sum();
+            cuts.push((cut.seq, pages));
+            let seq = cut.seq;
+            drop(cut);
+            volume.published(seq, nonce);
+        }
+        assert!(end.0 >= 3 + 4, "the long write has several records");
+        assert_eq!(cuts, [(end, 3 + 62), (last, 1)]);
+    });
 }

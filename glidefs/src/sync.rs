@@ -51,6 +51,9 @@ pub struct SyncConfig {
     pub blocks_per_batch: u32,
     /// Between two writes of one root: some stores limit how often one object may change (rule 29).
     pub publish_interval_min: Duration,
+    /// Extents in one cut, from which on its memory is bounded: some 300 bytes for each, until the cut
+    /// is in the map. What more is dirty goes with the next cut, at once.
+    pub cut_extents_max: usize,
     /// Segments of one export, and of all, on their way at a time.
     pub uploads_max: usize,
     pub uploads_total_max: usize,
@@ -62,6 +65,7 @@ impl Default for SyncConfig {
             delay: Duration::from_secs(8),
             blocks_per_batch: 25,
             publish_interval_min: Duration::from_secs(1),
+            cut_extents_max: 64 << 10,
             uploads_max: 4,
             uploads_total_max: 16,
         }

@@ -110,16 +110,29 @@ impl<W: World> fmt::Debug for Cut<W> {
 }
 
 impl<W: World> CacheVolume<W> {
-    /// Takes a cut of everything written so far, after making it, and the intent to publish it,
-    /// durable (rules 5, 11). None if nothing is dirty. One cut of a volume at a time.
-    pub async fn cut(&self, nonce: Id, replaces: ETag) -> Result<Option<Cut<W>>, CacheError> {
-        if self
-            .state()
-            .is_none_or(|state| state.last == state.published)
-        {
+    /// Takes a cut after making it, and the intent to publish it, durable (rules 5, 11). It holds the
+    /// oldest writes: all, or as many as fit `extents_max`, which bounds its memory, and the rest of
+    /// the write that was the last to fit. None if nothing is dirty. One cut of a volume at a time.
+    pub async fn cut(
+        &self,
+        nonce: Id,
+        replaces: ETag,
+        extents_max: usize,
+    ) -> Result<Option<Cut<W>>, CacheError> {
+        let Some(state) = self.state().filter(|state| state.last > state.published) else {
             return Ok(None);
-        }
-        let seq = self.intend(nonce, replaces).await?;
+        };
+        // Every record is one extent, or a few where it splits an older one.
+        let few = state.last.0 - state.published.0 <= extents_max as u64;
+        let until = if few {
+            None
+        } else {
+            // Looked for without holding what it reads: an intent waits for room in the log, and
+            // what is held cannot make room.
+            let (_, end) = self.replay(state.last, extents_max).await?;
+            Some(end)
+        };
+        let seq = self.intend_until(nonce, replaces, until).await?;
         self.pieces(seq).await.map(Some)
     }
 
@@ -135,6 +148,15 @@ impl<W: World> CacheVolume<W> {
     /// Makes an intent to publish everything written so far durable, and returns that cut. For a
     /// publish that only changes other fields of the root, or when nothing is dirty.
     pub async fn intend(&self, nonce: Id, replaces: ETag) -> Result<Seq, CacheError> {
+        self.intend_until(nonce, replaces, None).await
+    }
+
+    async fn intend_until(
+        &self,
+        nonce: Id,
+        replaces: ETag,
+        until: Option<Seq>,
+    ) -> Result<Seq, CacheError> {
         assert!(
             replaces.0.len() <= TEXT_BYTES_MAX,
             "the store seam bounds ETags"
@@ -151,7 +173,7 @@ impl<W: World> CacheVolume<W> {
             if volume.state.intents.len() == INTENTS_MAX {
                 volume.state.intents.remove(0);
             }
-            let cut = volume.last;
+            let cut = until.unwrap_or(volume.last);
             volume.state.intents.push(Intent {
                 nonce,
                 cut,
@@ -163,28 +185,14 @@ impl<W: World> CacheVolume<W> {
         Ok(seq)
     }
 
-    /// Replays the dirty records up to `seq`, in small steps.
     async fn pieces(&self, seq: Seq) -> Result<Cut<W>, CacheError> {
         let shared = &self.cache.shared;
-        let mut pieces = ExtentMap::default();
-        let mut held = Held {
-            shared: Rc::clone(shared),
-            chunks: BTreeSet::new(),
-        };
-        let mut next = self.state().map_or(seq, |state| state.published).next();
-        while next <= seq {
-            let before = next;
-            next = self.replay_step(&mut pieces, &mut held, next, seq)?;
-            if next == before {
-                // Its records were dropped meanwhile.
-                return Err(CacheError::UnknownVolume(self.id));
-            }
-            shared.world.yield_now().await;
-        }
+        let (replayed, _) = self.replay(seq, usize::MAX).await?;
         // Records that were moved just before may be on their way to the kernel still.
         let lsn = shared.log.borrow().next_lsn - 1;
         shared.commit_wanted.notify_one();
         shared.reached(&shared.committed, lsn).await?;
+        let Replayed { pieces, held, .. } = replayed;
         let extents = pieces
             .iter()
             .map(|(pages, piece)| CutExtent {
@@ -200,16 +208,47 @@ impl<W: World> CacheVolume<W> {
             _held: held,
         })
     }
-}
 
-impl<W: World> CacheVolume<W> {
-    /// Replays some of the dirty records `next..=seq`; returns the first that is left.
+    /// Replays the dirty records up to `until` in small steps, or to the end of the write with which
+    /// there are `extents_max` extents. Returns where it ended, too.
+    async fn replay(
+        &self,
+        until: Seq,
+        extents_max: usize,
+    ) -> Result<(Replayed<W>, Seq), CacheError> {
+        let shared = &self.cache.shared;
+        let mut replayed = Replayed {
+            pieces: ExtentMap::default(),
+            held: Held {
+                shared: Rc::clone(shared),
+                chunks: BTreeSet::new(),
+            },
+            last: None,
+        };
+        let mut next = self.state().map_or(until, |state| state.published).next();
+        while next <= until {
+            let before = next;
+            next = self.replay_step(&mut replayed, next, until, extents_max)?;
+            if next == before {
+                break;
+            }
+            shared.world.yield_now().await;
+        }
+        let is_full = replayed.pieces.len() >= extents_max;
+        if next <= until && !is_full {
+            // Its records were dropped meanwhile.
+            return Err(CacheError::UnknownVolume(self.id));
+        }
+        Ok((replayed, Seq(next.0 - 1)))
+    }
+
+    /// Replays some of the dirty records `next..=until`; returns the first that is left.
     fn replay_step(
         &self,
-        pieces: &mut ExtentMap<Piece>,
-        held: &mut Held<W>,
+        replayed: &mut Replayed<W>,
         mut next: Seq,
-        seq: Seq,
+        until: Seq,
+        extents_max: usize,
     ) -> Result<Seq, CacheError> {
         let mut log = self.cache.shared.log.borrow_mut();
         let Log {
@@ -218,21 +257,46 @@ impl<W: World> CacheVolume<W> {
         let volume = volumes
             .get(&self.id)
             .ok_or(CacheError::UnknownVolume(self.id))?;
-        let first = volume.dirty.front().map_or(seq.next(), |record| record.seq);
+        let first = volume
+            .dirty
+            .front()
+            .map_or(until.next(), |record| record.seq);
         // Dense seqs make the list an array.
         let skip = usize::try_from(next.0.saturating_sub(first.0)).unwrap_or(usize::MAX);
         for record in volume.dirty.iter().skip(skip).take(STEP) {
-            if record.seq > seq {
+            let what = record.what;
+            let is_full = replayed.pieces.len() >= extents_max;
+            if record.seq > until || is_full && !replayed.goes_on(&what) {
                 break;
             }
             assert_eq!(record.seq, next, "dirty records are dense");
-            add(pieces, record.what);
+            add(&mut replayed.pieces, what);
+            replayed.last = Some(what);
+            let held = &mut replayed.held;
             if held.chunks.insert(record.chunk) {
                 chunks[record.chunk as usize].cuts += 1;
             }
             next = next.next();
         }
         Ok(next)
+    }
+}
+
+/// What a run of dirty records comes to.
+struct Replayed<W: World> {
+    pieces: ExtentMap<Piece>,
+    held: Held<W>,
+    /// The newest record.
+    last: Option<Written>,
+}
+
+impl<W: World> Replayed<W> {
+    /// The next record may be a piece of the same write, which is in one cut or none. Pieces follow
+    /// one another in the volume; records that a start found do not tell more. Where somebody writes
+    /// small requests one behind the other this takes them all, up to the next step aside.
+    fn goes_on(&self, next: &Written) -> bool {
+        let last = self.last.as_ref();
+        last.is_some_and(|last| last.pages().end == next.pages().start)
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::budget::{self, Verdict};
 use crate::index::Found;
-use crate::log::Spare;
+use crate::log::{Log, Spare};
 use crate::{CacheError, Id, PAGE_BYTES, PageRange, SECTOR_BYTES, Seq, VolumeCounts};
 
 impl<W: World> CacheVolume<W> {
@@ -52,20 +52,21 @@ impl<W: World> CacheVolume<W> {
             let mut log = self.shared().log.borrow_mut();
             let (end, first) = (at + len, at.next_multiple_of(PAGE_BYTES));
             let last = (at + len) / PAGE_BYTES * PAGE_BYTES;
-            let mut sectors = |from: u64, to: u64| {
+            let sectors = |log: &mut Log, from: u64, to: u64| {
                 let zeros = vec![0; usize::try_from(to - from).expect("within a page")];
                 log.append_write(self.id, from, &zeros, now)
             };
             if first > last || first >= end {
-                sectors(at, end)
+                sectors(&mut log, at, end)
             } else {
-                let mut appended = (at < first).then(|| sectors(at, first));
-                if last < end {
-                    appended = Some(sectors(last, end));
-                }
+                // In order of address, as a cut expects it of the pieces of one write.
+                let mut appended = (at < first).then(|| sectors(&mut log, at, first));
                 if first < last {
                     let pages = PageRange::new(first / PAGE_BYTES, last / PAGE_BYTES);
                     appended = Some(log.append_zeros(self.id, pages, now));
+                }
+                if last < end {
+                    appended = Some(sectors(&mut log, last, end));
                 }
                 appended.expect("the range is not empty")
             }
@@ -284,13 +285,7 @@ impl<W: World> CacheVolume<W> {
             .iter()
             .filter(|record| record.seq > volume.state.published);
         volume.damage.is_none()
-            && !unpublished.any(|record| match record.what {
-                crate::log::Written::Pages { pages: p, .. }
-                | crate::log::Written::Zeros { pages: p } => p.overlap(pages).is_some(),
-                crate::log::Written::Sectors { page, .. } => {
-                    pages.overlap(PageRange::new(page.0, page.0 + 1)).is_some()
-                }
-            })
+            && !unpublished.any(|record| record.what.pages().overlap(pages).is_some())
     }
 
     /// What is known of the range, as runs in order that cover it.

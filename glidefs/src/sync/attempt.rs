@@ -53,7 +53,14 @@ impl<W: World> Syncer<W> {
         let size_bytes = grow_to.filter(|wanted| *wanted > root.size_bytes);
         let nonce = Id(self.site.world.random_id());
         // The intent is durable with the cut, before the store hears of either (rules 5, 11).
-        let cut = self.local.cut(nonce, root.etag.clone()).await?;
+        // A detach goes with the last cut. Only what a vanished client had under way can be left for it.
+        let extents_max = if leaving {
+            usize::MAX
+        } else {
+            self.site.config.sync.cut_extents_max
+        };
+        let cut = self.local.cut(nonce, root.etag.clone(), extents_max);
+        let cut = cut.await?;
         let seq = match &cut {
             Some(cut) => cut.seq,
             None if size_bytes.is_none() && !leaving => return Ok(None),

@@ -46,6 +46,8 @@ pub(super) fn settings(sim: &Sim, drawn: Settings) -> Settings {
         chunks: 48,
         dirty_eighths: 4,
         delay: Duration::from_millis(delay),
+        // Of several small cuts each would wait for its turn.
+        cut_extents_max: usize::MAX,
         ..drawn
     }
 }

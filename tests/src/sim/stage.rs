@@ -44,6 +44,7 @@ pub(super) struct Settings {
     pub(super) delay: Duration,
     pub(super) interval: Duration,
     pub(super) blocks_per_batch: u32,
+    pub(super) cut_extents_max: usize,
     pub(super) grace: Duration,
     pub(super) compression: Compression,
 }
@@ -67,6 +68,7 @@ impl Settings {
             delay: Duration::from_millis([20, 200, 1_500][chance.index(3)]),
             interval: Duration::from_millis([1, 50, 400][chance.index(3)]),
             blocks_per_batch: [1, 3, 25][chance.index(3)],
+            cut_extents_max: [4, 40, usize::MAX][chance.index(3)],
             grace: match scenario {
                 Scenario::Answers => Duration::from_millis(chance.between(100, 4_000)),
                 _ => Duration::from_secs(100_000),
@@ -156,6 +158,7 @@ impl Stage {
         config.exports.sync.delay = s.delay;
         config.exports.sync.publish_interval_min = s.interval;
         config.exports.sync.blocks_per_batch = s.blocks_per_batch;
+        config.exports.sync.cut_extents_max = s.cut_extents_max;
         plant(self.run.plant, &mut config);
         config
     }
