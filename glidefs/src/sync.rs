@@ -20,7 +20,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blockcache::{CacheError, CacheVolume, LocalVolume};
+use blockcache::{CacheError, CacheVolume, Id, LocalVolume};
 use world::{Instant, World};
 
 use crate::export::decide::{Ours, Plan, Records, Seen, decide};
@@ -216,9 +216,10 @@ impl<W: World> Syncer<W> {
     async fn sync(&self) -> Task {
         let mut attempt = None;
         let mut failures = 0;
+        let nonce = Id(self.site.world.random_id());
         let began = self.site.world.now();
         loop {
-            match self.step(&mut attempt).await {
+            match self.step(&mut attempt, nonce).await {
                 Ok(()) => {
                     let took = self.site.world.now() - began;
                     self.export.meter().sync.record(took);
@@ -234,15 +235,18 @@ impl<W: World> Syncer<W> {
                     if self.back_off(failures).await == Task::Ends {
                         return Task::Ends;
                     }
+                    // Nothing of it is in the store: then a newer cut is less work than this one and
+                    // the next, which would bring pages that were written again meanwhile twice.
+                    attempt.take_if(|attempt| attempt.is_replaceable());
                 }
             }
         }
     }
 
     /// What a failed step leaves in `attempt` is taken up by the next.
-    async fn step(&self, attempt: &mut Option<Attempt<W>>) -> Result<(), SyncError> {
+    async fn step(&self, attempt: &mut Option<Attempt<W>>, nonce: Id) -> Result<(), SyncError> {
         if attempt.is_none() {
-            *attempt = self.begin().await?;
+            *attempt = self.begin(nonce).await?;
         }
         let Some(attempt) = attempt else {
             return Ok(());

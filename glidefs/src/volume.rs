@@ -66,7 +66,7 @@ pub enum Planted {
     OwnConflict,
 }
 
-pub use bucket::{Bucket, BucketConfig, Prefix};
+pub use bucket::{Bucket, BucketConfig, Looked, Prefix, VERSIONS_HINT};
 pub use codec::Compression;
 pub use error::VolumeError;
 pub use keyring::{KeyringCost, SlotView};

@@ -1582,3 +1582,38 @@ fn slow_writers_and_a_late_store_are_seen_and_pass() {
         assert!(export.published_unix_ms > 0);
     });
 }
+
+/// What is written again and again during an outage goes to the store once, behind it; and a sync that
+/// takes its bound several times still ends with everything there.
+#[test]
+fn the_newest_cut_goes_first_behind_an_outage() {
+    simulate(502, |sim| async move {
+        let mut bounded = config(None);
+        bounded.exports.sync.cut_extents_max = 40;
+        let node = start_with(&sim, sim.host("a"), bounded).await;
+        let device = node.connect("vm").await.expect("created");
+        sim.set_store_outage(None, true);
+        for round in 1..=10 {
+            for page_no in 0..10 {
+                write(&device, page_no, round).await;
+            }
+            sim.sleep(Duration::from_secs(30)).await;
+        }
+        let before = meters(&node).await.exports[0].export.io;
+        assert!(before.sync_errors > 0 && before.syncs == 0, "{before:?}");
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(120)).await;
+        let after = meters(&node).await.exports[0].clone();
+        assert_eq!(after.export.published_seq, after.export.last_seq);
+        let io = after.export.io;
+        assert_eq!((io.syncs, io.packed_bytes), (1, 10 * 4096), "{io:?}");
+
+        // A hundred pages apart are a hundred extents: three cuts.
+        for page_no in 0..100 {
+            write(&device, 2 * page_no, 11).await;
+        }
+        assert_eq!(node.drain("vm").await.dirty_bytes, 0);
+        let io = meters(&node).await.exports[0].export.io;
+        assert_eq!((io.syncs, io.packed_bytes), (4, 110 * 4096), "{io:?}");
+    });
+}

@@ -60,6 +60,8 @@ pub struct Faults {
     pub after_every: AtomicU64,
     /// So many of the next writes fail after their effect.
     pub lost_answers: AtomicU64,
+    /// The bucket keeps old versions: answers to writes name the version.
+    pub versioned: AtomicBool,
     requests: AtomicU64,
 }
 
@@ -70,6 +72,7 @@ impl Faults {
             "delay_ms" => self.delay_ms.store(value, Ordering::SeqCst),
             "before_every" => self.before_every.store(value, Ordering::SeqCst),
             "after_every" => self.after_every.store(value, Ordering::SeqCst),
+            "versioned" => self.versioned.store(value != 0, Ordering::SeqCst),
             "lost_answers" => self.lost_answers.store(value, Ordering::SeqCst),
             _ => return false,
         }
@@ -347,7 +350,12 @@ impl S3 for Endpoint {
         request.input.body = collect(request.input.body.take()).await?;
         let is_replacing = request.input.if_match.is_some();
         let effect = async {
-            let done = self.files.put_object(request).await;
+            let mut done = self.files.put_object(request).await;
+            if let Ok(done) = &mut done
+                && self.faults.versioned.load(Ordering::SeqCst)
+            {
+                done.output.version_id = Some("one-of-many".to_owned());
+            }
             done.map_err(|error| {
                 if is_replacing {
                     absent_is_404(error)

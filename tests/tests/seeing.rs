@@ -169,3 +169,19 @@ fn a_client_that_is_refused_again_and_again_is_said_once() -> Result<()> {
     ensure!(log.matches("a client was refused").count() == 1, "{log}");
     Ok(())
 }
+
+#[test]
+fn a_versioned_bucket_is_said_once_with_what_to_do() -> Result<()> {
+    let mut site = Site::new()?;
+    ensure!(!site.server.log().contains("versioned"));
+    ensure!(site.server.terminate()?.success());
+    site.s3.faults.versioned.store(true, Ordering::SeqCst);
+    site.restart()?;
+    write_all(&site, 1)?;
+    site.server.drain("seen")?;
+    let log = site.server.log();
+    let warned: Vec<&str> = log.lines().filter(|l| l.contains("versioned")).collect();
+    ensure!(warned.len() == 1 && warned[0].contains("WARN"), "{log}");
+    ensure!(warned[0].contains("lifecycle rule"), "{log}");
+    Ok(())
+}

@@ -70,6 +70,12 @@ pub trait Store: Clone + fmt::Debug + 'static {
 
     /// Deletes a key; one that is absent is no error.
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>>;
+
+    /// True once an answer to a write has told that the store keeps what is replaced and deleted, as a
+    /// versioned bucket does.
+    fn keeps_versions(&self) -> bool {
+        false
+    }
 }
 
 /// A request that failed: which, on what, and what that means for the caller.

@@ -113,6 +113,8 @@ impl<W: World> CacheVolume<W> {
     /// Takes a cut after making it, and the intent to publish it, durable (rules 5, 11). It holds the
     /// oldest writes: all, or as many as fit `extents_max`, which bounds its memory, and the rest of
     /// the write that was the last to fit. None if nothing is dirty. One cut of a volume at a time.
+    ///
+    /// `nonce` may be that of an earlier call, if the store never heard of it: that intent is replaced.
     pub async fn cut(
         &self,
         nonce: Id,
@@ -146,7 +148,8 @@ impl<W: World> CacheVolume<W> {
     }
 
     /// Makes an intent to publish everything written so far durable, and returns that cut. For a
-    /// publish that only changes other fields of the root, or when nothing is dirty.
+    /// publish that only changes other fields of the root, or when nothing is dirty. `nonce` as for
+    /// [`CacheVolume::cut`].
     pub async fn intend(&self, nonce: Id, replaces: ETag) -> Result<Seq, CacheError> {
         self.intend_until(nonce, replaces, None).await
     }
@@ -168,6 +171,8 @@ impl<W: World> CacheVolume<W> {
             let Some(volume) = log.volumes.get_mut(&self.id) else {
                 return Err(CacheError::UnknownVolume(self.id));
             };
+            // One that was not sent yet is made anew, for a newer cut.
+            volume.state.intents.retain(|intent| intent.nonce != nonce);
             // A longer list means that the outcome of so many publishes is unknown: the oldest are
             // those whose requests have long ended.
             if volume.state.intents.len() == INTENTS_MAX {

@@ -15,7 +15,7 @@ use super::shard_thread::{door_text, linux, ring_text};
 use super::{EDGE_END_WAIT_MAX, edge, settings};
 use crate::api;
 use crate::config::Config;
-use crate::volume::{Bucket, Prefix};
+use crate::volume::{Bucket, Prefix, VERSIONS_HINT};
 
 /// One thing that was looked at: what it is, or why a start would fail on it.
 #[derive(Debug)]
@@ -92,9 +92,14 @@ async fn store(world: &LinuxWorld, plan: Plan) -> Result<String, String> {
     let found = Box::pin(Bucket::look(world, &store, plan.password)).await;
     let found = found.map_err(|error| error.to_string())?;
     let url = plan.url;
-    let protection = prefix_text(found, is_encrypted);
+    let protection = prefix_text(found.prefix, is_encrypted);
+    let versions = if found.keeps_versions {
+        format!("; the bucket is versioned: {VERSIONS_HINT}")
+    } else {
+        String::new()
+    };
     Ok(format!(
-        "{url}: reachable, conditional writes work, {protection}"
+        "{url}: reachable, conditional writes, lists and ranges work, {protection}{versions}"
     ))
 }
 

@@ -27,6 +27,17 @@ pub(crate) struct Attempt<W: World> {
     segments: Vec<Segment>,
     size_bytes: Option<u64>,
     state: VolumeState,
+    /// The store may have heard of the nonce: it stands for this cut from now on.
+    is_sent: Cell<bool>,
+}
+
+impl<W: World> Attempt<W> {
+    /// True if a newer cut may take its place under the same nonce, and nothing is lost by that. Not
+    /// for a detach, whose cut is the last one.
+    pub(super) fn is_replaceable(&self) -> bool {
+        let none_uploaded = !self.segments.iter().any(Segment::is_uploaded);
+        none_uploaded && !self.is_sent.get() && self.state == VolumeState::Open
+    }
 }
 
 #[derive(Debug)]
@@ -42,8 +53,8 @@ impl Segment {
 }
 
 impl<W: World> Syncer<W> {
-    /// Takes the cut. None if there is nothing to change.
-    pub(super) async fn begin(&self) -> Result<Option<Attempt<W>>, SyncError> {
+    /// Takes the cut. None if there is nothing to change. The store must never have heard of `nonce`.
+    pub(super) async fn begin(&self, nonce: Id) -> Result<Option<Attempt<W>>, SyncError> {
         let root = self.export.root().expect("the store was reached before");
         let leaving = self.export.role() == Role::Leaving;
         if leaving {
@@ -51,7 +62,6 @@ impl<W: World> Syncer<W> {
         }
         let grow_to = self.export.orders.grow_to();
         let size_bytes = grow_to.filter(|wanted| *wanted > root.size_bytes);
-        let nonce = Id(self.site.world.random_id());
         // The intent is durable with the cut, before the store hears of either (rules 5, 11).
         // A detach goes with the last cut. Only what a vanished client had under way can be left for it.
         let extents_max = if leaving {
@@ -98,6 +108,7 @@ impl<W: World> Syncer<W> {
             } else {
                 VolumeState::Open
             },
+            is_sent: Cell::new(false),
         }))
     }
 
@@ -212,6 +223,7 @@ impl<W: World> Syncer<W> {
         // Both before and behind: an attempt that fails may have been carried out, and at any moment
         // between the two. Of one that is unclear the store has seen a write as well.
         self.take_turn();
+        attempt.is_sent.set(true);
         let published = Box::pin(volume.publish(&self.change(attempt))).await;
         self.take_turn();
         let published = published?;

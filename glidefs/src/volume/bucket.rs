@@ -72,6 +72,18 @@ impl std::fmt::Debug for BucketConfig {
 
 /// What a look at a prefix found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Looked {
+    pub prefix: Prefix,
+    /// The store keeps what is replaced or deleted: [`VERSIONS_HINT`].
+    pub keeps_versions: bool,
+}
+
+/// What to do about a store that keeps old versions.
+pub const VERSIONS_HINT: &str = "old versions of replaced and deleted objects stay and are paid for; set a lifecycle rule that \
+     removes them after some days (docs/runbooks/bill-too-high.md)";
+
+/// How far a prefix has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prefix {
     /// Its keyring is there, and opens.
     Begun,
@@ -98,13 +110,15 @@ pub(crate) struct Loaded {
 }
 
 impl<W: World> Bucket<W> {
-    /// Checks that the store honours conditions, then reads or creates the keyring.
+    /// Checks that the store can do what is asked of it, then reads or creates the keyring.
     pub async fn open(
         world: W,
         store: Metered<W>,
         config: BucketConfig,
     ) -> Result<Self, VolumeError> {
-        probe::probe(&world, &store).await?;
+        if probe::probe(&world, &store).await?.keeps_versions {
+            tracing::warn!("the bucket is versioned: {VERSIONS_HINT}");
+        }
         let password = config.password.map(Zeroizing::new);
         let keys = open_keyring(&world, &store, password, config.cost).await?;
         let shared = Rc::new(Shared {
@@ -127,8 +141,20 @@ impl<W: World> Bucket<W> {
         world: &W,
         store: &impl Store,
         password: Option<String>,
+    ) -> Result<Looked, VolumeError> {
+        let keeps_versions = probe::probe(world, store).await?.keeps_versions;
+        let prefix = Self::look_at_prefix(world, store, password).await?;
+        Ok(Looked {
+            prefix,
+            keeps_versions,
+        })
+    }
+
+    async fn look_at_prefix(
+        world: &W,
+        store: &impl Store,
+        password: Option<String>,
     ) -> Result<Prefix, VolumeError> {
-        probe::probe(world, store).await?;
         if let Some(keyring) = read_keyring(world, store).await? {
             unlock(world, keyring, password.map(Zeroizing::new)).await?;
             return Ok(Prefix::Begun);

@@ -108,6 +108,10 @@ impl<W: World> Store for Metered<W> {
         let asked = asked(Kind::Delete, key, 0);
         self.count(asked, request, |()| 0).await
     }
+
+    fn keeps_versions(&self) -> bool {
+        self.store.keeps_versions()
+    }
 }
 
 /// The volume that an object belongs to; none for those of the prefix.

@@ -185,14 +185,35 @@ struct Objects {
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
     late: Option<(String, Option<ETag>, Bytes)>,
     counts: Counts,
-    /// Conditions are ignored.
-    careless: bool,
+    flaw: Option<Flaw>,
+    versioned: bool,
+}
+
+/// What a store that will not do gets wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// Any put succeeds.
+    IgnoresConditions,
+    /// A create is exact; a replace is not.
+    IgnoresIfMatch,
+    /// Lists show nothing.
+    ListsLate,
+    /// Reads show the first version of an object.
+    ReadsLate,
+    /// A read of a part returns the whole object.
+    IgnoresRanges,
 }
 
 impl TestStore {
-    pub(crate) fn careless() -> Self {
+    pub(crate) fn with(flaw: Flaw) -> Self {
         let store = Self::default();
-        store.0.borrow_mut().careless = true;
+        store.0.borrow_mut().flaw = Some(flaw);
+        store
+    }
+
+    pub(crate) fn versioned() -> Self {
+        let store = Self::default();
+        store.0.borrow_mut().versioned = true;
         store
     }
 
@@ -301,7 +322,17 @@ impl Objects {
             .objects
             .get(key)
             .map(|(_, version)| ETag(version.to_string()));
-        if self.careless || there.as_ref() == seen {
+        let careless = match self.flaw {
+            Some(Flaw::IgnoresConditions) => true,
+            Some(Flaw::IgnoresIfMatch) => seen.is_some(),
+            _ => false,
+        };
+        if self.flaw == Some(Flaw::ReadsLate) && seen.is_some() && there.as_ref() == seen {
+            // It says so, and goes on showing the old one; its version is another.
+            let old = self.objects[key].0.clone();
+            return Ok(self.put(key, old));
+        }
+        if careless || there.as_ref() == seen {
             return Ok(self.put(key, body));
         }
         let gone = seen.is_some() && there.is_none();
@@ -333,6 +364,10 @@ impl Store for TestStore {
         let (body, version) = there.ok_or_else(|| error("get", key, StoreErrorKind::NotFound))?;
         let len = body.len();
         let at = |at: u64| usize::try_from(at).unwrap_or(len).min(len);
+        let part = match inner.flaw {
+            Some(Flaw::IgnoresRanges) => Part::All,
+            _ => part,
+        };
         let bytes = match part {
             Part::All => body.clone(),
             Part::Range(range) => body.slice(at(range.start)..at(range.end)),
@@ -366,6 +401,10 @@ impl Store for TestStore {
         let keys = inner.objects.iter().filter(|(key, _)| {
             key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after)
         });
+        let count_max = match inner.flaw {
+            Some(Flaw::ListsLate) => 0,
+            _ => count_max,
+        };
         let rows = keys.take(count_max).map(|(key, (body, _))| Listed {
             key: key.clone(),
             size: body.len() as u64,
@@ -377,5 +416,9 @@ impl Store for TestStore {
         yield_now().await;
         self.0.borrow_mut().objects.remove(key);
         Ok(())
+    }
+
+    fn keeps_versions(&self) -> bool {
+        self.0.borrow().versioned
     }
 }

@@ -1,6 +1,6 @@
 //! Volumes end to end against a store in memory.
 
-use super::testing::{Counts, Fault, TestStore, TestWorld};
+use super::testing::{Counts, Fault, Flaw, TestStore, TestWorld};
 use super::*;
 use world::StoreErrorKind;
 

@@ -271,6 +271,13 @@ impl Store for LinuxStore {
         };
         self.request("delete", key, request).await
     }
+
+    fn keeps_versions(&self) -> bool {
+        match &self.backend {
+            Backend::Cloud(cloud) => cloud.keeps_versions(),
+            Backend::Files(_) => false,
+        }
+    }
 }
 
 impl fmt::Debug for LinuxStore {

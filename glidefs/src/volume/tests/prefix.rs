@@ -8,9 +8,35 @@ fn refused(store: &TestStore, password: Option<&str>) -> String {
 }
 
 #[test]
-fn a_store_that_ignores_conditions_is_refused_by_what_it_lacks() {
-    let error = refused(&TestStore::careless(), None);
-    assert!(error.contains("If-None-Match"), "{error}");
+fn a_store_that_will_not_do_is_refused_by_what_it_lacks() {
+    for (flaw, named) in [
+        (Flaw::IgnoresConditions, "If-None-Match"),
+        (Flaw::IgnoresIfMatch, "If-Match"),
+        (Flaw::ListsLate, "list"),
+        (Flaw::ReadsLate, "older state"),
+        (Flaw::IgnoresRanges, "Range"),
+    ] {
+        let error = refused(&TestStore::with(flaw), None);
+        assert!(error.contains(named), "{flaw:?}: {error}");
+        assert!(error.contains("use a store"), "{flaw:?}: {error}");
+    }
+}
+
+#[test]
+fn a_look_tells_of_a_versioned_bucket() {
+    for (store, versioned) in [
+        (TestStore::default(), false),
+        (TestStore::versioned(), true),
+    ] {
+        let world = TestWorld::new(1);
+        let look = {
+            let (world, store) = (world.clone(), store.clone());
+            async move { Bucket::look(&world, &store, None).await }
+        };
+        let looked = world.run(look).expect("it will do");
+        assert_eq!(looked.keeps_versions, versioned);
+        assert_eq!(store.keys(), Vec::<String>::new(), "nothing is begun");
+    }
 }
 
 #[test]

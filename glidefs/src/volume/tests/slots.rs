@@ -282,15 +282,14 @@ fn a_change_costs_the_same_for_any_number_of_volumes() {
         costs.push((
             after.gets - before.gets,
             after.puts - before.puts,
-            after.lists,
+            after.lists - before.lists,
         ));
-        assert_eq!(after.lists, before.lists);
     }
-    assert_eq!((costs[0].0, costs[0].1), (costs[1].0, costs[1].1));
+    assert_eq!(costs[0], costs[1]);
     assert_eq!(
-        (costs[0].0, costs[0].1),
-        (1, 5),
-        "four of the puts are the probe's"
+        costs[0],
+        (2, 5, 1),
+        "a get, four of the puts and the list are the probe's"
     );
 }
 

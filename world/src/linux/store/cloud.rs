@@ -35,6 +35,8 @@ pub(super) struct Cloud {
     version: Version,
     /// This store compares ETags without their quotes.
     bare_etags: AtomicBool,
+    /// An answer named the version of an object beside its ETag.
+    keeps_versions: AtomicBool,
 }
 
 /// What names the version of an object.
@@ -79,6 +81,7 @@ impl Cloud {
                 _ => Version::ETag,
             },
             bare_etags: AtomicBool::new(false),
+            keeps_versions: AtomicBool::new(false),
         })
     }
 
@@ -330,7 +333,17 @@ impl Cloud {
         Some(key.strip_prefix('/').unwrap_or(key).to_owned())
     }
 
+    pub(super) fn keeps_versions(&self) -> bool {
+        self.keeps_versions.load(Ordering::Relaxed)
+    }
+
     fn etag_of(&self, put: PutResult) -> Result<ETag, Failure> {
+        // Without versions, or while they are suspended, S3 calls it `null`, if anything. GCS names a
+        // generation always.
+        let named = put.version.as_ref().is_some_and(|name| name != "null");
+        if named && self.version == Version::ETag {
+            self.keeps_versions.store(true, Ordering::Relaxed);
+        }
         self.etag(put.e_tag, put.version, Access::Write)
     }
 

@@ -84,6 +84,8 @@ fn kind_of(access: Access, error: &object_store::Error, message: &str) -> StoreE
             store: "InMemory", ..
         } => StoreErrorKind::Refused,
         _ if message.contains("redirect without LOCATION") => StoreErrorKind::Refused,
+        // The whole object came where a part of it was asked for.
+        _ if message.contains("non-partial response") => StoreErrorKind::Unsupported,
         _ => access.unclear(),
     }
 }
