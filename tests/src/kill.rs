@@ -54,7 +54,9 @@ pub struct Tally {
 #[derive(Debug)]
 pub struct Rounds {
     folder: PathBuf,
-    s3: S3Server,
+    store: Store,
+    /// None: an endpoint that was there before.
+    _s3: Option<S3Server>,
     node: u64,
     filler: Filler,
     load: Load,
@@ -67,9 +69,24 @@ pub struct Rounds {
 impl Rounds {
     /// Everything lives in `folder`, which the caller removes.
     pub fn new(folder: &Path, load: Load) -> Result<Self> {
+        let s3 = S3Server::start(&folder.join("objects"), 0)?;
+        let store = Store::S3 {
+            endpoint: s3.url(),
+            prefix: "kills".to_owned(),
+        };
+        let rounds = Self::with(folder, load, store);
         Ok(Self {
+            _s3: Some(s3),
+            ..rounds
+        })
+    }
+
+    /// The same against a store that runs already, and where nothing lies under its prefix.
+    pub fn with(folder: &Path, load: Load, store: Store) -> Self {
+        Self {
             folder: folder.to_owned(),
-            s3: S3Server::start(&folder.join("objects"), 0)?,
+            store,
+            _s3: None,
             node: 0,
             filler: Filler::new(load.seed),
             load,
@@ -77,15 +94,11 @@ impl Rounds {
             answered_at: BTreeMap::new(),
             killed_at: None,
             tally: Tally::default(),
-        })
+        }
     }
 
     fn settings(&self) -> Settings {
-        let store = Store::S3 {
-            endpoint: self.s3.url(),
-            prefix: "kills".to_owned(),
-        };
-        Settings::new(store, &self.cache_dir())
+        Settings::new(self.store.clone(), &self.cache_dir())
     }
 
     fn cache_dir(&self) -> PathBuf {

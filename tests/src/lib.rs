@@ -11,6 +11,7 @@
 pub mod blocking_client;
 pub mod corrupt;
 pub mod crashpoints;
+pub mod endpoint;
 pub mod guest;
 pub mod history;
 pub mod http;

@@ -3,19 +3,15 @@
 
 use std::sync::atomic::Ordering;
 
+use glidefs_tests::endpoint::check_contract;
 use glidefs_tests::s3::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
 use object_store::{
     Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, PutResult, RetryConfig, UpdateVersion,
 };
-use world::contract;
-use world::linux::{LinuxConfig, LinuxStore, StoreConfig};
 
 const RACERS: usize = 16;
-/// The edge: sends the requests of the contract.
-const EDGE_THREADS: usize = 2;
-const COMPUTE_THREADS: usize = 2;
 
 fn client(server: &S3Server) -> AmazonS3 {
     AmazonS3Builder::new()
@@ -87,31 +83,13 @@ fn of_many_replacers_one_wins_and_an_absent_object_is_404() {
     });
 }
 
-/// The same suite as for memory, folders and the simulation, by the path that a server takes: a shard
-/// on io_uring, the store client on the edge, signed requests, HTTP.
+/// The same suite as for memory, folders and the simulation.
 #[test]
 fn the_store_over_http_keeps_the_contract() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = S3Server::start(folder.path(), 0).expect("an endpoint");
     for prefix in ["", "/some/prefix"] {
-        let mut config = StoreConfig::new(format!("s3://{BUCKET}{prefix}"));
-        config.endpoint = Some(server.url());
-        config.region = Some(REGION.to_owned());
-        config.access_key_id = Some(ACCESS_KEY.to_owned());
-        config.secret_access_key = Some(SECRET_KEY.to_owned());
-        config.allow_http = true;
-        let edge = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(EDGE_THREADS)
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let handle = edge.handle().clone();
-        let shard = LinuxConfig::new(handle.clone(), COMPUTE_THREADS);
-        let kept = world::linux::run(shard, |_world| {
-            let store = LinuxStore::open(&config, handle);
-            contract::store(store.expect("the store opens"))
-        });
-        kept.expect("io_uring is available");
+        check_contract(&server.url(), prefix).expect("it can be asked");
     }
     // What the contract needs went over the wire.
     let counts = server.counts.snapshot();

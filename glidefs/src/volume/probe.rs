@@ -49,7 +49,7 @@ pub(crate) async fn probe<W: World>(world: &W, store: &impl Store) -> Result<Pro
                     keeps_versions: store.keeps_versions(),
                 });
             }
-            Ok(Some(lack)) => return Err(lack.error(key).into()),
+            Ok(Some(lack)) => return Err(lack.error(key, store.keeps_versions()).into()),
             Err(error) if temporary(&error) && attempt + 1 < PROBES_MAX => {
                 retry::back_off(world, attempt).await;
                 attempt += 1;
@@ -125,7 +125,7 @@ fn temporary(error: &StoreError) -> bool {
 }
 
 impl Lack {
-    fn error(self, key: String) -> StoreError {
+    fn error(self, key: String, keeps_versions: bool) -> StoreError {
         let (operation, message) = match self {
             Self::CreateOnly => (
                 "conditional create",
@@ -153,11 +153,17 @@ impl Lack {
                  every read would fetch whole objects; use a store (or proxy) that honours it",
             ),
         };
+        // Seen with Ceph's gateway (16.2): exact in a plain bucket, careless in a versioned one.
+        let hint = if keeps_versions {
+            " (the bucket is versioned: try one that is not)"
+        } else {
+            ""
+        };
         StoreError {
             operation,
             key,
             kind: StoreErrorKind::Unsupported,
-            message: message.to_owned(),
+            message: format!("{message}{hint}"),
         }
     }
 }

@@ -1,12 +1,17 @@
 //! Kill rounds against the real binary: `kill --rounds 50`.
 //!
-//! Half of the rounds start again on the same cache, half lose the node with its cache.
+//! Half of the rounds start again on the same cache, half lose the node with its cache. With
+//! `--endpoint` it is a store that runs already, which is held against the contract of ours first.
 
 #![expect(clippy::print_stdout, reason = "the tally is for a person or a log")]
 
+use std::path::Path;
+
 use anyhow::Result;
 use clap::Parser;
+use glidefs_tests::endpoint::check_contract;
 use glidefs_tests::kill::{Load, Rounds};
+use glidefs_tests::server::Store;
 
 /// kill -9 under load, and a check of every page.
 #[derive(Debug, Parser)]
@@ -22,6 +27,9 @@ struct Arguments {
     /// Answers before a kill, at most.
     #[arg(long, default_value_t = 20_000)]
     answers_max: u64,
+    /// URL of an S3 endpoint with the bucket and the keys of the tests' own one.
+    #[arg(long)]
+    endpoint: Option<String>,
 }
 
 fn main() -> Result<()> {
@@ -32,14 +40,38 @@ fn main() -> Result<()> {
         answers_max: arguments.answers_max.max(arguments.answers_min),
     };
     let lost = arguments.rounds / 2;
+    if let Some(endpoint) = &arguments.endpoint {
+        check_contract(endpoint, &format!("/{}", run_prefix("contract")))?;
+        println!("the contract of the store is kept");
+    }
     let folder = tempfile::tempdir()?;
-    let mut rounds = Rounds::new(folder.path(), load)?;
+    let mut rounds = rounds(&arguments, folder.path(), load, "restart")?;
     rounds.restart(arguments.rounds - lost)?;
     println!("same cache again: {:?}", rounds.tally);
     drop(rounds);
     let folder = tempfile::tempdir()?;
-    let mut rounds = Rounds::new(folder.path(), load)?;
+    let mut rounds = crate::rounds(&arguments, folder.path(), load, "loss")?;
     rounds.lose_node(lost)?;
     println!("node and cache lost: {:?}", rounds.tally);
     Ok(())
+}
+
+fn rounds(arguments: &Arguments, folder: &Path, load: Load, name: &str) -> Result<Rounds> {
+    match &arguments.endpoint {
+        None => Rounds::new(folder, load),
+        Some(endpoint) => {
+            let store = Store::S3 {
+                endpoint: endpoint.clone(),
+                prefix: run_prefix(name),
+            };
+            Ok(Rounds::with(folder, load, store))
+        }
+    }
+}
+
+/// Of this process alone: the store may hold what earlier runs left.
+fn run_prefix(name: &str) -> String {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+    let seconds = since.map_or(0, |since| since.as_secs());
+    format!("{name}-{seconds}-{}", std::process::id())
 }
