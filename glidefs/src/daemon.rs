@@ -47,6 +47,7 @@ const EDGE_END_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// Serves until a signal.
 pub(crate) fn run(config: Config, environment: &Environment) -> Result<ExitCode, Failure> {
+    world::linux::return_large_buffers();
     start_logging(&config.log);
     for warning in config.warnings() {
         tracing::warn!("{warning}");

@@ -7,26 +7,26 @@
 //! - [`Rounds::lose_node`]: another cache, ownership taken by force. One exact cut (promise 3).
 //! - the latter after a drain: everything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::blocking_client::Client;
 use crate::history::{Content, History, Verdict};
-use crate::pages::{Filler, PAGE_BYTES, Stamp};
+use crate::load::{Moment, Run, Shape, now, read_content};
+use crate::pages::Filler;
 use crate::s3::S3Server;
 use crate::server::{Server, Settings, Store, wait_until};
 
 const EXPORT: &str = "kill-me";
-/// Stamped into every page.
-const VOLUME: u64 = 0x6b69_6c6c;
-/// Few enough that pages are rewritten within a round.
-const PAGES: u64 = 4096;
-const DEPTH: usize = 64;
-/// One request in so many is a flush.
-const FLUSH_ONE_IN: u64 = 50;
+const SHAPE: Shape = Shape {
+    volume: 0x6b69_6c6c,
+    // Few enough that pages are rewritten within a round.
+    pages: 4096,
+    depth: 64,
+    flush_one_in: 50,
+};
 const PUBLISH_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How long the rounds are.
@@ -174,13 +174,13 @@ impl Rounds {
     fn write_until_killed(&mut self, server: &mut Server) -> Result<()> {
         let span = self.load.answers_max - self.load.answers_min + 1;
         let answers = self.load.answers_min + self.filler.below(span);
-        let mut run = Run::new(server.connect(EXPORT)?);
+        let mut run = Run::new(server.connect(EXPORT)?, SHAPE);
         let mut taken = 0;
         while taken < answers || run.flushes == 0 {
             taken += 1;
             run.fill(&mut self.history, &mut self.filler)?;
             ensure!(
-                run.take(&mut self.history)?,
+                self.take(&mut run)?,
                 "the server ended by itself\n{}",
                 server.log_tail()
             );
@@ -189,18 +189,18 @@ impl Rounds {
         self.killed_at = Some(now());
         server.kill()?;
         // Answers that were on their way when it died were given: they count.
-        while run.take(&mut self.history)? {}
-        self.count(&mut run);
+        while self.take(&mut run)? {}
+        self.count(&run);
         Ok(())
     }
 
     /// Writes on, round after round, until the background sync has published a cut.
     fn write_until_published(&mut self, server: &Server, before: u64) -> Result<()> {
-        let mut run = Run::new(server.connect(EXPORT)?);
+        let mut run = Run::new(server.connect(EXPORT)?, SHAPE);
         let mut failed = None;
         let is_published = wait_until(PUBLISH_WAIT_MAX, || {
-            let outcome = run
-                .write_some(&mut self.history, &mut self.filler)
+            let outcome = self
+                .write_some(&mut run)
                 .and_then(|()| published_seq(server));
             match outcome {
                 Ok(seq) => seq > before,
@@ -210,7 +210,7 @@ impl Rounds {
                 }
             }
         });
-        self.count(&mut run);
+        self.count(&run);
         if let Some(error) = failed {
             return Err(error);
         }
@@ -230,16 +230,35 @@ impl Rounds {
     }
 
     fn write_drained(&mut self, server: &Server) -> Result<()> {
-        let mut run = Run::new(server.connect(EXPORT)?);
-        run.write_some(&mut self.history, &mut self.filler)?;
-        self.count(&mut run);
+        let mut run = Run::new(server.connect(EXPORT)?, SHAPE);
+        self.write_some(&mut run)?;
+        self.count(&run);
         let document = server.drain(EXPORT)?;
         ensure!(document["dirty_bytes"] == 0, "drained, but {document}");
         run.client.disconnect()
     }
 
-    fn count(&mut self, run: &mut Run) {
-        self.answered_at.append(&mut run.answered_at);
+    /// Takes one answer; false once the server is gone.
+    fn take(&mut self, run: &mut Run) -> Result<bool> {
+        let Some(answer) = run.take(&mut self.history)? else {
+            return Ok(false);
+        };
+        if let Some(number) = answer {
+            self.answered_at.insert(number, now());
+        }
+        Ok(true)
+    }
+
+    /// A burst, answered to its end.
+    fn write_some(&mut self, run: &mut Run) -> Result<()> {
+        run.fill(&mut self.history, &mut self.filler)?;
+        while !run.is_idle() {
+            ensure!(self.take(run)?, "the server ended by itself");
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, run: &Run) {
         self.tally.answered_writes += run.answered_writes;
         self.tally.flushes += run.flushes;
     }
@@ -255,7 +274,7 @@ impl Rounds {
         judge: fn(&History, &Content) -> Result<Verdict, crate::history::Broken>,
     ) -> Result<Verdict> {
         let mut client = server.connect(EXPORT)?;
-        let content = read_content(&mut client, &self.history)?;
+        let content = read_content(&mut client, SHAPE, &self.history)?;
         client.disconnect()?;
         let verdict = judge(&self.history, &content)?;
         self.history.settle(&content);
@@ -264,121 +283,9 @@ impl Rounds {
     }
 }
 
-/// One connection's worth of load.
-struct Run {
-    client: Client,
-    /// Cookie to write number, or none for a flush.
-    in_flight: BTreeMap<u64, Option<u64>>,
-    answered_writes: u64,
-    answered_at: BTreeMap<u64, Moment>,
-    flushes: u64,
-}
-
-impl Run {
-    fn new(client: Client) -> Self {
-        Self {
-            client,
-            in_flight: BTreeMap::new(),
-            answered_at: BTreeMap::new(),
-            answered_writes: 0,
-            flushes: 0,
-        }
-    }
-
-    /// Keeps the depth.
-    fn fill(&mut self, history: &mut History, filler: &mut Filler) -> Result<()> {
-        while self.in_flight.len() < DEPTH {
-            if filler.below(FLUSH_ONE_IN) == 0 {
-                let cookie = self.client.submit_flush()?;
-                self.in_flight.insert(cookie, None);
-                continue;
-            }
-            let page = filler.below(PAGES);
-            let Some(number) = history.send(page) else {
-                continue;
-            };
-            let stamp = Stamp::new(VOLUME, page, number);
-            let cookie = self.client.submit_write(stamp.offset(), &stamp.bytes())?;
-            self.in_flight.insert(cookie, Some(number));
-        }
-        Ok(())
-    }
-
-    /// Takes one answer; false once the server is gone.
-    fn take(&mut self, history: &mut History) -> Result<bool> {
-        let Some(answer) = self.client.next_answer()? else {
-            return Ok(false);
-        };
-        ensure!(
-            answer.error == 0,
-            "the server answered NBD error {}",
-            answer.error
-        );
-        let request = self.in_flight.remove(&answer.cookie);
-        match request.context("an answer to nothing")? {
-            Some(number) => {
-                history.answer(number);
-                self.answered_at.insert(number, now());
-                self.answered_writes += 1;
-            }
-            None => self.flushes += 1,
-        }
-        Ok(true)
-    }
-
-    /// A burst, answered to its end.
-    fn write_some(&mut self, history: &mut History, filler: &mut Filler) -> Result<()> {
-        self.fill(history, filler)?;
-        while !self.in_flight.is_empty() {
-            ensure!(self.take(history)?, "the server ended by itself");
-        }
-        Ok(())
-    }
-}
-
-/// Real time, for one number that is told and never judged.
-#[expect(clippy::disallowed_types, reason = "the server lives in real time")]
-type Moment = std::time::Instant;
-
-#[expect(clippy::disallowed_methods, reason = "the server lives in real time")]
-fn now() -> Moment {
-    Moment::now()
-}
-
 fn published_seq(server: &Server) -> Result<u64> {
     let document = server.export(EXPORT)?;
     document["published_seq"].as_u64().context("published_seq")
-}
-
-/// Reads the pages that were ever written, at depth.
-fn read_content(client: &mut Client, history: &History) -> Result<Content> {
-    let mut content = Content::new();
-    let mut left: BTreeSet<u64> = history.pages().collect();
-    let mut in_flight = BTreeMap::new();
-    let len = u32::try_from(PAGE_BYTES)?;
-    while !(left.is_empty() && in_flight.is_empty()) {
-        while in_flight.len() < DEPTH
-            && let Some(page) = left.pop_first()
-        {
-            let at = Stamp::new(VOLUME, page, 0).offset();
-            in_flight.insert(client.submit_read(at, len)?, page);
-        }
-        let answer = client
-            .next_answer()?
-            .context("the server ended by itself")?;
-        ensure!(
-            answer.error == 0,
-            "a read answered NBD error {}",
-            answer.error
-        );
-        let page = in_flight
-            .remove(&answer.cookie)
-            .context("an answer to nothing")?;
-        let number =
-            Stamp::number_in(VOLUME, page, &answer.data).with_context(|| format!("page {page}"))?;
-        content.insert(page, number);
-    }
-    Ok(content)
 }
 
 fn remove_folder(folder: &Path) -> Result<()> {

@@ -4,10 +4,12 @@
 //! then writes, so two creators can both win; here one lock makes check and write a single step,
 //! and conditions mean what S3 says they mean. The same place counts every operation and injects
 //! faults: an error before the effect, an error after it (the answer is lost, the effect is not),
-//! a delay, an outage.
+//! a delay, an outage. What HTTP and the network do to requests is the [`weather`].
 //!
 //! Deliberately absent: durability (a test's objects need not survive a power cut), multipart
 //! beyond what the backend does.
+
+pub mod weather;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -22,6 +24,7 @@ use anyhow::{Context, Result};
 use bytes::BytesMut;
 use futures_util::StreamExt;
 use hyper::http::Extensions;
+use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use s3s::auth::SimpleAuth;
@@ -40,6 +43,8 @@ use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+
+use weather::Weather;
 
 pub const BUCKET: &str = "test-bucket";
 pub const ACCESS_KEY: &str = "test-access-key";
@@ -116,6 +121,7 @@ impl Counts {
 pub struct S3Server {
     pub address: SocketAddr,
     pub faults: Arc<Faults>,
+    pub weather: Arc<Weather>,
     pub counts: Arc<Counts>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -131,6 +137,8 @@ impl S3Server {
         std::fs::create_dir_all(folder.join(BUCKET))?;
         let faults = Arc::new(Faults::default());
         let counts = Arc::new(Counts::default());
+        let weather = Arc::new(Weather::default());
+        let through = Arc::clone(&weather);
         let service = service(folder, &faults, &counts)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -142,7 +150,7 @@ impl S3Server {
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(listener, service) => {}
+                    () = serve(listener, service, through) => {}
                     _ = stopped => {}
                 }
             });
@@ -150,6 +158,7 @@ impl S3Server {
         Ok(Self {
             address,
             faults,
+            weather,
             counts,
             stop: Some(stop),
             thread: Some(thread),
@@ -201,7 +210,7 @@ fn service(folder: &Path, faults: &Arc<Faults>, counts: &Arc<Counts>) -> Result<
     clippy::disallowed_methods,
     reason = "the endpoint is another machine: not in our world"
 )]
-async fn serve(listener: TcpListener, service: S3Service) {
+async fn serve(listener: TcpListener, service: S3Service, weather: Arc<Weather>) {
     let http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -210,8 +219,13 @@ async fn serve(listener: TcpListener, service: S3Service) {
         if stream.set_nodelay(true).is_err() {
             continue;
         }
+        let (service, weather) = (service.clone(), Arc::clone(&weather));
+        let through = service_fn(move |request| {
+            let (service, weather) = (service.clone(), Arc::clone(&weather));
+            async move { weather::serve(&service, &weather, request).await }
+        });
         let connection = http
-            .serve_connection(TokioIo::new(stream), service.clone())
+            .serve_connection(TokioIo::new(stream), through)
             .into_owned();
         // A client that hangs up is no concern of ours.
         tokio::spawn(async move { connection.await.ok() });

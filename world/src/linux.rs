@@ -8,6 +8,7 @@
 //! reading of configuration.
 
 mod disk;
+mod heap;
 mod net;
 mod ring;
 mod shard;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 pub use disk::LinuxFile;
+pub use heap::return_large_buffers;
 pub use net::{LinuxListener, LinuxStream};
 pub use shard::run;
 pub use store::{LinuxStore, StoreConfig, StoreConfigError};

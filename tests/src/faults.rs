@@ -1,0 +1,16 @@
+//! Every fault of the store on real processes: what the client saw, what the operator saw, and whether
+//! anything was lost.
+//!
+//! A case runs the real server before a real S3 endpoint, under a load of writes and flushes through NBD:
+//! some time of good weather, the fault, good weather again; then a drain, and another node with an empty
+//! cache reads everything back and compares. A fault of reads comes while that other node reads.
+//!
+//! Deliberately absent: verdicts on time. How long something took is told.
+
+mod case;
+mod play;
+mod report;
+
+pub use case::{Case, Elsewhere, How, Outage, cases, outages};
+pub use play::{Seen, play};
+pub use report::{Measured, table};
