@@ -40,6 +40,9 @@ use notify::Supervisor;
 pub(crate) use probe::probe;
 use shard_thread::{Ended, ShardThread};
 
+/// Calls each handshake that fails an error, once a request. The store's error says the same, and ours is
+/// said once, with what to do.
+const QUIET: &str = "rustls_platform_verifier=off";
 /// Threads that wait for HTTP and the object store. Computing has threads of its own.
 const EDGE_THREADS: usize = 2;
 /// How long requests of the API in flight are given at the end.
@@ -173,7 +176,8 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 }
 
 fn start_logging(settings: &LogSettings) {
-    let filter = EnvFilter::try_new(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = EnvFilter::try_new(format!("{QUIET},{}", settings.filter));
+    let filter = wanted.unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

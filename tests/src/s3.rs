@@ -222,7 +222,7 @@ async fn serve(listener: TcpListener, service: S3Service, weather: Arc<Weather>)
         let (service, weather) = (service.clone(), Arc::clone(&weather));
         let through = service_fn(move |request| {
             let (service, weather) = (service.clone(), Arc::clone(&weather));
-            async move { weather::serve(&service, &weather, request).await }
+            async move { Box::pin(weather::serve(&service, &weather, request)).await }
         });
         let connection = http
             .serve_connection(TokioIo::new(stream), through)

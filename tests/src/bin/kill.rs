@@ -70,6 +70,7 @@ fn rounds(arguments: &Arguments, folder: &Path, load: Load, name: &str) -> Resul
 }
 
 /// Of this process alone: the store may hold what earlier runs left.
+#[expect(clippy::disallowed_types, reason = "a name that no earlier run had")]
 fn run_prefix(name: &str) -> String {
     let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
     let seconds = since.map_or(0, |since| since.as_secs());

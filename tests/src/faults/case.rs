@@ -55,10 +55,7 @@ const SHORT: Duration = Duration::from_secs(5);
 /// A request is given up after 30 s.
 const BEHIND_A_TIMEOUT: Duration = Duration::from_secs(40);
 const RATE: u64 = 1_000;
-
-fn refusal(status: u16, code: &'static str) -> Refusal {
-    Refusal { status, code }
-}
+const SLOW: &str = "latencies of `StoreFaults`, `late`";
 
 fn each(meets: Meets, what: What) -> Fault {
     one_in(1, meets, what)
@@ -81,144 +78,143 @@ fn case(name: &'static str, how: How, simulated: &'static str) -> Case {
 
 /// Everything but the outages.
 pub fn cases() -> Vec<Case> {
-    let writing = |name, fault, simulated| case(name, How::Writing(fault), simulated);
-    let waking = |name, fault, simulated| case(name, How::Waking(fault), simulated);
-    let elsewhere = |name, how| case(name, How::Elsewhere(how), "outage: `Retry` and `Unknown`");
-    let slow = "latencies of `StoreFaults`, `late`";
-    let lost = "`lost_request`";
-    let behind = "`lost_answer`, `late`";
-    let own = "`repeated`; planted: `rule13-conflict`";
-    let conflict = "`throttled`, `repeated`";
-    let person = "refusals: `glidefs/src/volume/tests/outcomes.rs`";
-    let mut hangs = writing(
-        "no answer (timeout)",
-        one_in(3, Meets::All, What::Silent),
-        "`late`",
-    );
-    hangs.lasts = BEHIND_A_TIMEOUT;
-    let refused = |status, code| What::Refused(refusal(status, code));
-    let denied = |status, code| What::Denied(refusal(status, code));
+    [
+        answers(),
+        connections(),
+        conflicts(),
+        refusals(),
+        nowhere(),
+        reads(),
+    ]
+    .concat()
+}
+
+fn writing(name: &'static str, fault: Fault, simulated: &'static str) -> Case {
+    case(name, How::Writing(fault), simulated)
+}
+
+/// It does not happen, and this is the answer.
+fn refused(status: u16, code: &'static str) -> What {
+    What::Refused(Refusal { status, code })
+}
+
+/// It happens, and this is the answer.
+fn denied(status: u16, code: &'static str) -> What {
+    What::Denied(Refusal { status, code })
+}
+
+fn answers() -> Vec<Case> {
+    let (storm, behind) = ("`throttled`, outage", "`lost_answer`, `late`");
+    let before = one_in(2, Meets::All, refused(500, "InternalError"));
+    let after = one_in(2, Meets::Writes, denied(500, "InternalError"));
+    let proxy = one_in(2, Meets::Writes, denied(502, "BadGateway"));
+    let late = one_in(2, Meets::All, refused(400, "RequestTimeout"));
     vec![
-        writing(
-            "500 before the effect",
-            one_in(2, Meets::All, refused(500, "InternalError")),
-            lost,
-        ),
-        writing(
-            "500 after the effect",
-            one_in(2, Meets::Writes, denied(500, "InternalError")),
-            behind,
-        ),
+        writing("500 before the effect", before, "`lost_request`"),
+        writing("500 after the effect", after, behind),
         writing(
             "503 storm",
             each(Meets::All, refused(503, "SlowDown")),
-            "`throttled`, outage",
+            storm,
         ),
         writing(
             "429 storm",
             each(Meets::All, refused(429, "TooManyRequests")),
-            "`throttled`, outage",
+            storm,
         ),
-        writing(
-            "502 of a proxy, after the effect",
-            one_in(2, Meets::Writes, denied(502, "BadGateway")),
-            behind,
-        ),
-        writing(
-            "400 RequestTimeout",
-            one_in(2, Meets::All, refused(400, "RequestTimeout")),
-            lost,
-        ),
-        writing(
-            "answers a second late",
-            each(Meets::All, What::Slow(Duration::from_secs(1))),
-            slow,
-        ),
+        writing("502 of a proxy, after the effect", proxy, behind),
+        writing("400 RequestTimeout", late, "`lost_request`"),
+    ]
+}
+
+fn connections() -> Vec<Case> {
+    let slow = each(Meets::All, What::Slow(Duration::from_secs(1)));
+    let silent = one_in(3, Meets::All, What::Silent);
+    let closed = |happened| one_in(2, Meets::All, What::Closed { happened });
+    let mut hangs = writing("no answer (timeout)", silent, "`late`");
+    hangs.lasts = BEHIND_A_TIMEOUT;
+    vec![
+        writing("answers a second late", slow, SLOW),
         hangs,
-        writing(
-            "closed before the effect",
-            one_in(2, Meets::All, What::Closed { happened: false }),
-            lost,
-        ),
+        writing("closed before the effect", closed(false), "`lost_request`"),
         writing(
             "closed after the effect",
-            one_in(2, Meets::All, What::Closed { happened: true }),
-            behind,
+            closed(true),
+            "`lost_answer`, `late`",
         ),
+    ]
+}
+
+/// 409 and 412 of every origin (protocol rule 13).
+fn conflicts() -> Vec<Case> {
+    let writes = |what| one_in(2, Meets::Writes, what);
+    let (busy, own) = (
+        "`throttled`, `repeated`",
+        "`repeated`; planted: `rule13-conflict`",
+    );
+    let (race, failed) = ("ConditionalRequestConflict", "PreconditionFailed");
+    let mine = "412 to an own PUT that happened";
+    let twice = each(Meets::Writes, What::Twice);
+    vec![
         writing(
             "409 ConditionalRequestConflict",
-            one_in(2, Meets::Writes, refused(409, "ConditionalRequestConflict")),
-            conflict,
+            writes(refused(409, race)),
+            busy,
         ),
         writing(
             "409 OperationAborted",
-            one_in(2, Meets::Writes, refused(409, "OperationAborted")),
-            conflict,
+            writes(refused(409, "OperationAborted")),
+            busy,
         ),
-        writing(
-            "409 after the effect",
-            one_in(2, Meets::Writes, denied(409, "ConditionalRequestConflict")),
-            own,
-        ),
-        writing(
-            "412 of nobody's doing",
-            one_in(2, Meets::Writes, refused(412, "PreconditionFailed")),
-            own,
-        ),
-        writing(
-            "412 to an own PUT that happened",
-            one_in(2, Meets::Writes, denied(412, "PreconditionFailed")),
-            own,
-        ),
-        writing(
-            "each request twice on the way",
-            each(Meets::Writes, What::Twice),
-            own,
-        ),
-        writing(
-            "expired credentials",
-            each(Meets::All, refused(400, "ExpiredToken")),
-            person,
-        ),
-        writing(
-            "wrong key",
-            each(Meets::All, refused(403, "SignatureDoesNotMatch")),
-            person,
-        ),
-        writing(
-            "clock skew",
-            each(Meets::All, refused(403, "RequestTimeTooSkewed")),
-            person,
-        ),
-        writing(
-            "404 of a proxy",
-            each(Meets::All, refused(404, "NotHere")),
-            "`glidefs/src/volume/tests/outcomes.rs`",
-        ),
-        elsewhere("name does not resolve", Elsewhere::NoName),
-        elsewhere("connection refused", Elsewhere::NobodyListens),
-        elsewhere("endpoint without TLS", Elsewhere::NotTls),
-        elsewhere("certificate not trusted", Elsewhere::Untrusted),
+        writing("409 after the effect", writes(denied(409, race)), own),
+        writing("412 of nobody's doing", writes(refused(412, failed)), own),
+        writing(mine, writes(denied(412, failed)), own),
+        writing("each request twice on the way", twice, own),
+    ]
+}
+
+/// What a person must see to.
+fn refusals() -> Vec<Case> {
+    let answered = |name, status, code| {
+        let test = "refusals: `glidefs/src/volume/tests/outcomes.rs`";
+        writing(name, each(Meets::All, refused(status, code)), test)
+    };
+    vec![
+        answered("expired credentials", 400, "ExpiredToken"),
+        answered("wrong key", 403, "SignatureDoesNotMatch"),
+        answered("clock skew", 403, "RequestTimeTooSkewed"),
+        answered("404 of a proxy", 404, "NotHere"),
+    ]
+}
+
+fn nowhere() -> Vec<Case> {
+    let to = |name, where_to| {
+        let simulated = "outage: `Retry` and `Unknown`";
+        case(name, How::Elsewhere(where_to), simulated)
+    };
+    vec![
+        to("name does not resolve", Elsewhere::NoName),
+        to("connection refused", Elsewhere::NobodyListens),
+        to("endpoint without TLS", Elsewhere::NotTls),
+        to("certificate not trusted", Elsewhere::Untrusted),
+    ]
+}
+
+fn reads() -> Vec<Case> {
+    let waking = |name, fault, simulated| case(name, How::Waking(fault), simulated);
+    let lost = "`lost_answer` of reads";
+    let closed = What::Closed { happened: true };
+    let slow = each(Meets::Reads, What::Slow(Duration::from_millis(300)));
+    let busy = one_in(2, Meets::Reads, refused(503, "SlowDown"));
+    vec![
         waking(
             "truncated bodies",
             one_in(2, Meets::Reads, What::Torn),
-            "`lost_answer` of reads",
+            lost,
         ),
-        waking(
-            "reads closed",
-            one_in(2, Meets::Reads, What::Closed { happened: true }),
-            "`lost_answer` of reads",
-        ),
-        waking(
-            "503 to reads",
-            one_in(2, Meets::Reads, refused(503, "SlowDown")),
-            "`throttled`",
-        ),
-        waking(
-            "slow reads",
-            each(Meets::Reads, What::Slow(Duration::from_millis(300))),
-            slow,
-        ),
+        waking("reads closed", one_in(2, Meets::Reads, closed), lost),
+        waking("503 to reads", busy, "`throttled`"),
+        waking("slow reads", slow, SLOW),
     ]
 }
 

@@ -48,7 +48,7 @@ pub struct Seen {
     /// What the log said at WARN or ERROR, and when it was over: each once, with its number.
     pub lines: Vec<(String, u64)>,
     /// Requests to the store by outcome, without the good ones.
-    pub outcomes: BTreeMap<String, u64>,
+    pub outcomes: BTreeMap<String, f64>,
     /// When the fault ended.
     pub dirty_bytes: u64,
     /// From the end of the fault until the store had everything.
@@ -111,6 +111,10 @@ impl Stage {
     }
 
     /// The fault, or 503 to everything, while the load goes on.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a fault ends while the load waits for it"
+    )]
     fn under(&mut self, case: &Case, fault: Option<Fault>) -> Result<()> {
         let before = self.outcomes()?;
         let hit = self.site.s3.weather.hit();
@@ -169,7 +173,7 @@ impl Stage {
         };
         self.site.restart()?;
         self.seen = Seen::default();
-        let run = self.load(case, |lasts| Ends::After(lasts))?;
+        let run = self.load(case, Ends::After)?;
         self.seen.outcomes = self.outcomes()?;
         self.seen.dirty_bytes = self.dirty_bytes()?;
         self.kill(run)?;
@@ -260,7 +264,7 @@ impl Stage {
     }
 
     /// Requests to the store by outcome, without the good ones.
-    fn outcomes(&self) -> Result<BTreeMap<String, u64>> {
+    fn outcomes(&self) -> Result<BTreeMap<String, f64>> {
         let response = self.site.server.ask("GET", "/metrics", None)?;
         let found = Exposition::parse(&response.body)?;
         let names = [
@@ -273,11 +277,11 @@ impl Stage {
         ];
         let counted = names.map(|name| {
             let count = found.sum_of("glidefs_store_requests_total", name);
-            (name.to_owned(), count as u64)
+            (name.to_owned(), count)
         });
         Ok(counted
             .into_iter()
-            .filter(|(_, count)| *count > 0)
+            .filter(|(_, count)| *count > 0.0)
             .collect())
     }
 
@@ -317,12 +321,12 @@ fn said(line: &str) -> Option<String> {
     Some(format!("{level} {message}"))
 }
 
-fn since(now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+fn since(now: &BTreeMap<String, f64>, before: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
     let new = now.iter().map(|(name, count)| {
-        let before = before.get(name).copied().unwrap_or(0);
-        (name.clone(), count.saturating_sub(before))
+        let before = before.get(name).copied().unwrap_or(0.0);
+        (name.clone(), count - before)
     });
-    new.filter(|(_, count)| *count > 0).collect()
+    new.filter(|(_, count)| *count > 0.0).collect()
 }
 
 /// When a load ends.

@@ -140,7 +140,7 @@ fn operator(seen: &Seen) -> String {
     let outcomes: Vec<String> = seen
         .outcomes
         .iter()
-        .map(|(name, count)| format!("{count} {name}"))
+        .map(|(name, count)| format!("{count:.0} {name}"))
         .collect();
     if !outcomes.is_empty() {
         parts.push(format!("requests: {}", outcomes.join(", ")));

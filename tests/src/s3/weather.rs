@@ -3,8 +3,13 @@
 
 use std::io;
 use std::pin::Pin;
+#[expect(
+    clippy::disallowed_types,
+    reason = "the endpoint has threads of its own"
+)]
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -61,6 +66,10 @@ pub struct Refusal {
 
 /// The weather; it may change at any time.
 #[derive(Debug, Default)]
+#[expect(
+    clippy::disallowed_types,
+    reason = "the endpoint has threads of its own"
+)]
 pub struct Weather {
     now: Mutex<Option<Fault>>,
     seen: AtomicU64,
