@@ -7,7 +7,6 @@
 //! controls of the same run carry over to another machine.
 
 mod fio;
-mod process;
 mod report;
 mod target;
 
@@ -15,6 +14,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use glidefs_benches::process;
 use glidefs_tests::tool;
 
 use fio::{Measured, Shape, Workload};

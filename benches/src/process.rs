@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 const TICKS_PER_SECOND: f64 = 100.0;
 /// Of utime among the fields after the process's name; stime, cutime and cstime follow.
 const UTIME_INDEX: usize = 11;
+const NICE_INDEX: usize = 16;
 
 /// User and system time of all its threads, and of children that it has waited for.
-pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = read(&format!("/proc/{pid}/stat"))?;
     let ticks = ticks(&stat).with_context(|| format!("/proc/{pid}/stat: {stat}"))?;
     Ok(ticks / TICKS_PER_SECOND)
@@ -25,7 +26,7 @@ fn ticks(stat: &str) -> Option<f64> {
 }
 
 /// The most memory that was ever resident.
-pub(crate) fn peak_memory_bytes(pid: u32) -> Result<u64> {
+pub fn peak_memory_bytes(pid: u32) -> Result<u64> {
     let status = read(&format!("/proc/{pid}/status"))?;
     peak(&status).with_context(|| format!("no VmHWM for process {pid}"))
 }
@@ -38,8 +39,84 @@ fn peak(status: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Forgets that high-water mark: from here on it is that of what comes.
+#[expect(clippy::disallowed_methods, reason = "an order to the kernel")]
+pub fn reset_peak_memory(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    std::fs::write(&path, "5").with_context(|| format!("writing {path}"))
+}
+
+/// CPU time of a server's threads, by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CpuParts {
+    /// Moves data and serves clients.
+    pub shard: f64,
+    /// Speaks to the object store and the API.
+    pub edge: f64,
+    /// The rest: threads that compress, hash and seal. Also those that have ended since.
+    pub compute: f64,
+}
+
+impl CpuParts {
+    pub fn sum(&self) -> f64 {
+        self.shard + self.edge + self.compute
+    }
+}
+
+impl std::ops::Sub for CpuParts {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            shard: self.shard - before.shard,
+            edge: self.edge - before.edge,
+            compute: self.compute - before.compute,
+        }
+    }
+}
+
+/// User and system time of a GlideFS process, by thread. Threads that compute have the name of the
+/// edge's, and step back behind all others: that tells them apart.
+pub fn cpu_parts(pid: u32) -> Result<CpuParts> {
+    let mut parts = CpuParts::default();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has just ended is in the sum below.
+        let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else {
+            continue;
+        };
+        match thread(&stat) {
+            Some(Thread { name, seconds, .. }) if name.starts_with("shard") => {
+                parts.shard += seconds;
+            }
+            Some(Thread { nice: 0, seconds, .. }) => parts.edge += seconds,
+            Some(_) => {}
+            None => anyhow::bail!("a thread's stat: {stat}"),
+        }
+    }
+    parts.compute = (cpu_seconds(pid)? - parts.shard - parts.edge).max(0.0);
+    Ok(parts)
+}
+
+struct Thread<'a> {
+    name: &'a str,
+    seconds: f64,
+    nice: i64,
+}
+
+fn thread(stat: &str) -> Option<Thread<'_>> {
+    let (_, rest) = stat.split_once('(')?;
+    let (name, fields) = rest.rsplit_once(')')?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
+    Some(Thread {
+        name,
+        seconds: (ticks(UTIME_INDEX)? + ticks(UTIME_INDEX + 1)?) / TICKS_PER_SECOND,
+        nice: fields.get(NICE_INDEX)?.parse().ok()?,
+    })
+}
+
 /// One line of facts about this machine.
-pub(crate) fn machine() -> Result<String> {
+pub fn machine() -> Result<String> {
     let cpus = std::thread::available_parallelism()?;
     let model = read("/proc/cpuinfo")?;
     let model = model
@@ -63,7 +140,7 @@ pub(crate) fn machine() -> Result<String> {
 }
 
 /// How busy the machine was, over 1, 5 and 15 minutes.
-pub(crate) fn load_average() -> Result<String> {
+pub fn load_average() -> Result<String> {
     let load = read("/proc/loadavg")?;
     Ok(load.split(' ').take(3).collect::<Vec<_>>().join(" "))
 }
@@ -81,6 +158,15 @@ mod tests {
         let stat = "42 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 300 50 7 1 20 0 3";
         assert_eq!(ticks(stat), Some(358.0));
         assert_eq!(ticks("42 (cut off) S 1 2"), None);
+    }
+
+    #[test]
+    fn a_thread_says_what_it_is() {
+        let stat = "42 (edge (2)) S 1 2 3 4 5 6 7 8 9 10 300 50 0 0 25 5 3 0 77";
+        let thread = thread(stat).expect("a whole line");
+        assert_eq!((thread.name, thread.nice), ("edge (2)", 5));
+        assert!((thread.seconds - 3.5).abs() < 1e-9);
+        assert!(super::thread("42 (cut off) S 1 2").is_none());
     }
 
     #[test]

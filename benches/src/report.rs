@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::Result;
+use glidefs_benches::process;
 use serde::Serialize;
 
 use crate::fio::{Measured, RANDOM_READ_DEEP, RANDOM_WRITE_DEEP, WRITE_FLUSH};
-use crate::process;
 use crate::target::{GLIDEFS, NBDKIT_FILE, NBDKIT_MEMORY};
 
 /// A ratio to a control that the product sets itself.

@@ -40,6 +40,10 @@ pub struct Settings {
     pub password: Option<String>,
     pub auto_create_size_gb: Option<f64>,
     pub sync_delay_ms: u64,
+    /// None: the default of the product.
+    pub compression: Option<String>,
+    /// What the process finds in its environment beside ours.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Settings {
@@ -52,6 +56,8 @@ impl Settings {
             password: Some("correct horse battery staple".to_owned()),
             auto_create_size_gb: Some(1.0),
             sync_delay_ms: 200,
+            compression: None,
+            environment: Vec::new(),
         }
     }
 
@@ -68,6 +74,9 @@ impl Settings {
         writeln!(text, "[storage]\nurl = {url:?}")?;
         if let Some(password) = &self.password {
             writeln!(text, "encryption_password = {password:?}")?;
+        }
+        if let Some(compression) = &self.compression {
+            writeln!(text, "compression = {compression:?}")?;
         }
         writeln!(text, "\n[servers.nbd]\nunix_socket = {socket:?}")?;
         writeln!(text, "address = \"{nbd}\"")?;
@@ -121,6 +130,7 @@ impl Server {
             // What the machine that runs the tests has set must not leak into them.
             .env_clear()
             .envs(std::env::vars().filter(|(name, _)| !name.starts_with("AWS_")))
+            .envs(settings.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

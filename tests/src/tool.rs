@@ -103,6 +103,10 @@ impl Talk {
         })
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Tells it to go on.
     pub fn go_on(&mut self) -> Result<()> {
         let stdin = self.child.stdin.as_mut().context("its input is a pipe")?;
