@@ -88,7 +88,9 @@ pub fn cpu_parts(pid: u32) -> Result<CpuParts> {
             Some(Thread { name, seconds, .. }) if name.starts_with("shard") => {
                 parts.shard += seconds;
             }
-            Some(Thread { nice: 0, seconds, .. }) => parts.edge += seconds,
+            Some(Thread {
+                nice: 0, seconds, ..
+            }) => parts.edge += seconds,
             Some(_) => {}
             None => anyhow::bail!("a thread's stat: {stat}"),
         }

@@ -11,7 +11,13 @@ const HASH_WORDS: usize = 7;
 /// Behind the rows of a page: free space, as databases leave it for updates.
 const FREE_BYTES: usize = 512;
 const WORDS: [&[u8; 8]; 8] = [
-    b"pending ", b"shipped ", b"invoice ", b"germany ", b"customer", b"returned", b"express ",
+    b"pending ",
+    b"shipped ",
+    b"invoice ",
+    b"germany ",
+    b"customer",
+    b"returned",
+    b"express ",
     b"0000-00-",
 ];
 
@@ -123,6 +129,9 @@ mod tests {
         let met: std::collections::BTreeSet<u64> = places.iter().copied().collect();
         assert_eq!(met.len() as u64, bytes / PAGE_BYTES as u64);
         assert!(!places.is_sorted());
-        assert!(met.last().is_some_and(|last| *last < bytes * Pattern::Random.spread()));
+        assert!(
+            met.last()
+                .is_some_and(|last| *last < bytes * Pattern::Random.spread())
+        );
     }
 }

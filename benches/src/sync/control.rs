@@ -12,6 +12,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use glidefs_benches::process;
 use glidefs_tests::s3::{ACCESS_KEY, BUCKET, REGION, SECRET_KEY};
+use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
 use object_store::path::Path as Key;
 use object_store::{Certificate, ClientOptions, ObjectStore, PutMode, PutOptions, RetryConfig};
@@ -174,54 +175,97 @@ impl Computing {
     }
 }
 
-/// Measures one content in frames of one size.
+/// Measures one content in frames of one size. Room and tables are there beforehand: what is left is
+/// what the bytes themselves cost.
 pub(crate) fn compute(case: &Case) -> Result<Computing> {
     let mut plain = vec![0; LOOP_BYTES];
     Pages::new(case.content, 1).fill(&mut plain);
-    let frames = plain.chunks(case.pattern.frame_bytes());
+    let frame_bytes = case.pattern.frame_bytes();
     let each_gib = |seconds: f64| seconds * GIB / LOOP_BYTES as f64;
-    let (packed, compress) = clock::cpu_timed(|| {
-        let packed = frames.map(|frame| packed(case.codec, frame));
-        packed.collect::<Result<Vec<_>>>()
+    let mut packer = Packer::new(case.codec, frame_bytes)?;
+    // Not zeros: those the kernel would only promise.
+    let mut stored = vec![1; LOOP_BYTES];
+    let (lengths, compress) = clock::cpu_timed(|| {
+        let mut at = 0;
+        let lengths = plain.chunks(frame_bytes).map(|frame| {
+            let len = packer.pack(frame, &mut stored[at..])?;
+            at += len;
+            Ok(len)
+        });
+        lengths.collect::<Result<Vec<usize>>>()
     });
-    let mut packed = packed?;
-    let key = UnboundKey::new(&AES_256_GCM, &[7; 32]).context("a key of 32 bytes")?;
-    let key = LessSafeKey::new(key);
-    let (sealed, seal) = clock::cpu_timed(|| {
-        packed.iter_mut().zip(0_u64..).try_for_each(|(frame, number)| {
-            let mut nonce = [0; 12];
-            nonce[..8].copy_from_slice(&number.to_le_bytes());
-            let nonce = Nonce::assume_unique_for_key(nonce);
-            key.seal_in_place_append_tag(nonce, Aad::from([0; 68]), frame)
-        })
-    });
-    sealed.context("sealing")?;
+    let lengths = lengths?;
+    stored.truncate(lengths.iter().sum());
+    let (sealed, seal) = clock::cpu_timed(|| seal_all(&lengths, &mut stored));
+    sealed?;
     let ((), hash) = clock::cpu_timed(|| {
-        for frame in &packed {
+        let mut rest = &stored[..];
+        for len in &lengths {
+            let (frame, behind) = rest.split_at(*len);
             std::hint::black_box(blake3::hash(frame));
+            rest = behind;
         }
     });
-    let whole = packed.concat();
-    let (_, sha256) = clock::cpu_timed(|| digest(&SHA256, &whole));
+    let (_, sha256) = clock::cpu_timed(|| digest(&SHA256, &stored));
     Ok(Computing {
         compress: each_gib(compress),
         seal: each_gib(seal),
         hash: each_gib(hash),
         sha256: each_gib(sha256),
-        stored: whole.len() as f64 / LOOP_BYTES as f64,
+        stored: stored.len() as f64 / LOOP_BYTES as f64,
     })
 }
 
-fn packed(codec: Codec, frame: &[u8]) -> Result<Vec<u8>> {
-    let packed = match codec {
-        // One copy: the log's bytes are not ours to seal.
-        Codec::None => return Ok(frame.to_vec()),
-        Codec::Lz4 => lz4_flex::block::compress(frame),
-        Codec::Zstd => zstd::bulk::compress(frame, ZSTD_LEVEL)?,
-    };
-    if packed.len() + frame.len() / GAIN_MIN < frame.len() {
-        Ok(packed)
-    } else {
-        Ok(frame.to_vec())
+fn seal_all(lengths: &[usize], stored: &mut [u8]) -> Result<()> {
+    let key = UnboundKey::new(&AES_256_GCM, &[7; 32]).context("a key of 32 bytes")?;
+    let key = LessSafeKey::new(key);
+    let mut rest = stored;
+    for (len, number) in lengths.iter().zip(0_u64..) {
+        let (frame, behind) = rest.split_at_mut(*len);
+        let mut nonce = [0; 12];
+        nonce[..8].copy_from_slice(&number.to_le_bytes());
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let tag = key.seal_in_place_separate_tag(nonce, Aad::from([0; 68]), frame);
+        std::hint::black_box(&tag.context("sealing")?);
+        rest = behind;
+    }
+    Ok(())
+}
+
+enum Packer {
+    None,
+    Lz4(CompressTable, Vec<u8>),
+    Zstd(Box<zstd::bulk::Compressor<'static>>, Vec<u8>),
+}
+
+impl Packer {
+    fn new(codec: Codec, frame_bytes: usize) -> Result<Self> {
+        let room = vec![1; get_maximum_output_size(frame_bytes)];
+        Ok(match codec {
+            Codec::None => Self::None,
+            Codec::Lz4 => Self::Lz4(CompressTable::small(), room),
+            Codec::Zstd => Self::Zstd(Box::new(zstd::bulk::Compressor::new(ZSTD_LEVEL)?), room),
+        })
+    }
+
+    /// To the beginning of `out`; as it is, where compressing does not pay.
+    fn pack(&mut self, frame: &[u8], out: &mut [u8]) -> Result<usize> {
+        let (len, room) = match self {
+            Self::None => {
+                out[..frame.len()].copy_from_slice(frame);
+                return Ok(frame.len());
+            }
+            Self::Lz4(table, room) => (compress_into_with_table(frame, room, table)?, room),
+            Self::Zstd(compressor, room) => {
+                (compressor.compress_to_buffer(frame, &mut room[..])?, room)
+            }
+        };
+        let packed = if len + frame.len() / GAIN_MIN < frame.len() {
+            &room[..len]
+        } else {
+            frame
+        };
+        out[..packed.len()].copy_from_slice(packed);
+        Ok(packed.len())
     }
 }

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use glidefs_tests::http;
 use glidefs_tests::s3;
 use glidefs_tests::server::{Store, built};
 use glidefs_tests::site::text;
 use glidefs_tests::tool::{self, Talk};
-use glidefs_tests::http;
 
 use crate::case::StoreKind;
 use crate::lean::Identity;
@@ -158,11 +158,25 @@ fn identity(folder: &Path) -> Result<Identity> {
     tool::run(
         "openssl",
         &[
-            "req", "-x509", "-newkey", "ec", "-pkeyopt", curve, "-nodes", "-days", "1",
-            "-subj", "/CN=localhost",
-            "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
-            "-addext", "basicConstraints=critical,CA:FALSE",
-            "-keyout", text(&identity.key), "-out", text(&identity.certificate),
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            curve,
+            "-nodes",
+            "-days",
+            "1",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1,DNS:localhost",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-keyout",
+            text(&identity.key),
+            "-out",
+            text(&identity.certificate),
         ],
     )?;
     Ok(identity)

@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+#[expect(clippy::disallowed_types, reason = "the endpoint is another machine")]
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -248,7 +250,11 @@ fn get(objects: &BTreeMap<String, Object>, request: &Request) -> Answer {
     let mut answer = Answer::with_body("206 Partial Content", body[start..end].to_vec());
     let len = body.len();
     let last = end - 1;
-    write!(answer.headers, "Content-Range: bytes {start}-{last}/{len}\r\n").expect("a String");
+    write!(
+        answer.headers,
+        "Content-Range: bytes {start}-{last}/{len}\r\n"
+    )
+    .expect("a String");
     answer.with_etag(&object.etag)
 }
 
@@ -331,7 +337,11 @@ impl Request {
     }
 
     fn read_body(&mut self, stream: &mut impl Read, scratch: &mut [u8]) -> Result<()> {
-        ensure!(self.body.len <= BODY_BYTES_MAX, "a body of {}", self.body.len);
+        ensure!(
+            self.body.len <= BODY_BYTES_MAX,
+            "a body of {}",
+            self.body.len
+        );
         if self.body.len <= KEPT_SEGMENT_BYTES_MAX || !self.path.contains("/seg/") {
             let mut body = vec![0; self.body.len];
             stream.read_exact(&mut body)?;

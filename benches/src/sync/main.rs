@@ -48,9 +48,9 @@ struct Arguments {
     /// Every combination of settings, contents and delays, instead of one change at a time.
     #[arg(long)]
     full: bool,
-    /// Only cases whose name contains this.
+    /// Only cases whose name contains this; may be given more than once.
     #[arg(long)]
-    only: Option<String>,
+    only: Vec<String>,
     /// Where caches and stores go: the disk that is used.
     #[arg(long, default_value = ".")]
     folder: PathBuf,
@@ -131,8 +131,9 @@ fn chosen(arguments: &Arguments) -> Vec<Case> {
     } else {
         case::short()
     };
-    if let Some(only) = &arguments.only {
-        cases.retain(|case| case.to_string().contains(only.as_str()));
+    let wanted = arguments.only.iter();
+    if wanted.len() > 0 {
+        cases.retain(|case| wanted.clone().any(|only| case.to_string().contains(only)));
     }
     let has_tls = tool::path_of("openssl").is_some();
     if !has_tls {

@@ -19,7 +19,7 @@ const SYNC_DELAY_MS: u64 = 3_600_000;
 /// The product's own, so that its timers run.
 const IDLE_SYNC_DELAY_MS: u64 = 8000;
 /// Bytes a second. The log grows by some hundred MB/s at best.
-const FILL_PACES: [u64; 4] = [100_000_000, 50_000_000, 25_000_000, 10_000_000];
+const FILL_PACES: [u64; 4] = [200_000_000, 100_000_000, 50_000_000, 20_000_000];
 const CACHE_GIB_MIN: f64 = 32.0;
 /// So much may be written in a row.
 const FILL_BURST_BYTES: u64 = 4 << 20;
@@ -150,10 +150,15 @@ fn filled(case: &Case, site: &Site<'_>, bytes: u64, exports: &[String]) -> Resul
 
 impl Node {
     fn start(case: &Case, site: &Site<'_>, bytes: u64, sync_delay_ms: u64) -> Result<Self> {
-        let cache = tempfile::Builder::new().prefix("node").tempdir_in(site.folder)?;
+        let cache = tempfile::Builder::new()
+            .prefix("node")
+            .tempdir_in(site.folder)?;
         let mib = (bytes >> 20).max(1);
         let gib = |mib: u64| u32::try_from(mib).map(|mib| f64::from(mib) / MIB_PER_GIB);
-        let mut settings = Settings::new(site.endpoint.store(site.prefix), &cache.path().join("cache"));
+        let mut settings = Settings::new(
+            site.endpoint.store(site.prefix),
+            &cache.path().join("cache"),
+        );
         settings.auto_create_size_gb = Some(gib(mib * case.pattern.spread())?);
         // So large that neither one export nor all of them press for a sync.
         // The log grows as it is needed, by larger pieces where it may become larger.
@@ -188,7 +193,9 @@ impl Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("cache", &self.cache).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
     }
 }
 
@@ -305,7 +312,9 @@ fn counted(server: &Server, endpoint: &Endpoint) -> Result<Counted> {
 }
 
 fn number(value: &Value) -> Result<u64> {
-    value.as_u64().with_context(|| format!("no number: {value}"))
+    value
+        .as_u64()
+        .with_context(|| format!("no number: {value}"))
 }
 
 /// Waits for what goes on behind a publish: the map is folded and merged.
@@ -326,7 +335,6 @@ fn settled(server: &Server, endpoint: &Endpoint) -> Result<Counted> {
     }
     anyhow::bail!("the server does not come to rest\n{}", server.log_tail())
 }
-
 
 /// Everything is published, and nothing but what was written was packed. How many segments that took.
 fn check(server: &Server, exports: &[String], bytes: u64) -> Result<u64> {
