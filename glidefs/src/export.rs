@@ -396,7 +396,7 @@ impl<W: World> Export<W> {
         let mut failures = 0;
         while let Err(error) = self.frames.read(&wanted, whole, out).await {
             failures += 1;
-            if !error.is_temporary() || failures >= READ_ATTEMPTS_MAX {
+            if !error.may_pass() || failures >= READ_ATTEMPTS_MAX {
                 if self.causes.raise("read", error.to_string()) {
                     tracing::error!(export = %self.name, %error, "reads fail: the store does not give the data; clients get input/output errors (docs/runbooks/store-unavailable.md)");
                 }

@@ -289,6 +289,50 @@ fn a_store_that_cannot_be_reached_has_done_nothing() {
     });
 }
 
+/// Who reads the log must see what to put right, not only that something failed.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the other end is not of our world"
+)]
+fn the_words_of_a_failed_connection_say_why() {
+    let edge = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = taken.local_addr().expect("bound").port();
+    drop(taken);
+    let words = |endpoint: String| {
+        let mut config = StoreConfig::new("s3://bucket/prefix");
+        config.endpoint = Some(endpoint);
+        config.access_key_id = Some("id".to_owned());
+        config.secret_access_key = Some("secret".to_owned());
+        config.allow_http = true;
+        let store = LinuxStore::open(&config, edge.handle().clone()).expect("it opens");
+        let failed = edge.block_on(store.get("key", Part::All));
+        failed.expect_err("nobody is there").message.to_lowercase()
+    };
+    let refused = words(format!("http://127.0.0.1:{port}"));
+    assert!(refused.contains("refused"), "{refused}");
+    let nameless = words("http://store.invalid".to_owned());
+    assert!(nameless.contains("dns"), "{nameless}");
+
+    // A port that speaks, but not TLS.
+    let plain = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = plain.local_addr().expect("bound").port();
+    let serving = std::thread::spawn(move || {
+        let (mut client, _) = plain.accept().expect("the client connects");
+        client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok();
+        // Until the client closes.
+        while client.read(&mut [0; 512]).is_ok_and(|len| len > 0) {}
+    });
+    let plain = words(format!("https://127.0.0.1:{port}"));
+    assert!(plain.contains("corrupt message"), "{plain}");
+    serving.join().expect("it ends with its client");
+}
+
 #[test]
 fn a_person_must_act_on_credentials_and_configuration() {
     for answer in [

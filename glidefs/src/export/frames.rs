@@ -51,12 +51,22 @@ pub(crate) enum ReadError {
 }
 
 impl ReadError {
-    /// Waiting may help.
+    /// It passes by itself.
     pub(crate) fn is_temporary(&self) -> bool {
         match self {
             Self::NotYet => true,
             Self::Volume(error) => is_temporary(error),
         }
+    }
+
+    /// A reader had better wait: also where credentials ran out, a clock is off, or a gateway knows no
+    /// bucket. Such a thing is put right in a moment, and a guest's filesystem does not survive an error.
+    pub(crate) fn may_pass(&self) -> bool {
+        let is_refused = match self {
+            Self::Volume(VolumeError::Store(error)) => error.kind == StoreErrorKind::Refused,
+            Self::NotYet | Self::Volume(_) => false,
+        };
+        is_refused || self.is_temporary()
     }
 }
 

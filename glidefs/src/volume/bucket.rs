@@ -6,7 +6,7 @@ use blockcache::Id;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use world::store::Part;
-use world::{ETag, Store, StoreErrorKind, World};
+use world::{ETag, Store, StoreError, StoreErrorKind, World};
 use zeroize::Zeroizing;
 
 use super::codec::Compression;
@@ -454,17 +454,24 @@ async fn open_keyring<W: World>(
     password: Option<Zeroizing<String>>,
     cost: KeyringCost,
 ) -> Result<Option<PrefixKeys>, VolumeError> {
-    let keyring = match read_keyring(world, store).await? {
-        Some(keyring) => keyring,
-        None => match begin_prefix(world, store, password.clone(), cost).await? {
-            Begun::Ours(keys) => return Ok(keys),
-            // Another server was faster.
-            Begun::Theirs => read_keyring(world, store).await?.ok_or_else(|| {
-                VolumeError::damaged(KEYRING, "it vanished right after it was created")
-            })?,
-        },
-    };
-    unlock(world, keyring, password).await
+    for attempt in 0..retry::ATTEMPTS_MAX {
+        if let Some(keyring) = read_keyring(world, store).await? {
+            return unlock(world, keyring, password).await;
+        }
+        if let Begun::Ours(keys) = begin_prefix(world, store, password.clone(), cost).await? {
+            return Ok(keys);
+        }
+        // Another server was faster, or the store says "exists already" for reasons of its own.
+        if attempt > 0 {
+            retry::back_off(world, attempt).await;
+        }
+    }
+    Err(VolumeError::Store(StoreError {
+        operation: "create",
+        key: KEYRING.to_owned(),
+        kind: StoreErrorKind::Retry,
+        message: "the store says again and again that it exists, and does not have it".to_owned(),
+    }))
 }
 
 async fn unlock<W: World>(

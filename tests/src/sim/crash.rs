@@ -143,7 +143,7 @@ impl Lives<'_> {
 
     fn change_weather(&self) {
         if self.is_storm() {
-            self.stage.storm();
+            self.stage.storm(self.held);
         } else {
             self.stage.weather();
         }

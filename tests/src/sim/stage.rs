@@ -467,14 +467,17 @@ impl Stage {
         self.sim.set_store_faults(faults);
     }
 
-    /// Everything at once that a store can do wrong.
-    pub(super) fn storm(&self) {
+    /// Everything at once that a store can do wrong. A node that holds nothing yet does not start with
+    /// credentials that are refused, as it should, so that one is spared.
+    pub(super) fn storm(&self, held: bool) {
         let odds = |stage: &Self, low, high| {
             Odds::one_in(u32::try_from(stage.between(low, high)).expect("small"))
         };
         let faults = StoreFaults {
             lost_request: odds(self, 8, 60),
             throttled: odds(self, 8, 60),
+            refused: if held { odds(self, 8, 60) } else { Odds::NEVER },
+            false_conflict: odds(self, 8, 60),
             lost_answer: odds(self, 8, 60),
             late: odds(self, 3, 40),
             repeated: odds(self, 5, 60),

@@ -6,6 +6,8 @@
 //! - It never arrives: `Retry`, no effect. So does all that meets an outage, or for a write also
 //!   `Unknown`, as nobody can tell the two apart who waited in vain.
 //! - It is turned away as too much: `Retry`.
+//! - It is turned away as not allowed (a token that ran out, a clock that is off): `Refused`.
+//! - A write is told that its condition failed, and nothing was done and nobody else was there.
 //! - It takes effect and the answer is lost: `Unknown` for writes and deletions.
 //! - It is late: the caller hears `Unknown`, and long afterwards it takes effect after all, even if
 //!   the process is dead by then.
@@ -39,6 +41,10 @@ pub struct StoreFaults {
     pub lost_request: Odds,
     /// Is turned away without effect: too many requests.
     pub throttled: Odds,
+    /// Is turned away without effect: credentials, a clock that is off.
+    pub refused: Odds,
+    /// A write is turned away without effect, and with the words for a failed condition.
+    pub false_conflict: Odds,
     /// Takes effect, and nobody hears of it.
     pub lost_answer: Odds,
     /// A write takes effect long after its caller was told that the outcome is unknown.
@@ -75,6 +81,8 @@ enum Fate {
     Answered,
     LostRequest,
     Throttled,
+    Refused,
+    FalseConflict,
     LostAnswer,
     Late,
     Repeated,
@@ -86,6 +94,10 @@ impl StoreFaults {
             Fate::LostRequest
         } else if chance.hit(self.throttled) {
             Fate::Throttled
+        } else if chance.hit(self.refused) {
+            Fate::Refused
+        } else if request.has_condition() && chance.hit(self.false_conflict) {
+            Fate::FalseConflict
         } else if chance.hit(self.lost_answer) {
             Fate::LostAnswer
         } else if request.unclear() == StoreErrorKind::Unknown && chance.hit(self.late) {
@@ -157,6 +169,14 @@ impl SimStore {
             }
             Fate::Throttled => {
                 let refusal = Refusal(StoreErrorKind::Retry, "503 slow down");
+                self.fail(sim.shared.config.delays.store, &request, refusal, reply);
+            }
+            Fate::Refused => {
+                let refusal = Refusal(StoreErrorKind::Refused, "the token has expired");
+                self.fail(sim.shared.config.delays.store, &request, refusal, reply);
+            }
+            Fate::FalseConflict => {
+                let refusal = Refusal(StoreErrorKind::Conflict, "409 for no reason");
                 self.fail(sim.shared.config.delays.store, &request, refusal, reply);
             }
             Fate::LostAnswer => {

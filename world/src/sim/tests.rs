@@ -55,6 +55,7 @@ async fn busy(sim: Sim) {
         lost_answer: Odds::one_in(5),
         late: Odds::one_in(5),
         repeated: Odds::one_in(10),
+        ..StoreFaults::default()
     });
     let host = sim.host("a");
     for round in 0..6_u64 {

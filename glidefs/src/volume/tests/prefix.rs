@@ -199,3 +199,26 @@ fn a_volume_is_not_created_over_remains() {
     let error = create(&node, Id([1; 16])).expect_err("refused");
     assert!(matches!(error, VolumeError::Store(_)), "{error}");
 }
+
+/// Some stores answer 409 for reasons of their own; that is no keyring of somebody else.
+#[test]
+fn a_false_conflict_does_not_keep_a_prefix_from_beginning() {
+    use StoreErrorKind::Conflict;
+    // Two creates of the probe come first.
+    let store = TestStore::default();
+    store.fail_after(
+        "create",
+        2,
+        [Fault::Before(Conflict), Fault::Before(Conflict)],
+    );
+    Node::new(1, &store, Some("x")).create("a");
+    Node::new(2, &store, Some("x")).open("a").expect("opens");
+
+    let store = TestStore::default();
+    store.fail_after("create", 2, vec![Fault::Before(Conflict); 20]);
+    let error = refused(&store, Some("x"));
+    assert!(
+        error.contains("temporary") && error.contains("keyring"),
+        "{error}"
+    );
+}

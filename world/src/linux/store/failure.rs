@@ -31,7 +31,7 @@ impl Failure {
     }
 
     pub(super) fn of(access: Access, error: &object_store::Error) -> Self {
-        let message = error.to_string();
+        let message = words_of(error);
         Self {
             kind: kind_of(access, error, &message),
             message: message.chars().take(MESSAGE_CHARS_MAX).collect(),
@@ -120,6 +120,20 @@ pub(super) fn http_status(error: &object_store::Error) -> Option<u16> {
         let status = text.strip_prefix("Server returned non-2xx status code: ")?;
         status.get(..3)?.parse().ok()
     })
+}
+
+/// What failed, and why: the library ends with "error sending request", and that a name does not resolve
+/// or a certificate is not trusted stands in the causes below.
+fn words_of(error: &object_store::Error) -> String {
+    let mut words = error.to_string();
+    for cause in chain(error).skip(1) {
+        let cause = cause.to_string();
+        if !words.contains(&cause) {
+            words.push_str(": ");
+            words.push_str(&cause);
+        }
+    }
+    words
 }
 
 fn find<T: Error + 'static>(error: &object_store::Error) -> Option<&T> {

@@ -193,6 +193,11 @@ impl Request {
         }
     }
 
+    /// Whether the store can say that a condition failed.
+    pub(super) fn has_condition(&self) -> bool {
+        matches!(self.what, What::Create(_) | What::Replace(..))
+    }
+
     fn body_fingerprint(&self) -> u64 {
         match &self.what {
             What::Create(body) | What::Replace(_, body) => fingerprint(body),
