@@ -1,3 +1,4 @@
-//! What the benchmarks share: the cost of a process, and facts about the machine.
+//! What the benchmarks share: the cost of a process, and the conditions of a measurement.
 
+pub mod conditions;
 pub mod process;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use glidefs_benches::process;
+use glidefs_benches::conditions::Conditions;
 use serde::Serialize;
 
 use crate::fio::{Measured, RANDOM_READ_DEEP, RANDOM_WRITE_DEEP, WRITE_FLUSH};
@@ -43,10 +43,8 @@ const INDEX_BYTES_PER_PAGE: u64 = 12;
 /// All that one run found.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    machine: String,
-    conditions: String,
-    load_before: String,
-    load_after: String,
+    #[serde(flatten)]
+    conditions: Conditions,
     pub(crate) rows: Vec<Row>,
     peak_memory_bytes: BTreeMap<String, u64>,
     /// Of GlideFS's cache, at its end: never less than at any time before.
@@ -63,10 +61,7 @@ pub(crate) struct Row {
 impl Report {
     pub(crate) fn new(conditions: &str) -> Result<Self> {
         Ok(Self {
-            machine: process::machine()?,
-            conditions: conditions.to_owned(),
-            load_before: process::load_average()?,
-            load_after: String::new(),
+            conditions: Conditions::begin(conditions)?,
             rows: Vec::new(),
             peak_memory_bytes: BTreeMap::new(),
             cache_used_bytes: 0,
@@ -82,8 +77,7 @@ impl Report {
     }
 
     pub(crate) fn finish(&mut self) -> Result<()> {
-        self.load_after = process::load_average()?;
-        Ok(())
+        self.conditions.end()
     }
 
     pub(crate) fn markdown(&self) -> String {
@@ -94,13 +88,7 @@ impl Report {
     }
 
     fn write_all(&self, text: &mut String) -> std::fmt::Result {
-        writeln!(text, "Machine: {}.", self.machine)?;
-        writeln!(text, "Conditions: {}.", self.conditions)?;
-        writeln!(
-            text,
-            "Load average: {} before, {} after.\n",
-            self.load_before, self.load_after
-        )?;
+        writeln!(text, "{}", self.conditions)?;
         writeln!(
             text,
             "| workload | server | IOPS | MB/s | p50 µs | p99 µs | flush p50 µs | IOPS per server core | peak memory, MiB | to nbdkit memory | to nbdkit file |"

@@ -1,7 +1,7 @@
 //! An S3 endpoint that is there already, as a server of ours sees it.
 
 use anyhow::{Context, Result};
-use world::contract;
+use world::contract::{self, Losers};
 use world::linux::{LinuxConfig, LinuxStore, StoreConfig};
 
 use crate::s3::{ACCESS_KEY, BUCKET, REGION, SECRET_KEY};
@@ -13,7 +13,7 @@ const COMPUTE_THREADS: usize = 2;
 /// Runs the contract of the store's seam by the path that a server takes: a shard on io_uring, the
 /// store client on the edge, signed requests, HTTP. Panics where it is not kept. The bucket and the keys
 /// are those of [`crate::s3`]; nothing may lie under `prefix`.
-pub fn check_contract(endpoint: &str, prefix: &str) -> Result<()> {
+pub fn check_contract(endpoint: &str, prefix: &str, losers: Losers) -> Result<()> {
     let mut config = StoreConfig::new(format!("s3://{BUCKET}{prefix}"));
     config.endpoint = Some(endpoint.to_owned());
     config.region = Some(REGION.to_owned());
@@ -27,6 +27,6 @@ pub fn check_contract(endpoint: &str, prefix: &str) -> Result<()> {
     let handle = edge.handle().clone();
     let store = LinuxStore::open(&config, handle.clone())?;
     let shard = LinuxConfig::new(handle, COMPUTE_THREADS);
-    let kept = world::linux::run(shard, |_world| contract::store(store));
+    let kept = world::linux::run(shard, |_world| contract::store(store, losers));
     kept.context("io_uring is not available")
 }

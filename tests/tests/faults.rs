@@ -44,6 +44,17 @@ fn bodies_that_break_off_are_read_again() -> Result<()> {
     Ok(())
 }
 
+/// A guest's filesystem does not survive an input/output error; credentials are renewed in a moment.
+#[test]
+fn reads_wait_while_credentials_are_renewed() -> Result<()> {
+    let seen = short("reads with expired credentials")?;
+    ensure!(
+        seen.hit > 0 && seen.outcomes.contains_key("refused"),
+        "{seen:?}"
+    );
+    Ok(())
+}
+
 #[test]
 fn credentials_that_end_are_said_once_with_what_to_do() -> Result<()> {
     let seen = short("expired credentials")?;

@@ -10,6 +10,7 @@ use object_store::path::Path;
 use object_store::{
     Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, PutResult, RetryConfig, UpdateVersion,
 };
+use world::contract::Losers;
 
 const RACERS: usize = 16;
 
@@ -89,7 +90,7 @@ fn the_store_over_http_keeps_the_contract() {
     let folder = tempfile::tempdir().expect("a folder");
     let server = S3Server::start(folder.path(), 0).expect("an endpoint");
     for prefix in ["", "/some/prefix"] {
-        check_contract(&server.url(), prefix).expect("it can be asked");
+        check_contract(&server.url(), prefix, Losers::Know).expect("it can be asked");
     }
     // What the contract needs went over the wire.
     let counts = server.counts.snapshot();

@@ -12,4 +12,4 @@ mod store;
 pub use basics::{chance, clock, tasks};
 pub use disk::disk;
 pub use net::net;
-pub use store::store;
+pub use store::{Losers, store};

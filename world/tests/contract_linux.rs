@@ -105,7 +105,7 @@ fn net_over_tcp() {
 fn store(url: String) {
     shard(|_world, edge| {
         let store = LinuxStore::open(&StoreConfig::new(url), edge);
-        contract::store(store.expect("the store opens"))
+        contract::store(store.expect("the store opens"), contract::Losers::Know)
     });
 }
 

@@ -73,5 +73,5 @@ fn net_over_tcp() {
 
 #[test]
 fn store() {
-    each_seed(|world| contract::store(world.store()));
+    each_seed(|world| contract::store(world.store(), contract::Losers::Know));
 }

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use glidefs_benches::process::{self, CpuParts};
+use glidefs_benches::conditions::Conditions;
+use glidefs_benches::process::CpuParts;
 
 use crate::case::Case;
 use crate::control::{Computing, Plain};
@@ -29,10 +30,7 @@ pub(crate) struct Run {
 /// All that one command found.
 #[derive(Debug)]
 pub(crate) struct Report {
-    machine: String,
-    conditions: String,
-    load_before: String,
-    load_after: String,
+    conditions: Conditions,
     pub(crate) rows: Vec<Row>,
     pub(crate) idle: Option<(Case, Idle)>,
 }
@@ -104,18 +102,14 @@ impl Row {
 impl Report {
     pub(crate) fn new(conditions: String) -> Result<Self> {
         Ok(Self {
-            machine: process::machine()?,
-            conditions,
-            load_before: process::load_average()?,
-            load_after: String::new(),
+            conditions: Conditions::begin(conditions)?,
             rows: Vec::new(),
             idle: None,
         })
     }
 
     pub(crate) fn finish(&mut self) -> Result<()> {
-        self.load_after = process::load_average()?;
-        Ok(())
+        self.conditions.end()
     }
 
     pub(crate) fn markdown(&self) -> String {
@@ -125,10 +119,7 @@ impl Report {
     }
 
     fn write(&self, text: &mut String) -> std::fmt::Result {
-        let (before, after) = (&self.load_before, &self.load_after);
-        writeln!(text, "Machine: {}.", self.machine)?;
-        writeln!(text, "Conditions: {}.", self.conditions)?;
-        writeln!(text, "Load average: {before} before, {after} after.\n")?;
+        writeln!(text, "{}", self.conditions)?;
         writeln!(
             text,
             "| case | MB/s | to plain PUTs | CPU s/GiB | of it compute + edge + shard | to control CPU | PUTs/GiB | other requests/GiB | stored | memory before + drain, MiB | store's CPU s/GiB | first / last export, s |"

@@ -12,6 +12,7 @@ use clap::Parser;
 use glidefs_tests::endpoint::check_contract;
 use glidefs_tests::kill::{Load, Rounds};
 use glidefs_tests::server::Store;
+use world::contract::Losers;
 
 /// kill -9 under load, and a check of every page.
 #[derive(Debug, Parser)]
@@ -41,7 +42,8 @@ fn main() -> Result<()> {
     };
     let lost = arguments.rounds / 2;
     if let Some(endpoint) = &arguments.endpoint {
-        check_contract(endpoint, &format!("/{}", run_prefix("contract")))?;
+        let prefix = format!("/{}", run_prefix("contract"));
+        check_contract(endpoint, &prefix, Losers::MayNotKnow)?;
         println!("the contract of the store is kept");
     }
     let folder = tempfile::tempdir()?;

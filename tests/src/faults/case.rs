@@ -149,8 +149,8 @@ fn connections() -> Vec<Case> {
 fn conflicts() -> Vec<Case> {
     let writes = |what| one_in(2, Meets::Writes, what);
     let (busy, own) = (
-        "`throttled`, `repeated`",
-        "`repeated`; planted: `rule13-conflict`",
+        "`throttled`, `false_conflict`",
+        "`repeated`, `false_conflict`; planted: `rule13-conflict`",
     );
     let (race, failed) = ("ConditionalRequestConflict", "PreconditionFailed");
     let mine = "412 to an own PUT that happened";
@@ -175,10 +175,8 @@ fn conflicts() -> Vec<Case> {
 
 /// What a person must see to.
 fn refusals() -> Vec<Case> {
-    let answered = |name, status, code| {
-        let test = "refusals: `glidefs/src/volume/tests/outcomes.rs`";
-        writing(name, each(Meets::All, refused(status, code)), test)
-    };
+    let answered =
+        |name, status, code| writing(name, each(Meets::All, refused(status, code)), "`refused`");
     vec![
         answered("expired credentials", 400, "ExpiredToken"),
         answered("wrong key", 403, "SignatureDoesNotMatch"),
@@ -206,6 +204,7 @@ fn reads() -> Vec<Case> {
     let closed = What::Closed { happened: true };
     let slow = each(Meets::Reads, What::Slow(Duration::from_millis(300)));
     let busy = one_in(2, Meets::Reads, refused(503, "SlowDown"));
+    let expired = each(Meets::Reads, refused(400, "ExpiredToken"));
     vec![
         waking(
             "truncated bodies",
@@ -215,6 +214,7 @@ fn reads() -> Vec<Case> {
         waking("reads closed", one_in(2, Meets::Reads, closed), lost),
         waking("503 to reads", busy, "`throttled`"),
         waking("slow reads", slow, SLOW),
+        waking("reads with expired credentials", expired, "`refused`"),
     ]
 }
 

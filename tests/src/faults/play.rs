@@ -15,7 +15,8 @@ use crate::history::History;
 use crate::load::{Moment, Run, Shape, now, read_content};
 use crate::openmetrics::Exposition;
 use crate::pages::Filler;
-use crate::s3::weather::Fault;
+use crate::s3::weather::{Fault, Weather};
+use crate::s3::{Faults, S3Server};
 use crate::server::{Store, wait_until};
 use crate::site::{Site, text};
 use crate::tool;
@@ -32,7 +33,7 @@ const BEFORE: Duration = Duration::from_secs(1);
 /// Until the store has everything, after the fault.
 const CATCH_UP_MAX: Duration = Duration::from_secs(600);
 /// Distinct lines of the log that are told.
-const LINES_MAX: usize = 4;
+const LINES_MAX: usize = 8;
 const LINE_CHARS_MAX: usize = 160;
 
 /// What came of a case.
@@ -107,37 +108,15 @@ impl Stage {
             How::Waking(fault) => Some(fault),
             _ => None,
         };
-        self.compare(waking)
+        self.compare(case, waking)
     }
 
-    /// The fault, or 503 to everything, while the load goes on.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a fault ends while the load waits for it"
-    )]
+    /// The fault, or 503 to everything, while the load goes on, and for as long as the load waits for it.
     fn under(&mut self, case: &Case, fault: Option<Fault>) -> Result<()> {
         let before = self.outcomes()?;
         let hit = self.site.s3.weather.hit();
-        let (weather, faults) = (
-            Arc::clone(&self.site.s3.weather),
-            Arc::clone(&self.site.s3.faults),
-        );
-        // The load may wait for the end of it.
-        let run = self.load(case, move |lasts| {
-            let over = Arc::new(AtomicBool::new(false));
-            let is_over = Arc::clone(&over);
-            match fault {
-                Some(fault) => weather.set(Some(fault)),
-                None => faults.outage.store(true, Ordering::SeqCst),
-            }
-            std::thread::spawn(move || {
-                sleep(lasts);
-                weather.set(None);
-                faults.outage.store(false, Ordering::SeqCst);
-                is_over.store(true, Ordering::SeqCst);
-            });
-            Ends::When(over)
-        })?;
+        let over = Bad::new(&self.site.s3);
+        let run = self.load(case, move |lasts| Ends::When(over.begin(fault, lasts)))?;
         self.seen.dirty_bytes = self.dirty_bytes()?;
         self.seen.hit = self.site.s3.weather.hit() - hit;
         self.seen.outcomes = since(&self.outcomes()?, &before);
@@ -237,13 +216,15 @@ impl Stage {
     }
 
     /// The volume on another node, from the store alone.
-    fn compare(&mut self, waking: Option<Fault>) -> Result<()> {
+    fn compare(&mut self, case: &Case, waking: Option<Fault>) -> Result<()> {
         let before = self.outcomes()?;
         let said_before = self.site.server.log().len();
         let hit = self.site.s3.weather.hit();
-        self.site.s3.weather.set(waking);
-        let began = now();
         let mut client = self.site.server.connect(EXPORT)?;
+        if waking.is_some() {
+            Bad::new(&self.site.s3).begin(waking, case.lasts);
+        }
+        let began = now();
         let content = read_content(&mut client, SHAPE, &self.history)?;
         if waking.is_some() {
             self.seen.longest_stall = began.elapsed();
@@ -251,7 +232,6 @@ impl Stage {
             self.seen.hit = self.site.s3.weather.hit() - hit;
             self.note_log(said_before);
         }
-        self.site.s3.weather.set(None);
         client.disconnect()?;
         let verdict = self.history.check_nothing_lost(&content)?;
         self.seen.pages_compared = verdict.pages;
@@ -341,6 +321,42 @@ impl Ends {
             Self::After(lasts) => began.elapsed() >= *lasts,
             Self::When(over) => over.load(Ordering::SeqCst),
         }
+    }
+}
+
+/// Bad weather that ends by itself: who waits for the store cannot end it.
+struct Bad {
+    weather: Arc<Weather>,
+    faults: Arc<Faults>,
+}
+
+impl Bad {
+    fn new(s3: &S3Server) -> Self {
+        Self {
+            weather: Arc::clone(&s3.weather),
+            faults: Arc::clone(&s3.faults),
+        }
+    }
+
+    /// The fault, or 503 to everything, from now on for so long. What is returned becomes true at its end.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it ends while everybody else waits for it"
+    )]
+    fn begin(self, fault: Option<Fault>, lasts: Duration) -> Arc<AtomicBool> {
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&over);
+        match fault {
+            Some(fault) => self.weather.set(Some(fault)),
+            None => self.faults.outage.store(true, Ordering::SeqCst),
+        }
+        std::thread::spawn(move || {
+            sleep(lasts);
+            self.weather.set(None);
+            self.faults.outage.store(false, Ordering::SeqCst);
+            is_over.store(true, Ordering::SeqCst);
+        });
+        over
     }
 }
 

@@ -1,7 +1,10 @@
 //! The heap of the process: large buffers go back to the kernel when they are freed.
-#![expect(
-    unsafe_code,
-    reason = "one setting of the C library, which no crate offers as a safe call"
+#![cfg_attr(
+    target_env = "gnu",
+    expect(
+        unsafe_code,
+        reason = "one setting of the C library, which no crate offers as a safe call"
+    )
 )]
 
 /// Smaller buffers come from the heap. Above the largest frame of a volume (128 KiB), of which one is
