@@ -50,12 +50,9 @@ impl Secret {
 
     /// Wraps another key; `self` must have been derived for just that.
     pub(crate) fn wrap(&self, inner: &Self, about: &[u8]) -> Wrapped {
-        let mut bytes = Zeroizing::new(inner.0.to_vec());
-        self.sealing().seal(0, about, &mut bytes);
-        let (mut key, mut tag) = ([0; KEY_BYTES], [0; TAG_BYTES]);
-        key.copy_from_slice(&bytes[..KEY_BYTES]);
-        tag.copy_from_slice(&bytes[KEY_BYTES..]);
-        Wrapped { key, tag }
+        let mut key = Zeroizing::new(*inner.0);
+        let tag = self.sealing().seal(0, about, &mut key[..]);
+        Wrapped { key: *key, tag }
     }
 
     /// None: another key wrapped it, or it is about something else.
@@ -85,11 +82,15 @@ pub(crate) struct Wrapped {
 pub(crate) struct SealingKey(LessSafeKey);
 
 impl SealingKey {
-    /// Seals in place and appends the tag. A number is used once per key.
-    pub(crate) fn seal(&self, number: u32, about: &[u8], bytes: &mut Vec<u8>) {
-        self.0
-            .seal_in_place_append_tag(nonce(number), Aad::from(about), bytes)
+    /// Seals in place and returns the tag, which belongs behind the bytes. A number is used once per
+    /// key.
+    pub(crate) fn seal(&self, number: u32, about: &[u8], bytes: &mut [u8]) -> [u8; TAG_BYTES] {
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(nonce(number), Aad::from(about), bytes)
             .expect("a frame is far below what GCM can seal");
+        let tag = tag.as_ref().try_into();
+        tag.expect("GCM's tag has 16 bytes")
     }
 
     /// The plain bytes, or none if anything differs from what was sealed.

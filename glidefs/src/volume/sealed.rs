@@ -11,7 +11,7 @@
 use blockcache::{Id, PageRange};
 use bytes::Bytes;
 
-use super::codec::{self, Compression};
+use super::codec::{self, Compression, Packer};
 use super::extent::ObjectName;
 use super::keys::{SealingKey, Secret, TAG_BYTES};
 
@@ -168,7 +168,8 @@ pub(crate) struct Sealer {
     kind: Kind,
     name: ObjectName,
     key: Option<SealingKey>,
-    compression: Compression,
+    /// Boxed: writers of the map carry a sealer through all that they await.
+    packer: Box<Packer>,
     bytes: Vec<u8>,
     frames: u32,
 }
@@ -185,10 +186,16 @@ impl Sealer {
             kind,
             name,
             key: key.map(|key| object_key(key, name.id)),
-            compression,
+            packer: Box::new(Packer::new(compression)),
             bytes: Vec::new(),
             frames: 0,
         }
+    }
+
+    /// Makes room for so many bytes more, where it is known beforehand: an object that grows bit by bit
+    /// is copied as often, and keeps up to twice its memory until it is uploaded.
+    pub(crate) fn reserve(&mut self, bytes: usize) {
+        self.bytes.reserve_exact(bytes);
     }
 
     /// Bytes so far.
@@ -225,8 +232,9 @@ impl Sealer {
     }
 
     fn put(&mut self, number: u32, pages: PageRange, plain: &[u8]) -> Placed {
-        let (codec, packed) = codec::compress(self.compression, plain);
-        let mut stored = packed.unwrap_or_else(|| plain.to_vec());
+        // Packed, sealed and hashed where it stays.
+        let start = self.bytes.len();
+        let codec = self.packer.append(plain, &mut self.bytes);
         if let Some(key) = &self.key {
             let frame = Frame {
                 number,
@@ -234,16 +242,18 @@ impl Sealer {
                 codec,
                 plain: length(plain.len()),
             };
-            key.seal(number, &about(self.kind, self.name, &frame), &mut stored);
+            let about = about(self.kind, self.name, &frame);
+            let tag = key.seal(number, &about, &mut self.bytes[start..]);
+            self.bytes.extend_from_slice(&tag);
         }
+        let stored = &self.bytes[start..];
         let placed = Placed {
             number,
-            offset: length(self.bytes.len()),
+            offset: length(start),
             stored: length(stored.len()),
             codec,
-            hash: *blake3::hash(&stored).as_bytes(),
+            hash: *blake3::hash(stored).as_bytes(),
         };
-        self.bytes.extend_from_slice(&stored);
         assert!(
             self.bytes.len() <= OBJECT_BYTES_MAX,
             "the writers bound their objects"

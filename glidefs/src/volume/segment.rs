@@ -5,9 +5,9 @@ use bytes::Bytes;
 
 use super::codec::Compression;
 use super::extent::{Extent, FRAME_PAGES_MAX, ObjectName, Spot};
-use super::keys::Secret;
+use super::keys::{Secret, TAG_BYTES};
 use super::row::{self, ROW_BYTES};
-use super::sealed::{Kind, ObjectRef, Sealer};
+use super::sealed::{Kind, ObjectRef, Sealer, TRAILER_BYTES};
 use super::{FrameContent, PlainFrame};
 
 /// Entries of one segment at most. A writer that has more makes another segment.
@@ -42,6 +42,7 @@ pub(crate) fn seal(
         "frames of one segment overlap"
     );
     let mut sealer = Sealer::new(Kind::Segment, name, key, compression);
+    sealer.reserve(bytes_max(&frames));
     let extents: Vec<Extent> = frames
         .iter()
         .map(|frame| place(&mut sealer, name, frame))
@@ -58,6 +59,16 @@ pub(crate) fn seal(
         reference,
         extents,
     }
+}
+
+/// Of the whole object, if nothing compresses.
+fn bytes_max(frames: &[PlainFrame]) -> usize {
+    let data = frames.iter().map(|frame| match &frame.content {
+        FrameContent::Data(data) => data.len() + TAG_BYTES,
+        FrameContent::Zero => 0,
+    });
+    let index = 4 + frames.len() * ROW_BYTES + TAG_BYTES;
+    data.sum::<usize>() + index + TRAILER_BYTES
 }
 
 fn place(sealer: &mut Sealer, name: ObjectName, frame: &PlainFrame) -> Extent {
