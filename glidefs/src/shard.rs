@@ -30,6 +30,7 @@ use crate::export::shelf::Shelf;
 use crate::export::site::{ExportConfig, Site};
 use crate::repeats::Repeats;
 use crate::sync::SyncConfig;
+use crate::sync::attempt::PACKING_MAX;
 use crate::sync::backoff::Backoff;
 use crate::volume::{BucketConfig, Owner, VolumeError};
 use answer::Answers;
@@ -123,6 +124,7 @@ impl<W: World> Shard<W> {
                 host: config.host,
             },
             uploads: Semaphore::new(config.exports.sync.uploads_total_max.max(1)),
+            packing: Semaphore::new(PACKING_MAX),
             closing: Cell::new(false),
             world,
             cache,

@@ -82,6 +82,7 @@ use reader::{Reader, Volumes};
 use root::Stored;
 use runs::{Edit, Run, Shape};
 use sealed::{Frame, Hash, Kind, ObjectRef, Target};
+use segment::Sealed;
 use tail::Tail;
 use writer::Maker;
 
@@ -308,16 +309,21 @@ impl<W: World> Volume<W> {
         Ok(Bytes::from(plain))
     }
 
-    /// Compresses, seals and uploads frames as one segment. The frames must be disjoint, and within
-    /// [`SEGMENT_ENTRIES_MAX`] and [`SEGMENT_BYTES_MAX`]. Temporary failures are retried within a
-    /// bound; an upload that fails for good is abandoned with its id.
-    pub async fn upload(&self, frames: Vec<PlainFrame>) -> Result<Uploaded, VolumeError> {
+    /// Compresses and seals frames as one segment. The frames must be disjoint, and within
+    /// [`SEGMENT_ENTRIES_MAX`] and [`SEGMENT_BYTES_MAX`].
+    pub(crate) async fn seal(&self, frames: Vec<PlainFrame>) -> Sealed {
         assert!(!frames.is_empty(), "a segment without frames");
         let maker = self.maker(&self.inner.state.borrow());
-        let name = maker.fresh_name();
-        let (key, compression) = (maker.key.clone(), maker.compression());
+        let (name, compression) = (maker.fresh_name(), maker.compression());
+        let key = maker.key;
         let sealing = move || segment::seal(name, key.as_ref(), compression, frames);
-        let sealed = self.inner.bucket.world().compute(sealing).await;
+        self.inner.bucket.world().compute(sealing).await
+    }
+
+    /// Uploads a segment. Temporary failures are retried within a bound; an upload that fails for good
+    /// is abandoned with its id.
+    pub(crate) async fn put(&self, sealed: Sealed) -> Result<Uploaded, VolumeError> {
+        let maker = self.maker(&self.inner.state.borrow());
         maker
             .put(Kind::Segment, &sealed.reference, sealed.body)
             .await?;
@@ -325,6 +331,12 @@ impl<W: World> Volume<W> {
             reference: sealed.reference,
             extents: sealed.extents.into(),
         })
+    }
+
+    /// Both, one after the other.
+    pub async fn upload(&self, frames: Vec<PlainFrame>) -> Result<Uploaded, VolumeError> {
+        let sealed = self.seal(frames).await;
+        self.put(sealed).await
     }
 
     fn reader(&self, now: &Now) -> Reader<W> {

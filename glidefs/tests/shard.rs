@@ -952,7 +952,7 @@ fn shutdown_drains_through_an_outage_and_refuses_new_clients() {
 /// is left to do.
 #[test]
 fn a_drain_that_began_in_an_outage_ends_though_all_was_published_before_it() {
-    simulate(52, |sim| async move {
+    simulate(54, |sim| async move {
         let node = start(&sim, "a").await;
         let device = node.connect("vm").await.expect("created");
         write(&device, 1, 11).await;

@@ -25,8 +25,10 @@ pub struct Site<W: World> {
     /// What our roots name as owner (rule 18).
     pub(crate) owner: Owner,
     pub(crate) config: ExportConfig,
-    /// Segments of all exports in memory and on their way to the store.
+    /// Segments of all exports in memory and on their way to the store; whoever waits is served in turn.
     pub(crate) uploads: Semaphore,
+    /// Of them, those that are being read and sealed.
+    pub(crate) packing: Semaphore,
     /// The server is going down: nothing new is opened, and nothing detaches but by its order.
     pub(crate) closing: Cell<bool>,
 }

@@ -3,17 +3,23 @@
 
 use std::cell::{Cell, RefCell};
 
-use blockcache::{Cut, Id, PageRange, Seq};
+use blockcache::{Cut, Id, PAGE_BYTES, PageRange, Seq};
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use world::World;
+use world::sync::SemaphorePermit;
 
-use super::plan::{FrameKind, FramePlan, SegmentLimits, SegmentPlan, plan};
+use super::plan::{FRAME_PAGES_MAX, FrameKind, FramePlan, SegmentLimits, SegmentPlan, plan};
 use super::{SyncError, Syncer};
 use crate::export::Role;
 use crate::export::apply_patches;
 use crate::export::frames::index;
-use crate::race::join_all;
 use crate::volume::{FrameContent, PlainFrame, Publish, Uploaded, VolumeState};
+
+/// Segments of all exports that are read and sealed at a time.
+pub(crate) const PACKING_MAX: usize = 4;
+/// Groups of frames of one segment that are read at a time.
+const READS_MAX: usize = 8;
 
 /// A change of the root that was decided and is durable in the log as an intent.
 #[derive(Debug)]
@@ -137,48 +143,50 @@ impl<W: World> Syncer<W> {
         self.upload_all(attempt, &cut).await
     }
 
+    /// An export stands in the queues with one segment at a time, and behind all others when it comes
+    /// back: so exports that sync at once share the turns evenly, and one alone has them all.
     async fn upload_all(&self, attempt: &Attempt<W>, cut: &Cut<W>) -> Result<(), SyncError> {
-        let next = Cell::new(0);
         let failure = RefCell::new(None);
         let open = attempt.segments.iter().filter(|s| !s.is_uploaded());
-        let todo: Vec<&Segment> = open.collect();
-        let workers = self.site.config.sync.uploads_max.max(1).min(todo.len());
-        let worker = || async {
-            while failure.borrow().is_none() {
-                let Some(segment) = todo.get(next.replace(next.get() + 1)) else {
-                    return;
-                };
-                match self.upload_one(cut, &segment.plan).await {
-                    Ok(uploaded) => *segment.uploaded.borrow_mut() = Some(uploaded),
-                    Err(error) => *failure.borrow_mut() = Some(error),
-                }
+        let turns = stream::iter(open)
+            .take_while(|_| std::future::ready(failure.borrow().is_none()))
+            .then(async |segment| {
+                // Before the data is read: it bounds the memory that all syncs together take. Few are
+                // packed at a time, so that what waits for a slow store is what is sealed.
+                let turn = self.site.uploads.acquire().await.expect("never closed");
+                let packing = self.site.packing.acquire().await.expect("never closed");
+                (segment, turn, packing)
+            });
+        let uploads = turns.map(async |(segment, turn, packing)| {
+            match self.upload_one(cut, &segment.plan, packing).await {
+                Ok(uploaded) => *segment.uploaded.borrow_mut() = Some(uploaded),
+                Err(error) => *failure.borrow_mut() = Some(error),
             }
-        };
-        join_all((0..workers).map(|_| worker()).collect()).await;
+            drop(turn);
+        });
+        let uploads_max = self.site.config.sync.uploads_max.max(1);
+        uploads
+            .buffer_unordered(uploads_max)
+            .for_each(|()| std::future::ready(()))
+            .await;
         failure.into_inner().map_or(Ok(()), Err)
     }
 
-    async fn upload_one(&self, cut: &Cut<W>, plan: &SegmentPlan) -> Result<Uploaded, SyncError> {
-        // Before the data is read: it bounds the memory that all syncs together take.
-        let _turn = self.site.uploads.acquire().await.expect("never closed");
-        let mut frames = Vec::with_capacity(plan.frames.len());
-        let mut bytes = 0;
-        for frame in &plan.frames {
-            let content = self.content(cut, frame).await?;
-            if let FrameContent::Data(data) = &content {
-                bytes += u64::try_from(data.len()).expect("usize fits u64");
-            }
-            frames.push(PlainFrame {
-                pages: frame.pages,
-                content,
-            });
-        }
+    async fn upload_one(
+        &self,
+        cut: &Cut<W>,
+        plan: &SegmentPlan,
+        packing: SemaphorePermit<'_>,
+    ) -> Result<Uploaded, SyncError> {
         let volume = self
             .export
             .frames()
             .volume()
             .expect("the store was reached");
-        let uploaded = Box::pin(volume.upload(frames)).await?;
+        let (frames, bytes) = self.read(cut, plan).await?;
+        let sealed = Box::pin(volume.seal(frames)).await;
+        drop(packing);
+        let uploaded = Box::pin(volume.put(sealed)).await?;
         self.export.count(|io| {
             io.uploaded_segments += 1;
             io.uploaded_bytes += uploaded.bytes();
@@ -187,29 +195,78 @@ impl<W: World> Syncer<W> {
         Ok(uploaded)
     }
 
+    /// The frames of a segment, and how many bytes they have. Some at a time: pages that have to come
+    /// from the store, or the SSD, are waited for together.
+    async fn read(
+        &self,
+        cut: &Cut<W>,
+        plan: &SegmentPlan,
+    ) -> Result<(Vec<PlainFrame>, u64), SyncError> {
+        let reads = groups(&plan.frames).map(|group| self.read_group(cut, group));
+        let mut reads = stream::iter(reads).buffered(READS_MAX);
+        let mut frames = Vec::with_capacity(plan.frames.len());
+        let mut bytes = 0;
+        while let Some((group, group_bytes)) = reads.try_next().await? {
+            bytes += group_bytes;
+            frames.extend(group);
+        }
+        Ok((frames, bytes))
+    }
+
+    /// Frames that lie in one buffer: small ones cost less so.
+    async fn read_group(
+        &self,
+        cut: &Cut<W>,
+        group: &[FramePlan],
+    ) -> Result<(Vec<PlainFrame>, u64), SyncError> {
+        // What the page cache holds is read without waiting: clients are served in between.
+        self.site.world.yield_now().await;
+        let len = index(group.iter().map(data_bytes).sum());
+        let mut buffer = vec![0; len];
+        let mut spots = Vec::with_capacity(group.len());
+        let mut from = 0;
+        for frame in group {
+            let to = from + index(data_bytes(frame));
+            let into = &mut buffer[from..to];
+            if from < to {
+                self.fill(cut, frame, into).await?;
+            }
+            let is_zero = into.iter().all(|byte| *byte == 0);
+            spots.push((frame.pages, (!is_zero).then_some(from..to)));
+            from = to;
+        }
+        let buffer = Bytes::from(buffer);
+        let mut bytes = 0;
+        let frames = spots.into_iter().map(|(pages, spot)| {
+            let content = match spot {
+                None => FrameContent::Zero,
+                Some(spot) => {
+                    bytes += pages.bytes();
+                    FrameContent::Data(buffer.slice(spot))
+                }
+            };
+            PlainFrame { pages, content }
+        });
+        Ok((frames.collect(), bytes))
+    }
+
     /// The bytes of one frame: the cut's, over those of the map that was published before it.
-    async fn content(&self, cut: &Cut<W>, frame: &FramePlan) -> Result<FrameContent, SyncError> {
-        if frame.kind == FrameKind::Zero {
-            return Ok(FrameContent::Zero);
+    async fn fill(&self, cut: &Cut<W>, frame: &FramePlan, out: &mut [u8]) -> Result<(), SyncError> {
+        let missing = cut.read(frame.pages, out).await?;
+        if missing.is_empty() {
+            return Ok(());
         }
-        let mut out = vec![0; index(frame.pages.bytes())];
-        let missing = cut.read(frame.pages, &mut out).await?;
-        if !missing.is_empty() {
-            assert_eq!(
-                frame.kind,
-                FrameKind::Completed,
-                "a cut holds its whole pages {}",
-                frame.pages
-            );
-            let wanted: Vec<PageRange> = missing.iter().map(|m| m.pages).collect();
-            let frames = self.export.frames();
-            frames.read(&wanted, frame.pages, &mut out).await?;
-            apply_patches(&missing, frame.pages, &mut out);
-        }
-        if out.iter().all(|byte| *byte == 0) {
-            return Ok(FrameContent::Zero);
-        }
-        Ok(FrameContent::Data(Bytes::from(out)))
+        assert_eq!(
+            frame.kind,
+            FrameKind::Completed,
+            "a cut holds its whole pages {}",
+            frame.pages
+        );
+        let wanted: Vec<PageRange> = missing.iter().map(|m| m.pages).collect();
+        let frames = self.export.frames();
+        frames.read(&wanted, frame.pages, out).await?;
+        apply_patches(&missing, frame.pages, out);
+        Ok(())
     }
 
     /// Makes it the volume's state.
@@ -261,5 +318,53 @@ impl<W: World> Syncer<W> {
             size_bytes: attempt.size_bytes,
             state: Some(attempt.state),
         }
+    }
+}
+
+/// Frames that follow each other, up to the size of the largest single one.
+fn groups(frames: &[FramePlan]) -> impl Iterator<Item = &[FramePlan]> {
+    let mut rest = frames;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fitting = rest.iter().take_while(|frame| {
+            bytes += data_bytes(frame);
+            bytes <= FRAME_PAGES_MAX * PAGE_BYTES
+        });
+        let (group, behind) = rest.split_at(fitting.count());
+        rest = behind;
+        (!group.is_empty()).then_some(group)
+    })
+}
+
+/// Of a frame in the segment before compression; zeros have none.
+fn data_bytes(frame: &FramePlan) -> u64 {
+    match frame.kind {
+        FrameKind::Zero => 0,
+        FrameKind::Whole | FrameKind::Completed => frame.pages.bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(start: u64, pages: u64, kind: FrameKind) -> FramePlan {
+        FramePlan {
+            pages: PageRange::new(start, start + pages),
+            kind,
+        }
+    }
+
+    #[test]
+    fn groups_hold_every_frame_once_and_no_more_than_a_large_one() {
+        let mut frames = vec![frame(0, 32, FrameKind::Whole)];
+        frames.extend((0..70).map(|n| frame(100 + n * 2, 1, FrameKind::Completed)));
+        frames.push(frame(1000, 1 << 20, FrameKind::Zero));
+        frames.push(frame(1 << 21, 31, FrameKind::Whole));
+        let grouped: Vec<&[FramePlan]> = groups(&frames).collect();
+        assert_eq!(grouped.concat(), frames);
+        let counts: Vec<usize> = grouped.iter().map(|group| group.len()).collect();
+        assert_eq!(counts, [1, 32, 32, 7, 1]);
+        assert_eq!(groups(&[]).count(), 0);
     }
 }

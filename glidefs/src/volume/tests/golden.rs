@@ -204,7 +204,7 @@ fn golden_page() -> Vec<u8> {
     (0..=255).cycle().take(4096).collect()
 }
 
-fn golden_segment(key: Option<&Secret>, compression: Compression) -> segment::Sealed {
+fn golden_segment(key: Option<&Secret>, compression: Compression) -> Sealed {
     let frames = vec![
         PlainFrame {
             pages: PageRange::new(100, 101),
