@@ -2,6 +2,7 @@
 //! up again; what succeeded is kept.
 
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 
 use blockcache::{Cut, Id, PAGE_BYTES, PageRange, Seq};
 use bytes::Bytes;
@@ -158,6 +159,10 @@ impl<W: World> Syncer<W> {
                 (segment, turn, packing)
             });
         let uploads = turns.map(async |(segment, turn, packing)| {
+            // It may have stood in the queue when another failed.
+            if failure.borrow().is_some() {
+                return;
+            }
             match self.upload_one(cut, &segment.plan, packing).await {
                 Ok(uploaded) => *segment.uploaded.borrow_mut() = Some(uploaded),
                 Err(error) => *failure.borrow_mut() = Some(error),
@@ -202,8 +207,13 @@ impl<W: World> Syncer<W> {
         cut: &Cut<W>,
         plan: &SegmentPlan,
     ) -> Result<(Vec<PlainFrame>, u64), SyncError> {
-        let reads = groups(&plan.frames).map(|group| self.read_group(cut, group));
-        let mut reads = stream::iter(reads).buffered(READS_MAX);
+        let groups = stream::iter(groups(&plan.frames)).then(async |group| {
+            // What the page cache holds is read without waiting: clients are served in between.
+            self.site.world.yield_now().await;
+            group
+        });
+        let reads = groups.map(|group| self.read_group(cut, group));
+        let mut reads = pin!(reads.buffered(READS_MAX));
         let mut frames = Vec::with_capacity(plan.frames.len());
         let mut bytes = 0;
         while let Some((group, group_bytes)) = reads.try_next().await? {
@@ -219,8 +229,6 @@ impl<W: World> Syncer<W> {
         cut: &Cut<W>,
         group: &[FramePlan],
     ) -> Result<(Vec<PlainFrame>, u64), SyncError> {
-        // What the page cache holds is read without waiting: clients are served in between.
-        self.site.world.yield_now().await;
         let len = index(group.iter().map(data_bytes).sum());
         let mut buffer = vec![0; len];
         let mut spots = Vec::with_capacity(group.len());
