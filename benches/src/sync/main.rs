@@ -95,10 +95,8 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         if !endpoints.iter().any(|it| it.kind == case.store) {
             endpoints.push(Endpoint::start(case.store, &folder)?);
         }
-        progress(&format!("{case}: computing alone"));
         report.rows.push(Row {
             case,
-            computing: control::compute(&case)?,
             runs: Vec::new(),
         });
     }
@@ -115,7 +113,12 @@ fn measure(arguments: &Arguments) -> Result<Report> {
             };
             let sync = run::measure(&case, &site, arguments.mib)?;
             let plain = plainly(&site, &sync)?;
-            row.runs.push(Run { sync, plain });
+            let computing = control::compute(&case)?;
+            row.runs.push(Run {
+                sync,
+                plain,
+                computing,
+            });
         }
     }
     if arguments.idle_seconds > 0 {
