@@ -952,7 +952,14 @@ fn shutdown_drains_through_an_outage_and_refuses_new_clients() {
 /// is left to do.
 #[test]
 fn a_drain_that_began_in_an_outage_ends_though_all_was_published_before_it() {
-    simulate(54, |sim| async move {
+    // Which seeds kill between the two is up to every step before: some must.
+    let hits = (52..84).filter(|seed| drain_behind_an_unnoted_publish(*seed));
+    assert!(hits.count() > 0, "the log had noted the publish each time");
+}
+
+/// False: the kill came too late for what the test is about.
+fn drain_behind_an_unnoted_publish(seed: u64) -> bool {
+    simulate(seed, |sim| async move {
         let node = start(&sim, "a").await;
         let device = node.connect("vm").await.expect("created");
         write(&device, 1, 11).await;
@@ -962,7 +969,9 @@ fn a_drain_that_began_in_an_outage_ends_though_all_was_published_before_it() {
         let node = start(&sim, "a").await;
         let _device = node.connect("vm").await.expect("resumed unasked");
         let dirty_bytes = node.get("vm").await.dirty_bytes;
-        assert!(dirty_bytes > 0, "the log had noted the publish already");
+        if dirty_bytes == 0 {
+            return false;
+        }
         let shard = Rc::clone(&node.shard);
         let ended = Rc::new(std::cell::Cell::new(false));
         let tell = Rc::clone(&ended);
@@ -977,7 +986,8 @@ fn a_drain_that_began_in_an_outage_ends_though_all_was_published_before_it() {
         sim.set_store_outage(None, false);
         sim.sleep(Duration::from_secs(60)).await;
         assert!(ended.get(), "the drain did not hear that nothing is left");
-    });
+        true
+    })
 }
 
 #[test]
