@@ -35,6 +35,7 @@ mod probe;
 mod publish;
 mod reader;
 mod renew;
+mod replaced;
 mod retry;
 mod root;
 mod row;

@@ -165,18 +165,20 @@ struct Stage {
     live: Vec<Live>,
     sound: BTreeMap<String, Bytes>,
     other_prefix: BTreeMap<String, Bytes>,
-    /// Before the last changes of root and keyring.
-    earlier: BTreeMap<String, Bytes>,
+    earlier: Earlier,
     expected: Vec<u8>,
     pages: u64,
     /// The handle that published last.
     holder: Volume<SimWorld>,
 }
 
+/// What root and keyring were before their last changes.
+type Earlier = BTreeMap<String, Vec<Bytes>>;
+
 struct Prefix {
     sim: Sim,
     host: HostId,
-    earlier: BTreeMap<String, Bytes>,
+    earlier: Earlier,
     pages: u64,
     holder: Volume<SimWorld>,
 }
@@ -298,6 +300,7 @@ impl Stage {
                 // A keyring of another prefix opens with the same password; what it does not fit is
                 // the root. A foreign root names segments that are not there.
                 let named = match (kind, attack) {
+                    (Kind::Keyring, Attack::RollBack) => text.contains("an older version"),
                     (Kind::Keyring, Attack::SwapPrefix) => text.contains("keyring"),
                     (Kind::Root, Attack::SwapPrefix) => text.contains(&format!("nbd/{NAME}/")),
                     (Kind::Root, Attack::Gone) => text.contains(&format!("`{NAME}`")),
@@ -359,7 +362,11 @@ impl Stage {
             Attack::SwapVolume => self.pick(&self.sound, kind, OTHER, |_| true),
             Attack::SwapPrefix => self.pick(&self.other_prefix, kind, NAME, |_| true),
             Attack::RollBack if plain_keyring || !mutable => None,
-            Attack::RollBack => Some(Some(Corruption::Replace(self.earlier[key].clone()))),
+            Attack::RollBack => {
+                let versions = &self.earlier[key];
+                let old = versions[self.draw(versions.len())].clone();
+                Some(Some(Corruption::Replace(old)))
+            }
         }
     }
 
@@ -451,7 +458,7 @@ async fn build(
     world: SimWorld,
     store: <SimWorld as World>::Store,
     guard: Guard,
-) -> Result<(BTreeMap<String, Bytes>, u64, Volume<SimWorld>)> {
+) -> Result<(Earlier, u64, Volume<SimWorld>)> {
     let metered = Metered::new(world.clone(), store.clone());
     let bucket = Bucket::open(world.clone(), metered, config(guard, PASSWORD)).await?;
     let owner = Owner {
@@ -478,7 +485,10 @@ async fn build(
         }
         volumes.push(volume);
     }
-    let mut earlier = sim.objects();
+    let mut earlier = Earlier::new();
+    remember(&sim, &mut earlier, |key| {
+        key == "keyring" || key.ends_with("/root")
+    });
     let volume = volumes.pop().context("two were made")?;
     sync(&sim, &world, &volume, &mut pages).await?;
     if guard == Guard::Sealed {
@@ -488,6 +498,8 @@ async fn build(
         };
         let cost = KeyringCost::LEAST;
         let added = Keyslots::change(&world, &store, password(PASSWORD), add, cost).await?;
+        // It opens with either password, so that only its age can give it away.
+        remember(&sim, &mut earlier, |key| key == "keyring");
         let old = added.now.in_use.context("it was opened")?;
         let remove = KeyChange::Remove {
             slot: old.to_string(),
@@ -495,8 +507,14 @@ async fn build(
         };
         Keyslots::change(&world, &store, password(NEXT_PASSWORD), remove, cost).await?;
     }
-    earlier.retain(|key, _| key == "keyring" || key.ends_with("/root"));
     Ok((earlier, pages, volume))
+}
+
+fn remember(sim: &Sim, earlier: &mut Earlier, is_wanted: impl Fn(&str) -> bool) {
+    let objects = sim.objects().into_iter();
+    for (key, bytes) in objects.filter(|(key, _)| is_wanted(key)) {
+        earlier.entry(key).or_default().push(bytes);
+    }
 }
 
 /// Two new pages as the next cut. No page is written twice, so that every stored frame is read.

@@ -95,6 +95,12 @@ fn add(new: &NewSlot, environment: &Environment, next: &str) -> Result<ExitCode,
 }
 
 fn show(changed: &KeyChanged, as_json: bool, next: &str) -> Result<ExitCode, Failure> {
+    if !changed.is_guarded {
+        output::notice(
+            "The keys are changed, but the store failed before the old keyring was noted as replaced: \
+             should somebody put it back, nothing will notice. Any later change of keys is noted again.",
+        );
+    }
     if as_json {
         output::json(&document(changed));
         return Ok(ExitCode::SUCCESS);

@@ -37,6 +37,8 @@ pub(crate) struct KeyChanged {
     pub(crate) slots: Vec<SlotView>,
     /// The one that the configuration's password opens.
     pub(crate) in_use: Option<Id>,
+    /// False: the keyring that was replaced could not be noted as such.
+    pub(crate) is_guarded: bool,
 }
 
 /// Looks at the slots, or changes them.
@@ -124,6 +126,7 @@ async fn perform(
             removed: Vec::new(),
             slots: found.slots,
             in_use: found.in_use,
+            is_guarded: true,
         });
     };
     let password = password.expect("asked for above");
@@ -136,6 +139,7 @@ async fn perform(
         removed: changed.removed,
         slots: changed.now.slots,
         in_use: changed.now.in_use,
+        is_guarded: changed.is_guarded,
     })
 }
 

@@ -22,7 +22,9 @@ use super::root::{Content, DataKey, FORMAT, NamedVolume, Root, RootOwner, State,
 use super::runs::{MapIndex, Run};
 use super::sealed::{Kind, ObjectRef};
 use super::tail::Tail;
-use super::{Owner, RootView, Volume, VolumeError, envelope, probe, retry, root, segment};
+use super::{
+    Owner, RootView, Volume, VolumeError, envelope, probe, replaced, retry, root, segment,
+};
 
 /// Volumes that [`Bucket::names`] lists at most: it is for people.
 const NAMES_MAX: usize = 100_000;
@@ -155,7 +157,7 @@ impl<W: World> Bucket<W> {
         store: &impl Store,
         password: Option<String>,
     ) -> Result<Prefix, VolumeError> {
-        if let Some(keyring) = read_keyring(world, store).await? {
+        if let Some((keyring, _)) = replaced::read(world, store).await? {
             unlock(world, keyring, password.map(Zeroizing::new)).await?;
             return Ok(Prefix::Begun);
         }
@@ -455,7 +457,7 @@ async fn open_keyring<W: World>(
     cost: KeyringCost,
 ) -> Result<Option<PrefixKeys>, VolumeError> {
     for attempt in 0..retry::ATTEMPTS_MAX {
-        if let Some(keyring) = read_keyring(world, store).await? {
+        if let Some((keyring, _)) = replaced::read(world, store).await? {
             return unlock(world, keyring, password).await;
         }
         if let Begun::Ours(keys) = begin_prefix(world, store, password.clone(), cost).await? {
@@ -553,17 +555,6 @@ async fn adopt_plain<W: World>(
     match root::ENVELOPE.check_of(&root, &object.bytes)? {
         envelope::Check::Hash => Ok(()),
         envelope::Check::Mac => lost("its volume is encrypted"),
-    }
-}
-
-async fn read_keyring<W: World>(
-    world: &W,
-    store: &impl Store,
-) -> Result<Option<Keyring>, VolumeError> {
-    match retry::get(world, store, KEYRING, Part::All).await {
-        Ok(object) => Keyring::decode(&object.bytes).map(Some),
-        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -190,8 +190,18 @@ impl Keyring {
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let body = postcard::to_stdvec(self).expect("plain data always encodes");
-        ENVELOPE.seal(FORMAT, &body, None)
+        ENVELOPE.seal(FORMAT, &self.body(), None)
+    }
+
+    fn body(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("plain data always encodes")
+    }
+
+    /// Names exactly this keyring among all that the prefix ever has.
+    pub(crate) fn version(&self) -> Id {
+        let hash = blake3::derive_key("glidefs 1 keyring version", &self.body());
+        let (id, _) = hash.split_first_chunk().expect("32 bytes");
+        Id(*id)
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, VolumeError> {

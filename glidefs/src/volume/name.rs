@@ -10,6 +10,8 @@ pub(crate) const NAME_BYTES_MAX: usize = 63;
 /// Everything that belongs to volumes lies under this.
 pub(crate) const VOLUMES: &str = "nbd/";
 pub(crate) const KEYRING: &str = "keyring";
+/// Notes of keyrings that were replaced.
+pub(crate) const REPLACED: &str = "keyring-replaced/";
 
 /// A name that matches `[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,6 +10,8 @@
 //!   \---------------------------- anything else: somebody was faster
 //! ```
 //!
+//! Behind the swap a note says that the old one was replaced (`replaced.rs`).
+//!
 //! Of two operators at once one wins, and the other decides again on what the first has left: no
 //! slot is lost. The last slot is never removed, and the one that the configuration's own password
 //! opens only if that is asked for.
@@ -22,7 +24,7 @@ use zeroize::Zeroizing;
 
 use super::keyring::{FreshSlot, Keyring, KeyringCost, Opened, SLOTS_MAX, SlotView, slot_id};
 use super::name::KEYRING;
-use super::{VolumeError, probe, retry};
+use super::{VolumeError, probe, replaced, retry};
 
 /// Times that another operator may be faster before this one gives up.
 const ROUNDS_MAX: u32 = 16;
@@ -73,6 +75,9 @@ pub struct Changed {
     pub removed: Vec<SlotView>,
     /// Afterwards.
     pub now: Keyslots,
+    /// Should the keyring that was replaced be put back, it will be noticed. False: the store failed
+    /// when this was to be noted.
+    pub is_guarded: bool,
 }
 
 impl Keyslots {
@@ -124,8 +129,15 @@ impl Keyslots {
                 return Ok(decision.outcome);
             };
             let body = Bytes::from(next.encode());
-            match swap(world, store, &etag, body).await? {
-                Swapped::Landed => return Ok(decision.outcome),
+            let swapped = swap(world, store, &etag, body).await?;
+            // Also if somebody else's took its place: it may be ours that did, and was replaced in turn.
+            let noted = replaced::note(world, store, &keyring).await;
+            match swapped {
+                Swapped::Landed => {
+                    let mut changed = decision.outcome;
+                    changed.is_guarded = noted.is_ok();
+                    return Ok(changed);
+                }
                 Swapped::Lost(now) => (keyring, etag) = *now,
             }
         }
@@ -198,6 +210,7 @@ fn decide(
             added,
             removed,
             now: Keyslots { slots: now, in_use },
+            is_guarded: true,
         },
         next,
     })
@@ -297,11 +310,7 @@ async fn swap<W: World>(
 }
 
 async fn read<W: World>(world: &W, store: &W::Store) -> Result<(Keyring, ETag), VolumeError> {
-    match retry::get(world, store, KEYRING, Part::All).await {
-        Ok(object) => Ok((Keyring::decode(&object.bytes)?, object.etag)),
-        Err(error) if error.kind == StoreErrorKind::NotFound => Err(gone()),
-        Err(error) => Err(error.into()),
-    }
+    replaced::read(world, store).await?.ok_or_else(gone)
 }
 
 fn gone() -> VolumeError {

@@ -288,8 +288,8 @@ fn a_change_costs_the_same_for_any_number_of_volumes() {
     assert_eq!(costs[0], costs[1]);
     assert_eq!(
         costs[0],
-        (2, 5, 1),
-        "a get, four of the puts and the list are the probe's"
+        (3, 6, 1),
+        "a get, four of the puts and the list are the probe's; the others: keyring and note"
     );
 }
 
@@ -313,4 +313,48 @@ fn a_full_or_missing_keyring_is_said_so() {
 fn a_change_and_its_password_do_not_show() {
     let shown = format!("{:?}", add("geheim"));
     assert_eq!(shown, "Add");
+}
+
+/// As from a backup, or by a tool that copies versions.
+#[test]
+fn a_keyring_that_was_put_back_is_noticed_by_everybody() {
+    let (store, ..) = begun();
+    let first = store.object("keyring");
+    change(2, &store, "old", add("new"));
+    let second = store.object("keyring");
+    change(3, &store, "new", KeyChange::KeepNewest);
+    let newest = store.object("keyring");
+    for (old, password) in [(&first, "old"), (&second, "old"), (&second, "new")] {
+        store.set("keyring", old.clone());
+        let refused = Node::with(4, &store, config(Some(password))).expect_err("put back");
+        let change = try_change(5, &store, password, add("x")).expect_err("put back");
+        for error in [refused, change] {
+            let text = error.to_string();
+            assert!(text.contains("`keyring` is an older version"), "{text}");
+        }
+    }
+    assert_eq!(store.object("keyring"), second, "nothing is built on it");
+    store.set("keyring", newest);
+    assert!(opens(&store, "new"));
+
+    // The newest one is lost: the note that the error names is what an operator deletes.
+    store.set("keyring", second.clone());
+    let refused = Node::with(6, &store, config(Some("new"))).expect_err("put back");
+    let text = refused.to_string();
+    let note = text
+        .split('`')
+        .find(|word| word.starts_with("keyring-replaced/"));
+    store.remove(note.expect("the error names it"));
+    assert!(opens(&store, "old") && opens(&store, "new"));
+}
+
+#[test]
+fn a_note_that_the_store_does_not_take_is_said_and_the_change_stands() {
+    let (store, ..) = begun();
+    // The creations of the probe come first.
+    store.fail_after("create", 2, vec![Fault::Before(StoreErrorKind::Retry); 5]);
+    let added = change(2, &store, "old", add("new"));
+    assert!(added.added.is_some() && !added.is_guarded);
+    assert!(opens(&store, "old") && opens(&store, "new"));
+    assert!(change(3, &store, "new", add("third")).is_guarded);
 }
