@@ -67,6 +67,8 @@ pub struct Faults {
     pub lost_answers: AtomicU64,
     /// The bucket keeps old versions: answers to writes name the version.
     pub versioned: AtomicBool,
+    /// Conditions of writes are ignored, without a word. So does Garage 2.5, which also names versions.
+    pub careless: AtomicBool,
     requests: AtomicU64,
 }
 
@@ -77,6 +79,7 @@ impl Faults {
             "delay_ms" => self.delay_ms.store(value, Ordering::SeqCst),
             "before_every" => self.before_every.store(value, Ordering::SeqCst),
             "after_every" => self.after_every.store(value, Ordering::SeqCst),
+            "careless" => self.careless.store(value != 0, Ordering::SeqCst),
             "versioned" => self.versioned.store(value != 0, Ordering::SeqCst),
             "lost_answers" => self.lost_answers.store(value, Ordering::SeqCst),
             _ => return false,
@@ -362,6 +365,9 @@ impl S3 for Endpoint {
             bytes_of(request.input.content_length),
         );
         request.input.body = collect(request.input.body.take()).await?;
+        if self.faults.careless.load(Ordering::SeqCst) {
+            (request.input.if_match, request.input.if_none_match) = (None, None);
+        }
         let is_replacing = request.input.if_match.is_some();
         let effect = async {
             let mut done = self.files.put_object(request).await;

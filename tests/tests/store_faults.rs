@@ -98,6 +98,29 @@ fn a_flaky_store_is_only_slow() -> Result<()> {
     check_all(&site, "flaky", 4)
 }
 
+/// Two servers could own one volume: nothing is served before such a store, whatever it holds.
+#[test]
+fn a_store_that_ignores_conditions_is_refused_by_name() -> Result<()> {
+    let mut site = Site::new()?;
+    write_all(&site, "vm", 1)?;
+    ensure!(site.server.terminate()?.success(), "all is in the store");
+    site.s3.faults.careless.store(true, Ordering::SeqCst);
+    let refused = match site.restart() {
+        Ok(()) => anyhow::bail!("it serves"),
+        Err(refused) => refused.to_string(),
+    };
+    for words in [
+        "ended at start",
+        "`If-None-Match: *`",
+        "use a store that honours it",
+    ] {
+        ensure!(refused.contains(words), "{words}: {refused}");
+    }
+    site.s3.faults.careless.store(false, Ordering::SeqCst);
+    site.restart()?;
+    check_all(&site, "vm", 1)
+}
+
 /// Promise 7: a volume that vanished from the store is not invented anew.
 #[test]
 fn a_vanished_root_is_an_error() -> Result<()> {

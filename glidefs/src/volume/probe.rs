@@ -153,9 +153,10 @@ impl Lack {
                  every read would fetch whole objects; use a store (or proxy) that honours it",
             ),
         };
-        // Seen with Ceph's gateway (16.2): exact in a plain bucket, careless in a versioned one.
+        // Seen with Ceph's gateway (16.2): exact in a plain bucket, careless in a versioned one. Garage
+        // (2.5) is careless, and names versions though it keeps none.
         let hint = if keeps_versions {
-            " (the bucket is versioned: try one that is not)"
+            " (the store names versions: if the bucket is versioned, try one that is not)"
         } else {
             ""
         };
