@@ -28,7 +28,8 @@ const FILL_BURST_BYTES: u64 = 4 << 20;
 const PASSWORD: &str = "a password for the bench";
 /// Looks without any request or CPU time in between, until the work behind a publish counts as done.
 const QUIET_LOOKS: u32 = 3;
-const QUIET_LOOKS_MAX: u32 = 300;
+/// Five minutes: a slow store is asked for many leaves, one by one.
+const QUIET_LOOKS_MAX: u32 = 3000;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const MIB_PER_GIB: f64 = 1024.0;
 
