@@ -34,6 +34,20 @@ fn with(status: u16, headers: &str, body: &str) -> Answer {
     Answer::Http(status, headers.to_owned(), body.to_owned())
 }
 
+fn edge() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// It was free a moment ago.
+fn port_where_nobody_listens() -> u16 {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bound");
+    taken.local_addr().expect("bound").port()
+}
+
 /// Serves `answers`, one request each; returns the heads of the requests.
 fn serve(listener: &TcpListener, answers: &[Answer]) -> Vec<String> {
     let mut heads = Vec::new();
@@ -93,11 +107,7 @@ fn told<T, F>(answers: Vec<Answer>, requests: impl FnOnce(LinuxStore) -> F) -> (
 where
     F: Future<Output = T>,
 {
-    let edge = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let edge = edge();
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let port = listener.local_addr().expect("bound").port();
     let silent = answers
@@ -272,15 +282,8 @@ fn a_broken_answer_leaves_a_write_unknown_and_a_read_to_be_repeated() {
 
 #[test]
 fn a_store_that_cannot_be_reached_has_done_nothing() {
-    let edge = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    // A port that was free a moment ago, and that nobody else is given meanwhile: bound, not open.
-    let taken = TcpListener::bind("127.0.0.1:0").expect("bound");
-    let port = taken.local_addr().expect("bound").port();
-    drop(taken);
+    let edge = edge();
+    let port = port_where_nobody_listens();
     let store = store_at(port, false, edge.handle().clone());
     edge.block_on(async move {
         assert_eq!(get(store.clone()).await, StoreErrorKind::Retry);
@@ -296,14 +299,8 @@ fn a_store_that_cannot_be_reached_has_done_nothing() {
     reason = "the other end is not of our world"
 )]
 fn the_words_of_a_failed_connection_say_why() {
-    let edge = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let taken = TcpListener::bind("127.0.0.1:0").expect("bound");
-    let port = taken.local_addr().expect("bound").port();
-    drop(taken);
+    let edge = edge();
+    let port = port_where_nobody_listens();
     let words = |endpoint: String| {
         let mut config = StoreConfig::new("s3://bucket/prefix");
         config.endpoint = Some(endpoint);
