@@ -1627,3 +1627,47 @@ fn the_newest_cut_goes_first_behind_an_outage() {
         assert_eq!((io.syncs, io.packed_bytes), (4, 110 * 4096), "{io:?}");
     });
 }
+
+/// Who has little to upload does not wait for all of somebody else's.
+#[test]
+fn exports_take_turns_at_the_uploads() {
+    const BLOCK: u64 = 128 << 10;
+    const BLOCKS: u64 = 200;
+    simulate(503, |sim| async move {
+        let mut narrow = config(None);
+        let sync = &mut narrow.exports.sync;
+        (sync.uploads_max, sync.uploads_total_max) = (2, 2);
+        sync.blocks_per_batch = 1;
+        sync.delay = Duration::from_secs(3600);
+        let node = Rc::new(start_with(&sim, sim.host("a"), narrow).await);
+        let large = node.connect("large").await.expect("created");
+        let small = node.connect("small").await.expect("created");
+        for block in 0..BLOCKS {
+            let bytes = Bytes::from(vec![7; 128 << 10]);
+            large
+                .write(block * BLOCK, bytes, Fua::No)
+                .await
+                .expect("written");
+        }
+        write(&small, 0, 1).await;
+        let uploaded = async || {
+            let exports = meters(&node).await.exports;
+            let found = exports.iter().find(|it| it.export.name == "large");
+            found.expect("it is there").export.io.uploaded_segments
+        };
+        // Writers that wait while the log grows have begun a sync, whatever its delay.
+        sim.sleep(Duration::from_secs(60)).await;
+        let early = uploaded().await;
+        assert!(early < BLOCKS / 2, "most of it is to come: {early}");
+        let draining = Rc::clone(&node);
+        sim.spawn(async move { drop(draining.drain("large").await) });
+        while uploaded().await < early + 4 {
+            sim.sleep(Duration::from_millis(10)).await;
+        }
+        assert!(node.get("small").await.dirty_bytes > 0, "it has to go too");
+        assert_eq!(node.drain("small").await.dirty_bytes, 0);
+        let meanwhile = uploaded().await - early;
+        assert!(meanwhile < 50, "{meanwhile} of {BLOCKS} were before it");
+        assert_eq!(node.drain("large").await.dirty_bytes, 0);
+    });
+}

@@ -23,6 +23,8 @@ struct Document {
     encrypted: bool,
     added: Option<String>,
     removed: Vec<String>,
+    /// False: the keyring that was replaced could not be noted as such.
+    old_keyring_noted: bool,
     slots: Vec<SlotDocument>,
 }
 
@@ -158,6 +160,7 @@ fn document(changed: &KeyChanged) -> Document {
             .iter()
             .map(|slot| slot.id.to_string())
             .collect(),
+        old_keyring_noted: changed.is_guarded,
         slots: changed.slots.iter().map(slot_document).collect(),
     }
 }

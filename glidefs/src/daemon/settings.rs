@@ -19,10 +19,6 @@ const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
 /// One request to the store, body included: a segment of 16 MiB at 1 MiB/s takes half of it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Segments of one export on their way to the store: as many as of all together, for exports take turns.
-/// With 16 of 3.2 MB a store that takes 100 ms is sent 500 MB/s.
-const UPLOADS_MAX: usize = 16;
-
 /// Where to listen, with the key that says so.
 pub(super) fn doors(config: &Config) -> Vec<(&'static str, Address)> {
     let unix = config.nbd.unix_socket.iter().map(|path| {
@@ -86,7 +82,6 @@ pub(super) fn shard(config: &Config) -> ShardConfig {
                     PUBLISH_INTERVAL
                 }
             },
-            uploads_max: UPLOADS_MAX,
             ..SyncConfig::default()
         },
         #[cfg(feature = "planted")]

@@ -14,6 +14,8 @@ use super::keyring::Keyring;
 use super::name::{KEYRING, REPLACED};
 use super::{VolumeError, retry};
 
+/// Keyrings that may take each other's place while one is read. Each takes an operator a second or so.
+const LOOKS_MAX: u32 = 16;
 /// For people; nobody reads it.
 const TEXT: &str = "glidefs key has replaced the keyring of this name. This note must stay: an old keyring that is put back is known by it.\n";
 
@@ -23,7 +25,7 @@ pub(crate) async fn read<W: World>(
     store: &impl Store,
 ) -> Result<Option<(Keyring, ETag)>, VolumeError> {
     let mut replaced = None;
-    loop {
+    for _ in 0..LOOKS_MAX {
         let object = match retry::get(world, store, KEYRING, Part::All).await {
             Ok(object) => object,
             Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
@@ -41,11 +43,14 @@ pub(crate) async fn read<W: World>(
                 return Ok(Some((keyring, object.etag)));
             }
             Err(error) => return Err(error.into()),
-            // It may have been replaced between the two reads: then another one is there now. Each turn
-            // takes one more change by an operator.
+            // It may have been replaced between the two reads: then another one is there now.
             Ok(_note) => replaced = Some(key),
         }
     }
+    Err(VolumeError::Invalid(format!(
+        "object `{KEYRING}` was changed {LOOKS_MAX} times while it was read: try again when nobody \
+         changes keys"
+    )))
 }
 
 fn put_back(note: &str) -> VolumeError {
