@@ -6,14 +6,16 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use blockcache::Id;
+use bytes::Bytes;
 use world::World;
 
-use super::extent::Extent;
+use super::extent::{Extent, ObjectName};
 use super::leaf::{LEAF_ENTRIES_MAX, LeafRow};
 use super::merge::{Carry, Head, Step, decide};
-use super::nodes::read_leaf;
+use super::nodes::open_leaf;
 use super::reader::Reader;
 use super::runs::{Edit, LEVEL_RUNS_MAX, MergePlan, RUNS_MAX, Run, plan_merge};
+use super::sealed::Kind;
 use super::writer::{Maker, RunWriter, Zeros};
 use super::{Hold, Now, Volume, VolumeError};
 
@@ -28,6 +30,10 @@ const PATIENCE: Patience = Patience {
 };
 /// Finished pieces of work on the map that wait for a publish. At the bound no more is begun.
 const EDITS_MAX: usize = 8;
+
+/// Stored bytes of leaves that a merge reads at a time, shared by its inputs: a leaf in a request of its own
+/// cost as many requests as there are leaves, and a round trip for each.
+const READ_AHEAD_BYTES: u32 = 4 << 20;
 
 /// What is left as it is.
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +160,7 @@ pub(crate) async fn fold<W: World>(
     writer.finish(0).await
 }
 
-/// Writes the union of runs as one. Holds a directory and a leaf per input.
+/// Writes the union of runs as one. Holds a directory and a leaf per input, and [`READ_AHEAD_BYTES`].
 pub(crate) async fn merge<W: World>(
     reader: &Reader<W>,
     maker: Maker<W>,
@@ -166,8 +172,11 @@ pub(crate) async fn merge<W: World>(
         Zeros::Keep
     };
     let mut writer = RunWriter::new(maker, zeros);
+    let inputs = u32::try_from(plan.inputs.len()).expect("a map has few runs");
+    let ahead = READ_AHEAD_BYTES / inputs.max(1);
     let inputs = plan.inputs.iter();
-    let mut cursors: Vec<Cursor<'_, W>> = inputs.map(|run| Cursor::new(reader, run)).collect();
+    let cursor = |run| Cursor::new(reader, Rc::as_ref(run), ahead);
+    let mut cursors: Vec<Cursor<'_, W>> = inputs.map(cursor).collect();
     loop {
         let mut heads = Vec::with_capacity(cursors.len());
         for cursor in &mut cursors {
@@ -194,18 +203,40 @@ struct Cursor<'a, W: World> {
     next_part: usize,
     rows: VecDeque<LeafRow>,
     extents: VecDeque<Extent>,
+    /// Stored bytes from the leaf that was read last, as many as `ahead_max` allows.
+    ahead: Option<Ahead>,
+    ahead_max: u32,
     /// Everything before this page is in the result.
     done: u64,
 }
 
+/// A stretch of an object that holds leaves.
+#[derive(Debug)]
+struct Ahead {
+    object: ObjectName,
+    start: u32,
+    bytes: Bytes,
+}
+
+impl Ahead {
+    fn leaf(&self, row: &LeafRow) -> Option<Bytes> {
+        let at = usize::try_from(row.offset.checked_sub(self.start)?).ok()?;
+        let end = at.checked_add(usize::try_from(row.stored).ok()?)?;
+        let here = self.object == row.object && end <= self.bytes.len();
+        here.then(|| self.bytes.slice(at..end))
+    }
+}
+
 impl<'a, W: World> Cursor<'a, W> {
-    fn new(reader: &'a Reader<W>, run: &'a Run) -> Self {
+    fn new(reader: &'a Reader<W>, run: &'a Run, ahead_max: u32) -> Self {
         Self {
             reader,
             run,
             next_part: 0,
             rows: VecDeque::new(),
             extents: VecDeque::new(),
+            ahead: None,
+            ahead_max,
             done: 0,
         }
     }
@@ -259,11 +290,39 @@ impl<'a, W: World> Cursor<'a, W> {
 
     async fn load(&mut self) -> Result<(), VolumeError> {
         let row = self.take_row();
-        let leaf = read_leaf(self.reader, &row).await?;
+        let stored = self.stored(&row).await?;
+        let leaf = open_leaf(self.reader, &row, stored).await?;
         self.extents
             .extend((0..leaf.len()).map(|at| leaf.extent(at)));
         self.advance(self.done);
         Ok(())
+    }
+
+    /// The leaf's stored bytes, read together with those that follow it in the same object.
+    async fn stored(&mut self, row: &LeafRow) -> Result<Bytes, VolumeError> {
+        if let Some(bytes) = self.ahead.as_ref().and_then(|ahead| ahead.leaf(row)) {
+            return Ok(bytes);
+        }
+        self.ahead = None;
+        let start = row.offset;
+        let mut end = start + row.stored;
+        for next in &self.rows {
+            let follows = next.object == row.object && next.offset == end;
+            if !follows || end - start + next.stored > self.ahead_max {
+                break;
+            }
+            end += next.stored;
+        }
+        let read = self.reader.stored(Kind::MapPart, row.object, start..end);
+        let bytes = read.await?;
+        let first = row.stored as usize;
+        let leaf = bytes.slice(..first);
+        self.ahead = Some(Ahead {
+            object: row.object,
+            start,
+            bytes,
+        });
+        Ok(leaf)
     }
 
     fn advance(&mut self, to: u64) {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use blockcache::Id;
+use bytes::Bytes;
 use world::World;
 use world::sync::Semaphore;
 
@@ -120,13 +121,21 @@ impl Drop for Landing<'_> {
     }
 }
 
-/// Reads a leaf past the cache: for merges, which touch each leaf once.
-pub(crate) async fn read_leaf<W: World>(
+/// Reads a leaf past the cache.
+async fn read_leaf<W: World>(reader: &Reader<W>, row: &LeafRow) -> Result<Leaf, VolumeError> {
+    let stored = row.offset..row.offset + row.stored;
+    let bytes = reader.stored(Kind::MapPart, row.object, stored).await?;
+    open_leaf(reader, row, bytes).await
+}
+
+/// A leaf of which the stored bytes are here.
+pub(crate) async fn open_leaf<W: World>(
     reader: &Reader<W>,
     row: &LeafRow,
+    stored: Bytes,
 ) -> Result<Leaf, VolumeError> {
     let kind = Kind::MapPart;
-    let bytes = reader.frame(row.target()).await?;
+    let bytes = reader.open(row.target(), stored).await?;
     let leaf = Leaf::parse(row.pages, &bytes);
     let leaf = leaf.map_err(|what| reader.damaged(kind, row.object, what))?;
     if u32::try_from(leaf.len()) == Ok(row.entries) {

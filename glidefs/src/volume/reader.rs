@@ -1,8 +1,10 @@
 //! Reading by reference: a range of an object, checked, opened, decoded. An error names the object.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use blockcache::{Epoch, Id};
+use bytes::Bytes;
 use world::store::Part;
 use world::{StoreErrorKind, World};
 
@@ -104,11 +106,22 @@ pub(crate) struct Reader<W: World> {
 impl<W: World> Reader<W> {
     /// A frame's plain bytes.
     pub(crate) async fn frame(&self, target: Target) -> Result<Vec<u8>, VolumeError> {
-        let Address { key, data_key } = self.volumes.address(target.kind, target.object)?;
-        let start = u64::from(target.offset);
-        let stored = Part::Range(start..start + u64::from(target.stored));
+        let stored = target.offset..target.offset + target.stored;
+        let got = self.stored(target.kind, target.object, stored).await?;
+        self.open(target, got).await
+    }
+
+    /// A range of an object's bytes, as they are in the store.
+    pub(crate) async fn stored(
+        &self,
+        kind: Kind,
+        object: ObjectName,
+        range: Range<u32>,
+    ) -> Result<Bytes, VolumeError> {
+        let key = self.volumes.address(kind, object)?.key;
+        let part = Part::Range(u64::from(range.start)..u64::from(range.end));
         let (world, store) = (self.bucket.world(), self.bucket.store());
-        let got = match retry::get(world, store, &key, stored).await {
+        let got = match retry::get(world, store, &key, part).await {
             Ok(got) => got.bytes,
             Err(error) if error.kind == StoreErrorKind::NotFound => {
                 let what = "it is missing, though a map of the volume names it";
@@ -116,12 +129,19 @@ impl<W: World> Reader<W> {
             }
             Err(error) => return Err(error.into()),
         };
-        if u32::try_from(got.len()) != Ok(target.stored) {
+        if u32::try_from(got.len()) == Ok(range.end - range.start) {
+            Ok(got)
+        } else {
             let what = "it ends before a frame that it should hold";
-            return Err(VolumeError::damaged(&key, what));
+            Err(VolumeError::damaged(&key, what))
         }
-        let opening = move || sealed::open(&target, data_key.as_ref(), &got);
-        let opened = world.compute(opening).await;
+    }
+
+    /// Checks, opens and decodes a frame of which the stored bytes are here.
+    pub(crate) async fn open(&self, target: Target, stored: Bytes) -> Result<Vec<u8>, VolumeError> {
+        let Address { key, data_key } = self.volumes.address(target.kind, target.object)?;
+        let opening = move || sealed::open(&target, data_key.as_ref(), &stored);
+        let opened = self.bucket.world().compute(opening).await;
         opened.map_err(|what| VolumeError::damaged(&key, what))
     }
 

@@ -347,6 +347,36 @@ fn leaves_that_nothing_touched_are_carried_over() {
     checked.check(PageRange::new(0, 161 * 16_384));
 }
 
+/// A merge before a slow store: a request for each leaf cost hundreds of round trips for each GiB.
+#[test]
+fn a_merge_reads_neighbouring_leaves_together() {
+    const SLOTS: u64 = 60;
+    let mut checked = Checked::new(None);
+    for round in 0..4_u64 {
+        for slot in 0..SLOTS {
+            let start = slot * 16_384 + round;
+            checked.add(PageRange::new(start, start + 16), false);
+        }
+        checked.publish();
+        let only_fold = Patience {
+            tail_segments: 1,
+            tail_extents: 1,
+            level_runs: RUNS_MAX,
+        };
+        let volume = checked.volume.clone();
+        let done = async move { volume.compact_beyond(only_fold).await };
+        checked.node.world.run(done).expect("folded");
+    }
+    checked.publish();
+    let before = checked.node.store.counts();
+    checked.run(Op::CompactAll);
+    let after = checked.node.store.counts();
+    let (gets, puts) = (after.gets - before.gets, after.puts - before.puts);
+    assert!(puts >= 1, "nothing was merged");
+    assert!(gets <= 16, "{gets} GETs for 4 runs of {SLOTS} leaves");
+    checked.check(PageRange::new(0, PAGES));
+}
+
 #[test]
 fn identical_misses_join() {
     let mut checked = Checked::new(None);
