@@ -98,6 +98,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
         report.rows.push(Row {
             case,
             runs: Vec::new(),
+            failures: Vec::new(),
         });
     }
     for run in 1..=arguments.runs {
@@ -111,7 +112,15 @@ fn measure(arguments: &Arguments) -> Result<Report> {
                 folder: &folder,
                 prefix: &prefix,
             };
-            let sync = run::measure(&case, &site, arguments.mib)?;
+            let sync = match run::measure(&case, &site, arguments.mib) {
+                Ok(sync) => sync,
+                // One bad minute of the disk must not cost what an hour has measured.
+                Err(error) => {
+                    progress(&format!("{case}, run {run}: {error:#}"));
+                    row.failures.push(format!("run {run}: {error:#}"));
+                    continue;
+                }
+            };
             let plain = plainly(&site, &sync)?;
             let computing = control::compute(&case)?;
             row.runs.push(Run {

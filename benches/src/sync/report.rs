@@ -17,6 +17,8 @@ const GIB: f64 = (1_u64 << 30) as f64;
 pub(crate) struct Row {
     pub(crate) case: Case,
     pub(crate) runs: Vec<Run>,
+    /// Why the others were not measured.
+    pub(crate) failures: Vec<String>,
 }
 
 /// One run, and right behind it, so that a slow minute meets all three: the same bytes put plainly,
@@ -69,6 +71,9 @@ impl Row {
     }
 
     fn write(&self, text: &mut String) -> std::fmt::Result {
+        if self.runs.is_empty() {
+            return writeln!(text, "| {} | not measured |{}", self.case, " |".repeat(10));
+        }
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let part = |of: fn(CpuParts) -> f64| self.median(|run| of(run.sync.cpu) / run.gib());
         let company = match self.case.exports {
@@ -130,6 +135,11 @@ impl Report {
         for row in &self.rows {
             row.write(text)?;
         }
+        for row in &self.rows {
+            for failure in &row.failures {
+                writeln!(text, "\nNot measured: {}, {failure}", row.case)?;
+            }
+        }
         self.write_computing(text)?;
         if let Some((case, idle)) = &self.idle {
             writeln!(
@@ -148,7 +158,7 @@ impl Report {
             "\n| one core in a loop, s/GiB | compress | AES-256-GCM | BLAKE3 | SHA-256 | stored |\n|---|---:|---:|---:|---:|---:|"
         )?;
         let mut told = Vec::new();
-        for row in &self.rows {
+        for row in self.rows.iter().filter(|row| !row.runs.is_empty()) {
             let kib = row.case.pattern.frame_bytes() >> 10;
             let (content, codec) = (row.case.content, row.case.codec.name());
             let name = format!("{content}, {codec}, frames of {kib} KiB");
@@ -214,9 +224,17 @@ mod tests {
         report.rows.push(Row {
             case: case::short()[3],
             runs: vec![run(4.0), run(2.0), run(1.0)],
+            failures: Vec::new(),
+        });
+        report.rows.push(Row {
+            case: case::short()[0],
+            runs: Vec::new(),
+            failures: vec!["run 1: the disk was busy".to_owned()],
         });
         let text = report.markdown();
         let row = "| 537 | 0.50 | 3.00 | 2.00 + 0.50 + 0.50 | 2.00 | 330 | 1 | 0.50 | 30 + 20 | 1.00 |  |";
         assert!(text.contains(row), "{text}");
+        assert!(text.contains("not measured |"), "{text}");
+        assert!(text.contains("the disk was busy"), "{text}");
     }
 }

@@ -21,8 +21,9 @@ const IDLE_SYNC_DELAY_MS: u64 = 8000;
 /// Bytes a second. The log grows by some hundred MB/s at best.
 const FILL_PACES: [u64; 4] = [100_000_000, 100_000_000, 50_000_000, 20_000_000];
 const CACHE_GIB_MIN: f64 = 32.0;
-/// Of each export, no more than one part in so many may be in the store before the order to drain.
-const SYNCED_PARTS: u64 = 4;
+/// Of what was written, no more than one part in so many may be in the store before the order to drain: only what
+/// is left is measured.
+const SYNCED_PARTS: u64 = 2;
 /// So much may be written in a row.
 const FILL_BURST_BYTES: u64 = 4 << 20;
 const PASSWORD: &str = "a password for the bench";
@@ -142,11 +143,7 @@ fn filled(case: &Case, site: &Site<'_>, bytes: u64, exports: &[String]) -> Resul
         let mut node = Node::start(case, &site, bytes, SYNC_DELAY_MS)?;
         node.fill(case, bytes, pace)?;
         settled(&node.server, site.endpoint)?;
-        let mut most = 0;
-        for name in exports {
-            most = most.max(packed(&node.server, name)?.bytes);
-        }
-        if most <= bytes / SYNCED_PARTS {
+        if packed_by_all(&node.server, exports)?.bytes <= bytes * case.exports / SYNCED_PARTS {
             return Ok(node);
         }
     }
