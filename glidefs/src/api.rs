@@ -30,7 +30,7 @@ pub use server::{API_CONNECTIONS_MAX, BindError, bind, serve};
 use crate::config::Secret;
 use crate::control::{
     AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, IoDocument,
-    MetersDocument, PromoteDocument, PutDocument, Request, ServerDocument,
+    MetersDocument, PutDocument, Request, ServerDocument, SnapshotDocument,
 };
 use crate::metrics;
 
@@ -94,6 +94,14 @@ impl Api {
             .route("/api/exports/{name}/promote", post(promote))
             .route("/api/exports/{name}/accept-loss", post(accept_loss))
             .route("/api/exports/{name}/metrics", get(export_metrics))
+            .route(
+                "/api/exports/{name}/snapshots",
+                get(list_snapshots).post(take_snapshot),
+            )
+            .route(
+                "/api/exports/{name}/snapshots/{snapshot}",
+                get(get_snapshot).delete(delete_snapshot),
+            )
             .route("/api/server", get(server_document))
             .route("/api/metrics", get(meters))
             .route("/metrics", get(all_metrics))
@@ -116,6 +124,8 @@ impl Api {
 type Answer<T> = Result<Json<T>, ApiError>;
 type Name = Result<Path<String>, PathRejection>;
 type Body = Result<Bytes, BytesRejection>;
+/// An export, and a snapshot of it.
+type Names = Result<Path<(String, String)>, PathRejection>;
 
 /// What may stand behind the `?` of a list.
 #[derive(Debug, Deserialize)]
@@ -195,17 +205,37 @@ async fn drain(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {
 
 async fn promote(State(api): State<Api>, name: Name, body: Body) -> Answer<ExportDocument> {
     let Path(name) = name?;
-    let body = body?;
-    let wanted: PromoteDocument = if body.trim_ascii().is_empty() {
-        PromoteDocument::default()
-    } else {
-        parse(&body, "{\"force\": true, \"expected_epoch\": 7}")?
-    };
+    let wanted = parse_or_default(&body?, "{\"force\": true, \"expected_epoch\": 7}")?;
     let answer = api
         .control
         .ask(|reply| Request::Promote(name, wanted, reply))
         .await?;
     Ok(Json(answer))
+}
+
+async fn list_snapshots(State(api): State<Api>, name: Name) -> Answer<Vec<SnapshotDocument>> {
+    let Path(name) = name?;
+    let request = |reply| Request::Snapshots(name, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
+async fn get_snapshot(State(api): State<Api>, names: Names) -> Answer<SnapshotDocument> {
+    let Path((name, snapshot)) = names?;
+    let request = |reply| Request::Snapshot(name, snapshot, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
+async fn take_snapshot(State(api): State<Api>, name: Name, body: Body) -> Answer<SnapshotDocument> {
+    let Path(name) = name?;
+    let wanted = parse_or_default(&body?, "{\"name\": \"before-upgrade\"}")?;
+    let request = |reply| Request::TakeSnapshot(name, wanted, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
+async fn delete_snapshot(State(api): State<Api>, names: Names) -> Answer<SnapshotDocument> {
+    let Path((name, snapshot)) = names?;
+    let request = |reply| Request::DeleteSnapshot(name, snapshot, reply);
+    Ok(Json(api.control.ask(request).await?))
 }
 
 async fn export_metrics(State(api): State<Api>, name: Name) -> Answer<MetricsDocument> {
@@ -263,6 +293,18 @@ impl Api {
             Ok(Err(error)) => Some(error.message),
             Ok(Ok(server)) => server.stopped,
         }
+    }
+}
+
+/// An empty body asks for nothing special.
+fn parse_or_default<T: DeserializeOwned + Default>(
+    body: &[u8],
+    example: &str,
+) -> Result<T, ApiError> {
+    if body.trim_ascii().is_empty() {
+        Ok(T::default())
+    } else {
+        parse(body, example)
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod output;
 mod process;
 mod secret;
 mod setup;
+mod snapshot;
 mod status;
 mod text;
 mod top;
@@ -93,6 +94,11 @@ enum Command {
     Export {
         #[command(subcommand)]
         command: ExportCommand,
+    },
+    /// Take, list and delete snapshots: exact states of an export, read-only, that cost next to nothing
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
     },
     /// Look at and change the passwords that open the prefix in the store; needs no running server
     Key {
@@ -197,6 +203,60 @@ enum ExportCommand {
         #[arg(value_name = "SIZE_GB")]
         size_gb: f64,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum SnapshotCommand {
+    /// List the snapshots of an export, oldest first
+    List {
+        #[command(flatten)]
+        of: Of,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a snapshot; returns when it is in the store. Clients may go on writing meanwhile
+    Take {
+        #[command(flatten)]
+        of: Of,
+        /// Its name; without it, the date
+        name: Option<String>,
+        /// Any text: asked again with the same one, no second snapshot is taken
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one snapshot
+    Get {
+        #[command(flatten)]
+        of: Of,
+        /// Its name
+        name: String,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a snapshot; the export and its other snapshots stay as they are
+    Delete {
+        #[command(flatten)]
+        of: Of,
+        /// Its name
+        name: String,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// The export of a snapshot, at a server.
+#[derive(Debug, Args)]
+struct Of {
+    #[command(flatten)]
+    remote: Remote,
+    /// The export
+    export: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -343,6 +403,7 @@ fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Fai
             top::run(&remote, interval_ms, shown)
         }
         Command::Export { command } => export::run(command),
+        Command::Snapshot { command } => snapshot::run(command),
         Command::Key { command } => key::run(command, environment),
         Command::Completions { shell } => {
             let mut script = Vec::new();

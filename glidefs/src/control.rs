@@ -32,6 +32,13 @@ pub enum Request {
     Drain(String, Reply<ExportDocument>),
     /// Read-only to read-write.
     Promote(String, PromoteDocument, Reply<ExportDocument>),
+    /// All snapshots of a volume, oldest first.
+    Snapshots(String, Reply<Vec<SnapshotDocument>>),
+    Snapshot(String, String, Reply<SnapshotDocument>),
+    /// Returns once the store lists it.
+    TakeSnapshot(String, TakeSnapshotDocument, Reply<SnapshotDocument>),
+    /// Returns once the store does not list it any more.
+    DeleteSnapshot(String, String, Reply<SnapshotDocument>),
     /// Drain everything and detach nothing: the first half of what SIGTERM does.
     DrainAll(Reply<Vec<ExportDocument>>),
     /// Numbers of the whole server.
@@ -232,6 +239,28 @@ pub struct PromoteDocument {
     /// rolled back, which a node that is new to the volume cannot.
     pub min_epoch: Option<u64>,
     pub min_seq: Option<u64>,
+}
+
+/// A snapshot of a volume.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SnapshotDocument {
+    pub export: String,
+    pub name: String,
+    pub id: String,
+    pub size_bytes: u64,
+    /// The write up to which it holds everything.
+    pub cut_seq: u64,
+    /// RFC 3339, by the clock of the node that took it.
+    pub taken_at: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct TakeSnapshotDocument {
+    /// Without it: the date.
+    pub name: Option<String>,
+    /// Asked again with the same one, the answer is the same snapshot and not a second one.
+    pub request_id: Option<String>,
 }
 
 /// A refusal or a failure, with the HTTP status that fits it.

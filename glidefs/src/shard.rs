@@ -9,6 +9,7 @@ mod answer;
 mod leave;
 mod loss;
 mod meters;
+mod snapshots;
 mod stored;
 
 use std::cell::Cell;
@@ -67,6 +68,8 @@ impl ShardConfig {
                 trust_any_nonce: false,
                 #[cfg(feature = "planted")]
                 forgets_intents: false,
+                #[cfg(feature = "planted")]
+                snapshots_of_any_cut: false,
             },
         }
     }

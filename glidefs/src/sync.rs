@@ -168,7 +168,9 @@ impl<W: World> Syncer<W> {
             let delay = self.site.config.sync.delay;
             let leave_at = self.leave_at();
             let leaving = leave_at.is_some_and(|at| at <= now);
-            let ordered = self.export.orders.drain_to() > state.published || self.must_grow();
+            let orders = &self.export.orders;
+            let ordered =
+                orders.drain_to() > state.published || orders.has_snapshots() || self.must_grow();
             if ordered || dirty && (leaving || age >= delay || self.local.pressed()) {
                 return Work::Sync;
             }

@@ -43,6 +43,7 @@ mod runs;
 mod sealed;
 mod segment;
 mod slots;
+mod snapshots;
 mod tail;
 #[cfg(test)]
 mod testing;
@@ -74,8 +75,10 @@ pub use keyring::{KeyringCost, SlotView};
 pub use metered::Metered;
 pub use name::VolumeName;
 pub use publish::Published;
+pub use root::SNAPSHOTS_MAX;
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
 pub use slots::{Changed, InUse, KeyChange, Keyslots};
+pub use snapshots::{SnapshotChange, SnapshotView};
 
 use bucket::Loaded;
 use extent::{Extent, ObjectName};
@@ -224,6 +227,8 @@ pub struct Publish {
     /// None: as it is. Set: the new size (grow) or state.
     pub size_bytes: Option<u64>,
     pub state: Option<VolumeState>,
+    /// In this order, at the cut.
+    pub snapshots: Vec<SnapshotChange>,
 }
 
 impl<W: World> Volume<W> {

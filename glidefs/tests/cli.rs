@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 use glidefs::api::{self, Api};
 use glidefs::control::{
     CacheDocument, Control, ControlError, ControlErrorKind, ExportDocument, ExportMeters,
-    IoDocument, LatenciesDocument, MetersDocument, Request, ServerDocument,
+    IoDocument, LatenciesDocument, MetersDocument, Request, ServerDocument, SnapshotDocument,
 };
 use glidefs::meter::store::StoreUse;
 use serde_json::Value;
@@ -479,6 +479,17 @@ fn meters_of(export: ExportDocument) -> ExportMeters {
     }
 }
 
+fn snapshot(export: &str, name: &str) -> SnapshotDocument {
+    SnapshotDocument {
+        export: export.to_owned(),
+        name: name.to_owned(),
+        id: "06".repeat(16),
+        size_bytes: 1 << 30,
+        cut_seq: 7,
+        taken_at: "2026-11-20T00:00:00.000Z".to_owned(),
+    }
+}
+
 async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
     let find = |name: &str| exports.iter().find(|export| export.name == name).cloned();
     let missing = || ControlError::new(ControlErrorKind::NotFound, "no export of this name");
@@ -517,6 +528,17 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
                 let mut left = export(&name, 0);
                 left.last_seq = wanted.kept_seq;
                 reply.send(Ok(left)).is_ok()
+            }
+            Request::Snapshots(name, reply) => reply.send(Ok(vec![snapshot(&name, "s1")])).is_ok(),
+            Request::TakeSnapshot(name, wanted, reply) => {
+                let dated = wanted
+                    .name
+                    .unwrap_or_else(|| "2026-11-26t07.49.04.123z".into());
+                reply.send(Ok(snapshot(&name, &dated))).is_ok()
+            }
+            Request::Snapshot(name, which, reply) | Request::DeleteSnapshot(name, which, reply) => {
+                let found = (which == "s1").then(|| snapshot(&name, &which));
+                reply.send(found.ok_or_else(missing)).is_ok()
             }
             Request::DrainAll(reply) => reply.send(Ok(exports.clone())).is_ok(),
             Request::Server(reply) => reply.send(Ok(server(&exports))).is_ok(),

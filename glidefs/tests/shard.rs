@@ -7,8 +7,8 @@ use std::time::Duration;
 use blockcache::{Cache, CacheConfig};
 use bytes::Bytes;
 use glidefs::control::{
-    AcceptLossDocument, Control, ControlErrorKind, DeleteQuery, ExportDocument, MetersDocument,
-    PromoteDocument, PutDocument, Request,
+    AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
+    MetersDocument, PromoteDocument, PutDocument, Request, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::clients::Sharing;
@@ -101,6 +101,38 @@ impl Node {
         promoted.expect("promoted")
     }
 
+    async fn try_take(
+        &self,
+        name: &str,
+        wanted: TakeSnapshotDocument,
+    ) -> Result<SnapshotDocument, ControlError> {
+        let name = name.to_owned();
+        let request = |reply| Request::TakeSnapshot(name, wanted, reply);
+        self.control.ask(request).await
+    }
+
+    async fn snapshot(&self, name: &str, snapshot: &str) -> SnapshotDocument {
+        let wanted = TakeSnapshotDocument {
+            name: Some(snapshot.to_owned()),
+            request_id: None,
+        };
+        self.try_take(name, wanted).await.expect("taken")
+    }
+
+    async fn snapshots(&self, name: &str) -> Vec<String> {
+        let name = name.to_owned();
+        let request = |reply| Request::Snapshots(name, reply);
+        let listed = self.control.ask(request).await.expect("listed");
+        listed.into_iter().map(|it| it.name).collect()
+    }
+
+    async fn delete_snapshot(&self, name: &str, snapshot: &str) -> Result<(), ControlErrorKind> {
+        let (name, snapshot) = (name.to_owned(), snapshot.to_owned());
+        let request = |reply| Request::DeleteSnapshot(name, snapshot, reply);
+        let gone = self.control.ask(request).await;
+        gone.map(drop).map_err(|error| error.kind)
+    }
+
     fn kill(self) {
         self.sim.kill(self.world.pid());
     }
@@ -182,6 +214,87 @@ fn what_is_written_reads_back_at_any_offset_and_wakes_elsewhere_after_a_drain() 
         let writer = b.connect("vm").await.expect("promoted");
         assert_eq!(writer.access(), Access::ReadWrite);
         assert_eq!(writer.read(0, 2_000 * PAGE).await.expect("read"), before);
+    });
+}
+
+#[test]
+fn a_snapshot_stays_what_it_was_on_every_node_and_through_a_kill() {
+    simulate(51, |sim| async move {
+        let host = sim.host("a");
+        let a = start_with(&sim, host, config(None)).await;
+        let device = a.connect("vm").await.expect("created");
+        for n in 0..50 {
+            write(&device, n, 1).await;
+        }
+        let first = a.snapshot("vm", "first").await;
+        assert_eq!(first.cut_seq, 50);
+        for n in 0..25 {
+            write(&device, n, 2).await;
+        }
+        // Nothing is dirty here: it costs the list alone.
+        a.drain("vm").await;
+        a.snapshot("vm", "second").await;
+        write(&device, 0, 3).await;
+        a.kill();
+
+        let a = start_with(&sim, host, config(None)).await;
+        let b = start(&sim, "b").await;
+        let device = a.connect("vm").await.expect("resumed");
+        for node in [&a, &b] {
+            assert_eq!(node.snapshots("vm").await, ["first", "second"]);
+            let first = node.connect("vm@first").await.expect("opened");
+            assert_eq!(first.access(), Access::ReadOnly);
+            let second = node.connect("vm@second").await.expect("opened");
+            for n in [0, 24, 25, 49, 50] {
+                let (was, then) = (u8::from(n < 50), u8::from(n < 50) + u8::from(n < 25));
+                assert_eq!(stamp(&first, n).await, was);
+                assert_eq!(stamp(&second, n).await, then);
+            }
+            let refused = first.write(0, page(9), Fua::No).await;
+            assert_eq!(refused, Err(IoError::ReadOnly));
+        }
+        assert_eq!(stamp(&device, 0).await, 3);
+        assert_eq!(a.delete_snapshot("vm", "first").await, Ok(()));
+        assert_eq!(b.snapshots("vm").await, ["second"]);
+        let gone = b.connect("vm@first").await.err();
+        assert!(matches!(gone, Some(ConnectError::Unknown(_))), "{gone:?}");
+        let gone = a.delete_snapshot("vm", "first").await;
+        assert_eq!(gone, Err(ControlErrorKind::NotFound));
+    });
+}
+
+#[test]
+fn a_snapshot_is_refused_with_a_reason_or_taken_once() {
+    simulate(52, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 0, 1).await;
+        let wanted = TakeSnapshotDocument {
+            name: None,
+            request_id: Some("r-1".to_owned()),
+        };
+        let first = a.try_take("vm", wanted.clone()).await.expect("taken");
+        write(&device, 0, 2).await;
+        // The answer may have been lost.
+        let again = a.try_take("vm", wanted).await.expect("taken before");
+        assert_eq!(first, again);
+        let kind = async |node: &Node, name: &str, snapshot: &str| {
+            let wanted = TakeSnapshotDocument {
+                name: Some(snapshot.to_owned()),
+                request_id: None,
+            };
+            let refused = node.try_take(name, wanted).await;
+            refused.expect_err("refused").kind
+        };
+        assert_eq!(
+            kind(&a, "vm", &first.name).await,
+            ControlErrorKind::Conflict
+        );
+        assert_eq!(kind(&a, "vm", "No Name").await, ControlErrorKind::Invalid);
+        assert_eq!(kind(&a, "other", "s").await, ControlErrorKind::NotFound);
+        let b = start(&sim, "b").await;
+        assert_eq!(kind(&b, "vm", "s").await, ControlErrorKind::Conflict);
+        assert_eq!(a.snapshots("vm").await, [first.name]);
     });
 }
 
@@ -806,13 +919,16 @@ fn what_was_kept_of_a_loss_is_published_by_the_next_start() {
 fn names_are_checked_and_explained() {
     simulate(11, |sim| async move {
         let a = start(&sim, "a").await;
-        for name in ["", "Vm", "vm@monday", "-vm", "a/b"] {
+        for name in ["", "Vm", "-vm", "a/b", "vm@", "@s", "vm@a@b", "vm@Monday"] {
             let refused = a.connect(name).await.expect_err(name);
             assert!(
                 matches!(refused, ConnectError::Invalid(_)),
                 "{name}: {refused:?}"
             );
         }
+        // Nobody creates a volume by asking for a snapshot of it.
+        let refused = a.connect("vm@monday").await.expect_err("no volume");
+        assert!(matches!(refused, ConnectError::Unknown(_)), "{refused:?}");
         let mut quiet = config(None);
         quiet.exports.create_bytes = None;
         let b = start_with(&sim, sim.host("b"), quiet).await;

@@ -417,6 +417,7 @@ impl Stage {
                 segments: Vec::new(),
                 size_bytes: None,
                 state: None,
+                snapshots: Vec::new(),
             };
             holder.publish(&change).await.map(|_published| Vec::new())
         })?;
@@ -540,6 +541,7 @@ async fn sync(
         segments: vec![segment],
         size_bytes: None,
         state: None,
+        snapshots: Vec::new(),
     };
     let published = volume.publish(&change).await?;
     volume.install(published);

@@ -22,6 +22,7 @@ mod fsync;
 mod guest;
 mod loss;
 pub(crate) mod node;
+mod snapshots;
 mod stage;
 mod takeover;
 
@@ -59,10 +60,12 @@ pub enum Scenario {
     Age,
     /// Everything at once that a store can do wrong, long outages, kills and power cuts.
     Weather,
+    /// Snapshots are taken and deleted through all that happens in [`Scenario::Crash`].
+    Snapshots,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Crash,
         Self::Evict,
         Self::Loss,
@@ -73,6 +76,7 @@ impl Scenario {
         Self::Fsync,
         Self::Age,
         Self::Weather,
+        Self::Snapshots,
     ];
 
     pub fn name(self) -> &'static str {
@@ -87,6 +91,7 @@ impl Scenario {
             Self::Fsync => "fsync",
             Self::Age => "age",
             Self::Weather => "weather",
+            Self::Snapshots => "snapshots",
         }
     }
 
@@ -122,18 +127,21 @@ pub enum Plant {
     Rule13Conflict,
     /// A write of our own that lands late is taken for a stranger's.
     Rule13Intent,
+    /// A snapshot goes with whatever cut is published next, also one from before it was asked for.
+    Rule22,
     /// A sync waits ten times as long as it is told to.
     Late,
 }
 
 impl Plant {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Rule1,
         Self::Rule2,
         Self::Rule4,
         Self::Rule11,
         Self::Rule13Conflict,
         Self::Rule13Intent,
+        Self::Rule22,
         Self::Late,
     ];
 
@@ -145,6 +153,7 @@ impl Plant {
             Self::Rule11 => "rule11",
             Self::Rule13Conflict => "rule13-conflict",
             Self::Rule13Intent => "rule13-intent",
+            Self::Rule22 => "rule22",
             Self::Late => "late",
         }
     }
@@ -237,7 +246,9 @@ impl Run {
     async fn play(self, sim: Sim) -> anyhow::Result<u64> {
         let stage = stage::Stage::new(sim, self);
         match self.scenario {
-            Scenario::Crash | Scenario::Evict | Scenario::Weather => crash::play(&stage).await?,
+            Scenario::Crash | Scenario::Evict | Scenario::Weather | Scenario::Snapshots => {
+                crash::play(&stage).await?;
+            }
             Scenario::Loss => loss::play(&stage).await?,
             Scenario::Takeover => takeover::play(&stage).await?,
             Scenario::Copies => copies::play(&stage).await?,

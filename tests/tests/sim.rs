@@ -41,6 +41,11 @@ fn a_lost_node_leaves_an_exact_cut_no_older_than_the_last_published() {
 }
 
 #[test]
+fn snapshots_are_exact_and_stay_what_they_were() {
+    slice(Scenario::Snapshots);
+}
+
+#[test]
 fn of_two_owners_one_is_fenced_and_nothing_of_it_is_seen() {
     slice(Scenario::Takeover);
 }
@@ -155,6 +160,11 @@ mod planted {
     #[test]
     fn an_own_write_that_is_taken_for_a_strangers_is_found() {
         found(Plant::Rule13Intent, Scenario::Weather, 40);
+    }
+
+    #[test]
+    fn a_snapshot_of_an_older_cut_is_found() {
+        found(Plant::Rule22, Scenario::Snapshots, 40);
     }
 
     #[test]

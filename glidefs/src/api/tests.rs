@@ -89,6 +89,17 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
                 promoted.epoch = wanted.expected_epoch.unwrap_or(0) + u64::from(wanted.force);
                 reply.send(Ok(promoted)).is_ok()
             }
+            Request::Snapshots(name, reply) => reply.send(Ok(vec![snapshot(&name, "s1")])).is_ok(),
+            Request::TakeSnapshot(name, wanted, reply) => {
+                let dated = wanted
+                    .name
+                    .unwrap_or_else(|| "2026-11-26t07.49.04.123z".into());
+                reply.send(Ok(snapshot(&name, &dated))).is_ok()
+            }
+            Request::Snapshot(name, which, reply) | Request::DeleteSnapshot(name, which, reply) => {
+                let found = (which == "s1").then(|| snapshot(&name, &which));
+                reply.send(found.ok_or_else(missing)).is_ok()
+            }
             Request::DrainAll(reply) => reply.send(Ok(Vec::new())).is_ok(),
             Request::Server(reply) => reply.send(Ok(server_of(exports.len(), stopped))).is_ok(),
             Request::Meters(reply) => {
@@ -100,6 +111,17 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
                 reply.send(Ok(meters)).is_ok()
             }
         };
+    }
+}
+
+fn snapshot(export: &str, name: &str) -> SnapshotDocument {
+    SnapshotDocument {
+        export: export.to_owned(),
+        name: name.to_owned(),
+        id: "06".repeat(16),
+        size_bytes: 1 << 30,
+        cut_seq: 7,
+        taken_at: "2026-11-20T00:00:00.000Z".to_owned(),
     }
 }
 
@@ -224,6 +246,33 @@ async fn the_curl_lines_of_the_product_description_work() {
     assert_eq!((status, &body["last_seq"]), (StatusCode::OK, &5.into()));
     let (status, _) = api.json("POST", accept, "").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn snapshots_are_taken_listed_and_deleted_by_name() {
+    let api = Fixture::new(None, None);
+    let path = "/api/exports/v/snapshots";
+    let (status, body) = api.json("POST", path, "").await;
+    assert_eq!(
+        (status, &body["name"]),
+        (StatusCode::OK, &json!("2026-11-26t07.49.04.123z"))
+    );
+    let wanted = "{\"name\": \"s1\", \"request_id\": \"r-7\"}";
+    let (status, body) = api.json("POST", path, wanted).await;
+    assert_eq!((status, &body["name"]), (StatusCode::OK, &json!("s1")));
+    let (status, body) = api.json("GET", path, "").await;
+    assert_eq!((status, &body[0]["export"]), (StatusCode::OK, &json!("v")));
+    for method in ["GET", "DELETE"] {
+        let (status, body) = api.json(method, &format!("{path}/s1"), "").await;
+        assert_eq!((status, &body["cut_seq"]), (StatusCode::OK, &json!(7)));
+        let (status, _) = api.json(method, &format!("{path}/s2"), "").await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+    let (status, body) = api.json("POST", path, "{\"nam\": 1}").await;
+    assert_eq!(
+        (status, &body["error"]["kind"]),
+        (StatusCode::BAD_REQUEST, &json!("invalid"))
+    );
 }
 
 #[tokio::test]

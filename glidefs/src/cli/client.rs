@@ -222,6 +222,11 @@ pub(super) fn export_path(name: &str, verb: &str) -> String {
     format!("/api/exports/{}{verb}", escaped(name))
 }
 
+/// The path of a snapshot, whatever is in the names.
+pub(super) fn snapshot_path(export: &str, name: &str) -> String {
+    export_path(export, &format!("/snapshots/{}", escaped(name)))
+}
+
 /// The path of a page of all exports: the first, or the one behind a name.
 pub(super) fn stored_path(after: Option<&str>) -> String {
     let after = after.map(|name| format!("&after={}", escaped(name)));

@@ -88,6 +88,8 @@ pub(super) fn shard(config: &Config) -> ShardConfig {
         trust_any_nonce: false,
         #[cfg(feature = "planted")]
         forgets_intents: false,
+        #[cfg(feature = "planted")]
+        snapshots_of_any_cut: false,
     };
     shard
 }

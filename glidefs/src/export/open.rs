@@ -12,6 +12,7 @@ use world::World;
 
 use super::decide::{Ours, Plan, Records, Refusal, Seen, decide};
 use super::document::owner_text;
+use super::registry::check_name;
 use super::shelf::Asked;
 use super::site::Site;
 use super::{Export, Parts, Role};
@@ -362,6 +363,39 @@ impl<W: World> Site<W> {
             tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, held_back, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
         }
         Ok(self.export(Role::ReadOnly, opened(&root), None, Some(volume)))
+    }
+
+    /// Opens a snapshot for reading.
+    pub(crate) async fn open_snapshot(
+        &self,
+        volume: &str,
+        snapshot: &str,
+    ) -> Result<Volume<W>, ConnectError> {
+        check_name(volume)?;
+        check_name(snapshot)?;
+        let name = format!("{volume}@{snapshot}");
+        let failed = |error: VolumeError| match error {
+            VolumeError::Vanished { .. } => {
+                ConnectError::Unknown(format!("no export `{volume}`, so no snapshot of it"))
+            }
+            error => unavailable(&name, &error),
+        };
+        let bucket = self.shelf.bucket().await.map_err(failed)?;
+        let opened = Box::pin(bucket.open_snapshot(volume, snapshot)).await;
+        opened.map_err(failed)?.ok_or_else(|| {
+            ConnectError::Unknown(format!(
+                "`{volume}` has no snapshot `{snapshot}`; `glidefs snapshot list {volume}` shows them"
+            ))
+        })
+    }
+
+    /// A snapshot that was opened, as an export.
+    pub(crate) fn snapshot_export(&self, name: &str, volume: Volume<W>) -> Rc<Export<W>> {
+        let opened = Opened {
+            name: name.to_owned(),
+            ..opened(&volume.root())
+        };
+        self.export(Role::ReadOnly, opened, None, Some(volume))
     }
 
     fn cache_failed(&self, name: &str, error: &CacheError) -> ConnectError {

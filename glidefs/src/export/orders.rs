@@ -5,6 +5,11 @@ use std::cell::{Cell, RefCell};
 use blockcache::Seq;
 use world::sync::Notify;
 
+use crate::volume::SnapshotChange;
+
+/// Changes of the list of snapshots that wait for a publish. At the bound, who asks for more is refused.
+pub(crate) const SNAPSHOT_ORDERS_MAX: usize = 64;
+
 /// Orders for an export's sync task. Levels, not messages: asking twice is asking once.
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
@@ -12,6 +17,9 @@ pub(crate) struct Orders {
     drain_to: Cell<Seq>,
     /// Publish this size.
     grow_to: Cell<Option<u64>>,
+    /// Change the list of snapshots, at a cut that is not before the one named: whatever was answered when
+    /// it was asked for is in it.
+    snapshots: RefCell<Vec<(Seq, SnapshotChange)>>,
     /// Detach as soon as nobody is connected and nothing is dirty, not after the grace time.
     leave: Cell<bool>,
     /// Somebody waits to open the volume again: give a detach up that does not get through.
@@ -55,6 +63,42 @@ impl Orders {
         {
             self.grow_to.set(None);
         }
+    }
+
+    /// False if too many wait already. Asked twice, it is done once.
+    pub(crate) fn snapshot(&self, target: Seq, change: SnapshotChange) -> bool {
+        let mut waiting = self.snapshots.borrow_mut();
+        if waiting.iter().any(|(_, known)| *known == change) {
+            return true;
+        }
+        if waiting.len() == SNAPSHOT_ORDERS_MAX {
+            return false;
+        }
+        waiting.push((target, change));
+        self.wake.notify_one();
+        true
+    }
+
+    pub(crate) fn has_snapshots(&self) -> bool {
+        !self.snapshots.borrow().is_empty()
+    }
+
+    pub(crate) fn has_snapshot(&self, change: &SnapshotChange) -> bool {
+        let waiting = self.snapshots.borrow();
+        waiting.iter().any(|(_, known)| known == change)
+    }
+
+    /// What a publish of this cut carries.
+    pub(crate) fn snapshots_at(&self, cut: Seq) -> Vec<SnapshotChange> {
+        let waiting = self.snapshots.borrow();
+        let due = waiting.iter().filter(|(target, _)| *target <= cut);
+        due.map(|(_, change)| change.clone()).collect()
+    }
+
+    /// They are published. What was asked for since stays.
+    pub(crate) fn snapshots_done(&self, done: &[SnapshotChange]) {
+        let mut waiting = self.snapshots.borrow_mut();
+        waiting.retain(|(_, change)| !done.contains(change));
     }
 
     pub(crate) fn leave(&self) {

@@ -18,7 +18,7 @@ use super::open::{Wish, refused};
 use super::site::Site;
 use super::{Export, Role};
 use crate::device::{Access, ConnectError, Exports, Look};
-use crate::volume::VolumeName;
+use crate::volume::{RootView, VolumeName};
 
 /// The exports of one shard.
 #[derive(Debug)]
@@ -109,6 +109,26 @@ impl<W: World> Registry<W> {
         Ok(export)
     }
 
+    /// A snapshot as an export, read-only for ever. One that is open is shared.
+    async fn snapshot(&self, volume: &str, snapshot: &str) -> Result<Rc<Export<W>>, ConnectError> {
+        let name = format!("{volume}@{snapshot}");
+        let _door = self.door(&name).await;
+        if self.site.closing.get() {
+            return Err(ConnectError::ShuttingDown);
+        }
+        // Asked each time: it may have been deleted, or another may have the name now.
+        let opened = Box::pin(self.site.open_snapshot(volume, snapshot)).await?;
+        let position = |root: RootView| (root.volume, root.cut_epoch, root.cut, root.cut_time);
+        if let Some(before) = self.get(&name)
+            && before.root().map(position) == Some(position(opened.root()))
+        {
+            return Ok(before);
+        }
+        let export = self.site.snapshot_export(&name, opened);
+        self.open.borrow_mut().insert(name, Rc::clone(&export));
+        Ok(export)
+    }
+
     /// Lets an export go whose task has ended.
     pub(crate) fn remove(&self, name: &str) {
         self.open.borrow_mut().remove(name);
@@ -151,6 +171,10 @@ impl<W: World> Exports for Registry<W> {
     type Device = Connection<W>;
 
     async fn connect(&self, name: &str, peer: &Peer) -> Result<Rc<Connection<W>>, ConnectError> {
+        if let Some((volume, snapshot)) = name.split_once('@') {
+            let export = Box::pin(self.snapshot(volume, snapshot)).await?;
+            return self.admit(export, peer);
+        }
         check_name(name)?;
         let _door = self.door(name).await;
         if self.site.closing.get() {
@@ -162,6 +186,13 @@ impl<W: World> Exports for Registry<W> {
     }
 
     async fn look(&self, name: &str) -> Result<Look, ConnectError> {
+        if let Some((volume, snapshot)) = name.split_once('@') {
+            let opened = Box::pin(self.site.open_snapshot(volume, snapshot)).await?;
+            return Ok(Look {
+                size_bytes: opened.root().size_bytes,
+                access: Access::ReadOnly,
+            });
+        }
         check_name(name)?;
         if let Some(export) = self.get(name).filter(|e| e.role() == Role::ReadWrite) {
             return Ok(Look {
@@ -222,8 +253,10 @@ fn still_used<W: World>(export: &Export<W>, what: &str) -> ConnectError {
 /// Rule 16. `@` is kept for snapshots.
 pub(crate) fn check_name(name: &str) -> Result<(), ConnectError> {
     if name.contains('@') {
-        let text = "`name@snapshot`: snapshots cannot be opened in this version";
-        return Err(ConnectError::Invalid(text.to_owned()));
+        let text = format!(
+            "`{name}`: a snapshot can be connected to and nothing else; ask for the volume before the `@`"
+        );
+        return Err(ConnectError::Invalid(text));
     }
     if name.is_empty() {
         let text = "an export name is needed: there is no default export";

@@ -56,4 +56,7 @@ pub struct ExportConfig {
     /// Rule 13 the same way: a write of the root that landed unheard is taken for a stranger's.
     #[cfg(feature = "planted")]
     pub forgets_intents: bool,
+    /// Rule 22 the same way: a snapshot goes with any cut.
+    #[cfg(feature = "planted")]
+    pub snapshots_of_any_cut: bool,
 }

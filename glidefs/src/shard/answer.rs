@@ -20,6 +20,7 @@ use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
 use crate::shard::loss::{accept_loss, is_loss, not_accepted};
 use crate::shard::meters::meters;
+use crate::shard::snapshots;
 use crate::shard::stored::list_stored;
 
 /// Requests being answered at a time; more wait in the queue.
@@ -72,6 +73,16 @@ async fn perform<W: World>(registry: &Registry<W>, request: Request) {
         }
         Request::Drain(name, reply) => send(reply, drain(registry, &name).await),
         Request::Promote(name, how, reply) => send(reply, promote(registry, &name, &how).await),
+        Request::Snapshots(name, reply) => send(reply, snapshots::list(registry, &name).await),
+        Request::Snapshot(name, snapshot, reply) => {
+            send(reply, snapshots::get(registry, &name, &snapshot).await);
+        }
+        Request::TakeSnapshot(name, wanted, reply) => {
+            send(reply, snapshots::take(registry, &name, wanted).await);
+        }
+        Request::DeleteSnapshot(name, snapshot, reply) => {
+            send(reply, snapshots::delete(registry, &name, &snapshot).await);
+        }
         Request::DrainAll(reply) => send(reply, Ok(drain_all(registry).await)),
         Request::Server(reply) => send(reply, Ok(server(registry))),
         Request::Meters(reply) => send(reply, Ok(meters(registry))),
@@ -169,7 +180,7 @@ async fn grow<W: World>(export: &Export<W>, size_bytes: u64) -> Result<(), Strin
 }
 
 /// Waits for the sync task; an error once an attempt failed or the task ended.
-async fn wait_for<W: World>(
+pub(super) async fn wait_for<W: World>(
     export: &Export<W>,
     failures: u64,
     done: impl Fn() -> bool,
@@ -329,7 +340,7 @@ async fn promote<W: World>(
     ))
 }
 
-async fn open<W: World>(
+pub(super) async fn open<W: World>(
     registry: &Registry<W>,
     name: &str,
     wish: Wish,

@@ -15,7 +15,7 @@ use super::{SyncError, Syncer};
 use crate::export::Role;
 use crate::export::apply_patches;
 use crate::export::frames::index;
-use crate::volume::{FrameContent, PlainFrame, Publish, Uploaded, VolumeState};
+use crate::volume::{FrameContent, PlainFrame, Publish, SnapshotChange, Uploaded, VolumeState};
 
 /// Segments of all exports that are read and sealed at a time.
 pub(crate) const PACKING_MAX: usize = 4;
@@ -34,6 +34,7 @@ pub(crate) struct Attempt<W: World> {
     segments: Vec<Segment>,
     size_bytes: Option<u64>,
     state: VolumeState,
+    snapshots: Vec<SnapshotChange>,
     /// The store may have heard of the nonce: it stands for this cut from now on.
     is_sent: Cell<bool>,
 }
@@ -80,7 +81,9 @@ impl<W: World> Syncer<W> {
         let cut = cut.await?;
         let seq = match &cut {
             Some(cut) => cut.seq,
-            None if size_bytes.is_none() && !leaving => return Ok(None),
+            None if size_bytes.is_none() && !leaving && !self.export.orders.has_snapshots() => {
+                return Ok(None);
+            }
             None => {
                 let seq = self.local.intend(nonce, root.etag).await?;
                 if seq > self.state().published {
@@ -110,6 +113,7 @@ impl<W: World> Syncer<W> {
             cut: RefCell::new(cut),
             segments,
             size_bytes,
+            snapshots: self.export.orders.snapshots_at(self.snapshots_until(seq)),
             state: if leaving {
                 VolumeState::Detached
             } else {
@@ -117,6 +121,15 @@ impl<W: World> Syncer<W> {
             },
             is_sent: Cell::new(false),
         }))
+    }
+
+    /// Snapshots that were asked for up to this write go with the cut.
+    fn snapshots_until(&self, cut: Seq) -> Seq {
+        #[cfg(feature = "planted")]
+        if self.site.config.snapshots_of_any_cut {
+            return Seq(u64::MAX);
+        }
+        cut
     }
 
     /// Asks the store for the root, and looks at nothing but that it answers. What is noted in the log
@@ -301,6 +314,7 @@ impl<W: World> Syncer<W> {
             self.local.resized(size_bytes);
             self.export.orders.grown(size_bytes);
         }
+        self.export.orders.snapshots_done(&attempt.snapshots);
         self.export.count(|io| io.syncs += 1);
         Ok(())
     }
@@ -325,6 +339,7 @@ impl<W: World> Syncer<W> {
             segments: segments.expect("everything was uploaded before"),
             size_bytes: attempt.size_bytes,
             state: Some(attempt.state),
+            snapshots: attempt.snapshots.clone(),
         }
     }
 }

@@ -392,7 +392,7 @@ impl<W: World> Bucket<W> {
         Ok(Volume::new(self.clone(), name, loaded, super::Hold::Free))
     }
 
-    async fn load(&self, stored: Stored) -> Result<Loaded, VolumeError> {
+    pub(crate) async fn load(&self, stored: Stored) -> Result<Loaded, VolumeError> {
         let volumes = Rc::new(Volumes::new(&stored.root, self.shared.keys.as_ref())?);
         let reader = Reader {
             bucket: self.clone(),

@@ -25,6 +25,7 @@ use super::retry;
 use super::root::{Predecessor, Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX};
 use super::runs::{MapIndex, Run};
 use super::sealed::{Kind, ObjectRef};
+use super::snapshots;
 use super::{Hold, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState};
 
 /// Extents of the tail in memory at which a publish must fold.
@@ -253,7 +254,8 @@ impl<W: World> Volume<W> {
     /// The root that the change asks for, on top of `base`. Uploads a map index if work on the map
     /// is finished, and folds in place if the tail would grow beyond its bound.
     async fn plan(&self, base: &Stored, change: &Publish) -> Result<Plan, VolumeError> {
-        let mut root = changed(&base.root, change, self.inner.bucket.world().unix_time().0)?;
+        let now_ms = self.inner.bucket.world().unix_time().0;
+        let mut root = changed(&base.root, change, now_ms)?;
         let (mut shape, tail_extents, maker) = {
             let state = self.inner.state.borrow();
             (
@@ -280,6 +282,7 @@ impl<W: World> Volume<W> {
             let index = index.encode();
             root.content.map = Some(maker.put_index(Kind::MapIndex, index).await?);
         }
+        snapshots::apply(&mut root, &change.snapshots, now_ms);
         let runs = shape.runs;
         Ok(Plan { root, runs })
     }

@@ -18,7 +18,8 @@ use super::{Owner, RootView, VolumeError, VolumeState};
 pub(crate) const FORMAT: u16 = 1;
 /// References in the tail of a root at most (rule 26).
 pub(crate) const TAIL_SEGMENTS_MAX: usize = 64;
-pub(crate) const SNAPSHOTS_MAX: usize = 128;
+/// Snapshots of one volume at most.
+pub const SNAPSHOTS_MAX: usize = 128;
 /// Volumes that the map of one volume may name: itself and its parents.
 pub(crate) const VOLUMES_MAX: usize = 256;
 pub(crate) const KEYS_MAX: usize = 64;

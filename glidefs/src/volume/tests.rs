@@ -12,6 +12,7 @@ mod parsers;
 mod prefix;
 mod renew;
 mod slots;
+mod snapshots;
 
 /// One node: a world, the store it sees, its bucket.
 #[derive(Clone, Debug)]
@@ -86,6 +87,7 @@ impl Node {
             segments,
             size_bytes: None,
             state: None,
+            snapshots: Vec::new(),
         }
     }
 

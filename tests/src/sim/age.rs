@@ -98,7 +98,7 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
         }
         Ok(())
     });
-    stage.finish(&node.await?).await
+    stage.finish(&node.await?).await.map(drop)
 }
 
 /// A load that the store can carry, without an error.

@@ -49,7 +49,7 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     let other = Rc::clone(&nodes[1 - number]);
     let last = Rc::clone(&nodes[number]);
     other.kill();
-    stage.finish(&last).await
+    stage.finish(&last).await.map(drop)
 }
 
 fn faults(stage: &Stage) {

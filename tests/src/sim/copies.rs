@@ -100,5 +100,5 @@ async fn onwards(stage: &Stage, node: &Node) -> Result<()> {
     let guest = stage.guest(node, Load::drawn(&stage.sim, Tolerance::Nothing));
     stage.pause_ms(5, 2_000).await;
     stage.rest(&guest).await?;
-    stage.finish(node).await
+    stage.finish(node).await.map(drop)
 }

@@ -15,6 +15,7 @@ use world::sim::{Crash, HostId, Odds, StoreFaults};
 use super::Scenario;
 use super::guest::{Guest, Load, Tolerance};
 use super::node::Node;
+use super::snapshots::Album;
 use super::stage::{ANSWER_MAX, Stage};
 use crate::oracle::Judge;
 
@@ -25,6 +26,7 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
         host,
         owed: None,
         held: false,
+        album: Rc::default(),
     };
     for _ in 0..stage.between(2, 5) {
         lives.live().await?;
@@ -34,7 +36,9 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     stage
         .judge(&node, lives.owed.unwrap_or(Judge::Process))
         .await?;
-    stage.finish(&node).await
+    lives.album.check_surely(stage, &node).await?;
+    let heir = stage.finish(&node).await?;
+    lives.album.check_surely(stage, &heir).await
 }
 
 struct Lives<'a> {
@@ -44,6 +48,8 @@ struct Lives<'a> {
     owed: Option<Judge>,
     /// A client was served: the log holds the epoch.
     held: bool,
+    /// As [`Scenario::Snapshots`].
+    album: Rc<Album>,
 }
 
 impl Lives<'_> {
@@ -56,7 +62,12 @@ impl Lives<'_> {
             Crash::Process
         };
         let early = stage.one_in(4);
-        let fuse = stage.between(0, if early { 150 } else { 4_000 });
+        let longest = match stage.run.scenario {
+            // Long enough for some to be taken.
+            Scenario::Snapshots => 30_000,
+            _ => 4_000,
+        };
+        let fuse = stage.between(0, if early { 150 } else { longest });
         sim.crash_after(self.host, fuse, how);
         self.change_weather();
         if self.held && stage.one_in(4) {
@@ -76,8 +87,15 @@ impl Lives<'_> {
             return Ok(());
         }
         (self.owed, self.held) = (None, true);
+        if !self.album.check(stage, &node).await? {
+            self.owe(how);
+            return Ok(());
+        }
         let node = Rc::new(node);
         stage.follow(&node);
+        if stage.run.scenario == Scenario::Snapshots {
+            self.album.fill(stage, &node);
+        }
         let guest = stage.guest(&node, Load::drawn(sim, Tolerance::Reads));
         let how = Box::pin(self.end(&node, &guest, how)).await?;
         self.owe(how);

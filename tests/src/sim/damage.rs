@@ -48,7 +48,7 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     let c = stage.start_surely(stage.sim.host("c")).await?;
     stage.take(&c).await?;
     stage.judge(&c, Judge::Store).await?;
-    stage.finish(&c).await
+    stage.finish(&c).await.map(drop)
 }
 
 /// Damages one object of the volume; returns its key.
@@ -124,5 +124,5 @@ async fn rolled_back(stage: &Stage, node: &Rc<Node>) -> Result<()> {
     let again = stage.start_surely(node.host).await?;
     stage.settle(&again).await?;
     stage.judge(&again, Judge::Process).await?;
-    stage.finish(&again).await
+    stage.finish(&again).await.map(drop)
 }

@@ -54,7 +54,7 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     let node = stage.start_surely(host).await?;
     accept_loss(stage, &node, owed).await?;
     stage.judge(&node, owed).await?;
-    stage.finish(&node).await
+    stage.finish(&node).await.map(drop)
 }
 
 /// Where answered writes never reached the disk, what is left is a cut that holds all that was flushed,

@@ -41,7 +41,7 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     let guest = stage.guest(&node, Load::drawn(&stage.sim, Tolerance::Nothing));
     stage.pause_ms(10, 2_000).await;
     stage.rest(&guest).await?;
-    stage.finish(&node).await
+    stage.finish(&node).await.map(drop)
 }
 
 /// One node after another takes the volume and judges what the store holds; each is lost with its disk

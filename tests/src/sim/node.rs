@@ -7,7 +7,7 @@ use std::rc::Rc;
 use anyhow::{Result, bail};
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, PromoteDocument,
-    Request, ServerDocument,
+    Request, ServerDocument, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::nbd::{Limits, Server};
 use glidefs::shard::{Shard, ShardConfig};
@@ -86,6 +86,27 @@ impl Node {
         let asked = self
             .control
             .ask(|reply| Request::Drain(NAME.to_owned(), reply));
+        asked.await
+    }
+
+    pub(crate) async fn take_snapshot(&self, name: &str) -> Result<SnapshotDocument, ControlError> {
+        let wanted = TakeSnapshotDocument {
+            name: Some(name.to_owned()),
+            request_id: None,
+        };
+        let asked = self
+            .control
+            .ask(|reply| Request::TakeSnapshot(NAME.to_owned(), wanted, reply));
+        asked.await
+    }
+
+    pub(crate) async fn delete_snapshot(
+        &self,
+        name: &str,
+    ) -> Result<SnapshotDocument, ControlError> {
+        let asked = self
+            .control
+            .ask(|reply| Request::DeleteSnapshot(NAME.to_owned(), name.to_owned(), reply));
         asked.await
     }
 

@@ -304,10 +304,28 @@ impl Stage {
     }
 
     async fn look(&self, node: &Node, wanted: Wanted) -> Result<Seen> {
+        self.look_at(node, NAME.to_owned(), wanted).await
+    }
+
+    /// The content of a snapshot. None if the server or its host died meanwhile.
+    pub(super) async fn look_at_snapshot(
+        &self,
+        node: &Node,
+        snapshot: &str,
+    ) -> Result<Option<Vec<u8>>> {
+        let name = format!("{NAME}@{snapshot}");
+        let seen = self.look_at(node, name, Wanted::Anything).await;
+        Ok(match seen? {
+            Seen::Content(content) => Some(content),
+            Seen::Crashed => None,
+        })
+    }
+
+    async fn look_at(&self, node: &Node, name: String, wanted: Wanted) -> Result<Seen> {
         let size = self.settings.volume_bytes;
         let call = self
             .sim
-            .call(node.host, move |world| read_all(world, size, wanted));
+            .call(node.host, move |world| read_all(world, name, size, wanted));
         let pid = call.pid();
         let content = call.await;
         self.sim.kill(pid);
@@ -510,8 +528,8 @@ impl Stage {
         }
     }
 
-    /// Everything is drained, the node and its disk are lost, and another one finds it all.
-    pub(super) async fn finish(&self, node: &Node) -> Result<()> {
+    /// Everything is drained, the node and its disk are lost, and another one, which is returned, finds it all.
+    pub(super) async fn finish(&self, node: &Node) -> Result<Node> {
         self.calm();
         self.drain(node).await?;
         let host = node.host;
@@ -523,7 +541,8 @@ impl Stage {
         }
         let heir = self.start_surely(heir).await?;
         self.take(&heir).await?;
-        self.judge(&heir, Judge::Store).await.map(drop)
+        self.judge(&heir, Judge::Store).await?;
+        Ok(heir)
     }
 }
 
@@ -542,9 +561,9 @@ enum Wanted {
 }
 
 /// Connects and reads the whole volume, with the patience of an operator.
-async fn read_all(world: SimWorld, size: u64, wanted: Wanted) -> Result<Vec<u8>> {
+async fn read_all(world: SimWorld, name: String, size: u64, wanted: Wanted) -> Result<Vec<u8>> {
     let client = patiently(&world, async || {
-        let client = NbdClient::connect(&world, &socket(), NAME, Options::default()).await?;
+        let client = NbdClient::connect(&world, &socket(), &name, Options::default()).await?;
         if wanted == Wanted::ReadWrite && client.export().flags & export::READ_ONLY != 0 {
             let (kind, text) = (0, "the export is read-only".to_owned());
             return Err(ClientError::Refused { kind, text });
@@ -600,6 +619,7 @@ fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
     };
     config.exports.trust_any_nonce = plant == Some(Plant::Rule11);
     config.exports.forgets_intents = plant == Some(Plant::Rule13Intent);
+    config.exports.snapshots_of_any_cut = plant == Some(Plant::Rule22);
     config.bucket.planted = match plant {
         Some(Plant::Rule13Conflict) => Some(glidefs::volume::Planted::OwnConflict),
         _ => None,

@@ -74,7 +74,7 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
     stage.drain(&second).await?;
     stage.judge_as_reader(&again, Judge::Store).await?;
     again.kill();
-    stage.finish(&second).await
+    stage.finish(&second).await.map(drop)
 }
 
 /// The first node knows by itself, sooner or later, that its epoch is over.

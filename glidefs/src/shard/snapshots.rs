@@ -1,0 +1,213 @@
+//! Snapshots, as an operator asks for them: taken, listed, deleted.
+
+use std::rc::Rc;
+
+use blockcache::Id;
+use world::World;
+
+use super::answer::{Answer, open, refusal, unavailable, wait_for};
+use crate::control::{ControlError, ControlErrorKind, SnapshotDocument, TakeSnapshotDocument};
+use crate::export::decide::Seen;
+use crate::export::document::of_export;
+use crate::export::open::Wish;
+use crate::export::registry::{Registry, check_name};
+use crate::export::{Export, Role};
+use crate::volume::{SNAPSHOTS_MAX, SnapshotChange, SnapshotView, Volume};
+
+/// All of a volume, oldest first.
+pub(super) async fn list<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+) -> Answer<Vec<SnapshotDocument>> {
+    let snapshots = known(registry, name).await?;
+    Ok(snapshots.iter().map(|it| document(name, it)).collect())
+}
+
+pub(super) async fn get<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    snapshot: &str,
+) -> Answer<SnapshotDocument> {
+    let snapshots = known(registry, name).await?;
+    let found = snapshots.iter().find(|it| it.name == snapshot);
+    found
+        .map(|it| document(name, it))
+        .ok_or_else(|| absent(name, snapshot))
+}
+
+/// Returns once the root in the store lists it. It is the state at one moment between question and answer.
+pub(super) async fn take<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    wanted: TakeSnapshotDocument,
+) -> Answer<SnapshotDocument> {
+    let world = registry.site().world.clone();
+    let snapshot = match wanted.name {
+        Some(snapshot) => snapshot,
+        None => dated(&world.unix_time().to_string()),
+    };
+    check_name(&snapshot).map_err(refusal)?;
+    let export = writable(registry, name).await?;
+    let id = match wanted.request_id {
+        Some(request) => id_of(&request),
+        None => Id(world.random_id()),
+    };
+    let before = listed(&export);
+    if let Some(found) = before.iter().find(|it| it.id == id) {
+        return Ok(document(name, found));
+    }
+    if before.iter().any(|it| it.name == snapshot) {
+        return Err(taken(name, &snapshot));
+    }
+    if before.len() >= SNAPSHOTS_MAX {
+        return Err(ControlError::new(
+            ControlErrorKind::Conflict,
+            format!("`{name}` has {SNAPSHOTS_MAX} snapshots, which is the most: delete one first"),
+        ));
+    }
+    let change = SnapshotChange::Take {
+        id,
+        name: snapshot.clone(),
+    };
+    carry_out(&export, change).await?;
+    let after = listed(&export);
+    let found = after.iter().find(|it| it.id == id);
+    // Somebody else was faster with the name.
+    found
+        .map(|it| document(name, it))
+        .ok_or_else(|| taken(name, &snapshot))
+}
+
+/// Returns once the root in the store does not list it any more.
+pub(super) async fn delete<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    snapshot: &str,
+) -> Answer<SnapshotDocument> {
+    let export = writable(registry, name).await?;
+    let before = listed(&export);
+    let found = before.iter().find(|it| it.name == snapshot);
+    let found = found.ok_or_else(|| absent(name, snapshot))?;
+    carry_out(&export, SnapshotChange::Drop { id: found.id }).await?;
+    Ok(document(name, found))
+}
+
+/// What the volume lists: of one that is open here for writing as last published, else as the store has it.
+async fn known<W: World>(registry: &Registry<W>, name: &str) -> Answer<Vec<SnapshotView>> {
+    check_name(name).map_err(refusal)?;
+    let here = registry.get(name).filter(|it| it.role() == Role::ReadWrite);
+    if let Some(volume) = here.and_then(|export| export.frames().volume()) {
+        return Ok(volume.snapshots());
+    }
+    let asked = registry.site().shelf.ask(name).await;
+    match (asked.volume, asked.seen) {
+        (Some(volume), _) => Ok(volume.snapshots()),
+        (None, Seen::Unreachable(why)) => {
+            Err(unavailable(format!("the store cannot be asked: {why}")))
+        }
+        (None, Seen::Unreadable(why)) => {
+            Err(unavailable(format!("the volume cannot be read: {why}")))
+        }
+        (None, Seen::Absent | Seen::Root(_)) => Err(ControlError::new(
+            ControlErrorKind::NotFound,
+            format!("no export `{name}`"),
+        )),
+    }
+}
+
+/// The export, opened for writing: only the owner may change the root.
+async fn writable<W: World>(registry: &Registry<W>, name: &str) -> Answer<Rc<Export<W>>> {
+    let (door, export) = open(registry, name, Wish::default()).await?;
+    drop(door);
+    if export.role() == Role::ReadWrite {
+        return Ok(export);
+    }
+    let why = match export.halted() {
+        Some(why) => why,
+        None => "is owned by another node, which alone can change its snapshots: ask that one"
+            .to_owned(),
+    };
+    Err(ControlError {
+        kind: ControlErrorKind::Conflict,
+        message: format!("export `{name}`: {why}"),
+        export: Some(Box::new(of_export(&export))),
+    })
+}
+
+async fn carry_out<W: World>(export: &Export<W>, change: SnapshotChange) -> Answer<()> {
+    let failures = export.orders.failures();
+    let target = export
+        .local_state()
+        .map(|local| local.last)
+        .unwrap_or_default();
+    if !export.orders.snapshot(target, change.clone()) {
+        return Err(unavailable(
+            "too many changes of snapshots wait for the store; ask again".to_owned(),
+        ));
+    }
+    let done = wait_for(export, failures, || !export.orders.has_snapshot(&change)).await;
+    done.map_err(|why| unavailable(format!("not in the store yet, retrying: {why}")))
+}
+
+fn listed<W: World>(export: &Export<W>) -> Vec<SnapshotView> {
+    let volume = export.frames().volume();
+    volume.as_ref().map(Volume::snapshots).unwrap_or_default()
+}
+
+fn document(export: &str, snapshot: &SnapshotView) -> SnapshotDocument {
+    SnapshotDocument {
+        export: export.to_owned(),
+        name: snapshot.name.clone(),
+        id: snapshot.id.to_string(),
+        size_bytes: snapshot.size_bytes,
+        cut_seq: snapshot.cut.0,
+        taken_at: snapshot.taken.to_string(),
+    }
+}
+
+/// The moment as a name: `2026-11-26t07.49.04.123z`.
+fn dated(rfc3339: &str) -> String {
+    rfc3339.to_ascii_lowercase().replace(':', ".")
+}
+
+/// The same request, the same snapshot.
+fn id_of(request: &str) -> Id {
+    let hash = blake3::derive_key("glidefs 1 snapshot of a request", request.as_bytes());
+    Id(*hash.first_chunk().expect("16 of 32"))
+}
+
+fn absent(name: &str, snapshot: &str) -> ControlError {
+    ControlError::new(
+        ControlErrorKind::NotFound,
+        format!(
+            "`{name}` has no snapshot `{snapshot}`; `GET /api/exports/{name}/snapshots` lists them"
+        ),
+    )
+}
+
+fn taken(name: &str, snapshot: &str) -> ControlError {
+    ControlError::new(
+        ControlErrorKind::Conflict,
+        format!(
+            "`{name}` has a snapshot `{snapshot}` already; delete it first, or choose another name"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_name() {
+        let name = dated(&world::UnixTime(1_795_132_800_123).to_string());
+        assert!(name.ends_with("z") && name.contains('t'), "{name}");
+        assert!(check_name(&name).is_ok(), "{name}");
+    }
+
+    #[test]
+    fn the_same_request_asks_for_the_same_snapshot() {
+        assert_eq!(id_of("a"), id_of("a"));
+        assert_ne!(id_of("a"), id_of("b"));
+    }
+}
