@@ -21,9 +21,9 @@ const IDLE_SYNC_DELAY_MS: u64 = 8000;
 /// Bytes a second. The log grows by some hundred MB/s at best.
 const FILL_PACES: [u64; 4] = [100_000_000, 100_000_000, 50_000_000, 20_000_000];
 const CACHE_GIB_MIN: f64 = 32.0;
-/// Of what was written, no more than one part in so many may be in the store before the order to drain: only what
-/// is left is measured.
-const SYNCED_PARTS: u64 = 2;
+/// Of what was written, one part in so many must be left when the order to drain comes: only that is measured. A writer
+/// of one export that waits while the log grows makes all of them sync.
+const LEFT_PARTS: u64 = 4;
 /// So much may be written in a row.
 const FILL_BURST_BYTES: u64 = 4 << 20;
 const PASSWORD: &str = "a password for the bench";
@@ -143,7 +143,8 @@ fn filled(case: &Case, site: &Site<'_>, bytes: u64, exports: &[String]) -> Resul
         let mut node = Node::start(case, &site, bytes, SYNC_DELAY_MS)?;
         node.fill(case, bytes, pace)?;
         settled(&node.server, site.endpoint)?;
-        if packed_by_all(&node.server, exports)?.bytes <= bytes * case.exports / SYNCED_PARTS {
+        let written = bytes * case.exports;
+        if packed_by_all(&node.server, exports)?.bytes <= written - written / LEFT_PARTS {
             return Ok(node);
         }
     }
