@@ -29,8 +29,8 @@ pub use server::{API_CONNECTIONS_MAX, BindError, bind, serve};
 
 use crate::config::Secret;
 use crate::control::{
-    AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, IoDocument,
-    MetersDocument, PutDocument, Request, ServerDocument, SnapshotDocument,
+    AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, ForkDocument,
+    IoDocument, MetersDocument, PruneQuery, PutDocument, Request, ServerDocument, SnapshotDocument,
 };
 use crate::metrics;
 
@@ -96,12 +96,16 @@ impl Api {
             .route("/api/exports/{name}/metrics", get(export_metrics))
             .route(
                 "/api/exports/{name}/snapshots",
-                get(list_snapshots).post(take_snapshot),
+                get(list_snapshots)
+                    .post(take_snapshot)
+                    .delete(prune_snapshots),
             )
             .route(
                 "/api/exports/{name}/snapshots/{snapshot}",
                 get(get_snapshot).delete(delete_snapshot),
             )
+            .route("/api/exports/{name}/fork", post(fork))
+            .route("/api/exports/{name}/restore", post(restore))
             .route("/api/server", get(server_document))
             .route("/api/metrics", get(meters))
             .route("/metrics", get(all_metrics))
@@ -235,6 +239,30 @@ async fn take_snapshot(State(api): State<Api>, name: Name, body: Body) -> Answer
 async fn delete_snapshot(State(api): State<Api>, names: Names) -> Answer<SnapshotDocument> {
     let Path((name, snapshot)) = names?;
     let request = |reply| Request::DeleteSnapshot(name, snapshot, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
+async fn prune_snapshots(
+    State(api): State<Api>,
+    name: Name,
+    query: Result<Query<PruneQuery>, QueryRejection>,
+) -> Answer<Vec<SnapshotDocument>> {
+    let (Path(name), Query(how)) = (name?, query?);
+    let request = |reply| Request::PruneSnapshots(name, how, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
+async fn restore(State(api): State<Api>, name: Name, body: Body) -> Answer<ExportDocument> {
+    let Path(name) = name?;
+    let wanted = parse(&body?, "{\"snapshot\": \"before-upgrade\"}")?;
+    let request = |reply| Request::Restore(name, wanted, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
+async fn fork(State(api): State<Api>, name: Name, body: Body) -> Answer<ForkDocument> {
+    let Path(name) = name?;
+    let wanted = parse(&body?, "{\"name\": \"vm-bob\"}")?;
+    let request = |reply| Request::Fork(name, wanted, reply);
     Ok(Json(api.control.ask(request).await?))
 }
 

@@ -12,6 +12,7 @@
 mod check;
 mod client;
 mod export;
+mod fork;
 mod key;
 pub(crate) mod output;
 mod process;
@@ -100,6 +101,8 @@ enum Command {
         #[command(subcommand)]
         command: SnapshotCommand,
     },
+    /// Make a new export that begins as another one, or as a snapshot of it (EXPORT@SNAPSHOT), and copies nothing
+    Fork(ForkArguments),
     /// Look at and change the passwords that open the prefix in the store; needs no running server
     Key {
         #[command(subcommand)]
@@ -238,6 +241,37 @@ enum SnapshotCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Make the export what it was, while no client is connected; what it was until now is kept as a snapshot
+    Restore {
+        #[command(flatten)]
+        of: Of,
+        /// The snapshot to restore
+        name: String,
+        /// The name under which the state until now is kept; without it, `before-` and the date
+        #[arg(long, value_name = "NAME")]
+        before: Option<String>,
+        /// Any text: asked again with the same one, it is not restored a second time
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete the snapshots that are too many or too old; with both options, those that are both
+    #[command(group(clap::ArgGroup::new("which").required(true).multiple(true)))]
+    Prune {
+        #[command(flatten)]
+        of: Of,
+        /// So many of the newest stay
+        #[arg(long, value_name = "COUNT", group = "which")]
+        keep: Option<usize>,
+        /// Younger ones stay
+        #[arg(long, value_name = "SECONDS", group = "which")]
+        older_than_s: Option<u64>,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Delete a snapshot; the export and its other snapshots stay as they are
     Delete {
         #[command(flatten)]
@@ -250,7 +284,21 @@ enum SnapshotCommand {
     },
 }
 
-/// The export of a snapshot, at a server.
+#[derive(Debug, Args)]
+struct ForkArguments {
+    #[command(flatten)]
+    of: Of,
+    /// The new export
+    name: String,
+    /// Any text: asked again with the same one, no second fork is made and none is in the way
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// An export at a server.
 #[derive(Debug, Args)]
 struct Of {
     #[command(flatten)]
@@ -404,6 +452,7 @@ fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Fai
         }
         Command::Export { command } => export::run(command),
         Command::Snapshot { command } => snapshot::run(command),
+        Command::Fork(arguments) => fork::run(arguments),
         Command::Key { command } => key::run(command, environment),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -39,6 +39,12 @@ pub enum Request {
     TakeSnapshot(String, TakeSnapshotDocument, Reply<SnapshotDocument>),
     /// Returns once the store does not list it any more.
     DeleteSnapshot(String, String, Reply<SnapshotDocument>),
+    /// Deletes the snapshots that are too many or too old, and says which.
+    PruneSnapshots(String, PruneQuery, Reply<Vec<SnapshotDocument>>),
+    /// Makes the volume what it was; refused while clients are connected.
+    Restore(String, RestoreDocument, Reply<ExportDocument>),
+    /// A new volume that begins as this one, or as a snapshot of it.
+    Fork(String, MakeForkDocument, Reply<ForkDocument>),
     /// Drain everything and detach nothing: the first half of what SIGTERM does.
     DrainAll(Reply<Vec<ExportDocument>>),
     /// Numbers of the whole server.
@@ -261,6 +267,64 @@ pub struct TakeSnapshotDocument {
     pub name: Option<String>,
     /// Asked again with the same one, the answer is the same snapshot and not a second one.
     pub request_id: Option<String>,
+}
+
+/// What may stand behind the `?` when several snapshots are deleted: at least one of the two.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct PruneQuery {
+    /// So many of the newest stay.
+    pub keep: Option<usize>,
+    /// Younger ones stay, by the clock of the node that answers.
+    pub older_than_s: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreDocument {
+    pub snapshot: String,
+    /// The name under which the state until now is kept; without it: `before-` and the date.
+    #[serde(default)]
+    pub before: Option<String>,
+    /// Asked again with the same one, it is not restored a second time.
+    #[serde(default)]
+    pub request_id: Option<String>,
+}
+
+/// A fork that was made.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct ForkDocument {
+    pub name: String,
+    pub parent: String,
+    pub snapshot: Option<String>,
+    pub size_bytes: u64,
+    /// The parent's write up to which it holds everything.
+    pub cut_seq: u64,
+    /// It is in the store: any node may open it.
+    pub published: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct MakeForkDocument {
+    /// Of the fork.
+    pub name: String,
+    /// Without it: the export as it is now.
+    #[serde(default)]
+    pub snapshot: Option<String>,
+    /// Asked again with the same one, the answer is the same fork and not an error.
+    #[serde(default)]
+    pub request_id: Option<String>,
+    #[serde(default)]
+    pub wait: Option<ForkWait>,
+}
+
+/// For what the answer waits.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ForkWait {
+    /// The fork is in the store. It always is, so far.
+    Published,
 }
 
 /// A refusal or a failure, with the HTTP status that fits it.

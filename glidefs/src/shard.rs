@@ -6,9 +6,11 @@
 //! holds is given up to whoever opens it next. Absent: signals, sockets, HTTP.
 
 mod answer;
+mod forks;
 mod leave;
 mod loss;
 mod meters;
+mod restore;
 mod snapshots;
 mod stored;
 

@@ -12,7 +12,8 @@ use std::process::{Command, Output};
 use glidefs::api::{self, Api};
 use glidefs::control::{
     CacheDocument, Control, ControlError, ControlErrorKind, ExportDocument, ExportMeters,
-    IoDocument, LatenciesDocument, MetersDocument, Request, ServerDocument, SnapshotDocument,
+    ForkDocument, IoDocument, LatenciesDocument, MetersDocument, Request, ServerDocument,
+    SnapshotDocument,
 };
 use glidefs::meter::store::StoreUse;
 use serde_json::Value;
@@ -402,6 +403,62 @@ fn export_commands_speak_to_the_api() {
     );
 }
 
+#[test]
+fn snapshot_and_fork_commands_speak_to_the_api() {
+    let dir = folder();
+    let server = Server::start(Vec::from([export("vm-a", 0)]), None);
+    let run = |arguments: &[&str]| {
+        let mut words = arguments.to_vec();
+        words.extend(["--api", &server.url]);
+        glidefs(dir.path(), &words)
+    };
+    let json = |arguments: &[&str]| -> Value {
+        let output = run(&[arguments, &["--json"]].concat());
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        serde_json::from_str(&stdout(&output)).expect("JSON")
+    };
+    let list = stdout(&run(&["snapshot", "list", "vm-a"]));
+    assert!(list.contains("s1") && list.contains("2026-11-20"), "{list}");
+    assert_eq!(json(&["snapshot", "list", "vm-a"])[0]["name"], "s1");
+    let dated = json(&["snapshot", "take", "vm-a"]);
+    assert_eq!(dated["name"], "2026-11-26t07.49.04.123z");
+    let words = ["snapshot", "take", "vm-a", "mine", "--request-id", "r"];
+    assert_eq!(json(&words)["name"], "mine");
+    let taken = stdout(&run(&words));
+    assert!(taken.contains("vm-a@mine"), "{taken}");
+    assert_eq!(json(&["snapshot", "get", "vm-a", "s1"])["cut_seq"], 7);
+    assert_eq!(
+        json(&["snapshot", "delete", "vm-a", "s1"])["export"],
+        "vm-a"
+    );
+    for verb in ["get", "delete", "restore"] {
+        assert_eq!(code(&run(&["snapshot", verb, "vm-a", "s2"])), 1, "{verb}");
+    }
+    assert_eq!(json(&["snapshot", "restore", "vm-a", "s1"])["name"], "vm-a");
+    assert_eq!(
+        json(&["snapshot", "prune", "vm-a", "--keep", "1"])[0]["name"],
+        "s1"
+    );
+    let none = run(&["snapshot", "prune", "vm-a", "--older-than-s", "60"]);
+    assert!(stdout(&none).contains("nothing to delete"));
+    assert_eq!(
+        code(&run(&["snapshot", "prune", "vm-a"])),
+        2,
+        "all of them?"
+    );
+    let fork = json(&["fork", "vm-a@s1", "vm-b"]);
+    assert_eq!(
+        (&fork["name"], &fork["parent"], &fork["snapshot"]),
+        (
+            &Value::from("vm-b"),
+            &Value::from("vm-a"),
+            &Value::from("s1"),
+        )
+    );
+    let fork = stdout(&run(&["fork", "vm-a", "vm-b"]));
+    assert!(fork.contains("vm-b") && fork.contains("write 7"), "{fork}");
+}
+
 fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
     ExportDocument {
         name: name.into(),
@@ -479,6 +536,44 @@ fn meters_of(export: ExportDocument) -> ExportMeters {
     }
 }
 
+/// Snapshots and forks: of every export there is one, `s1`.
+fn answer_copies(request: Request) -> bool {
+    let missing = || ControlError::new(ControlErrorKind::NotFound, "no snapshot of this name");
+    match request {
+        Request::Snapshots(name, reply) => reply.send(Ok(vec![snapshot(&name, "s1")])).is_ok(),
+        Request::TakeSnapshot(name, wanted, reply) => {
+            let dated = wanted
+                .name
+                .unwrap_or_else(|| "2026-11-26t07.49.04.123z".into());
+            reply.send(Ok(snapshot(&name, &dated))).is_ok()
+        }
+        Request::Snapshot(name, which, reply) | Request::DeleteSnapshot(name, which, reply) => {
+            let found = (which == "s1").then(|| snapshot(&name, &which));
+            reply.send(found.ok_or_else(missing)).is_ok()
+        }
+        Request::PruneSnapshots(name, how, reply) => {
+            let gone = how.keep.map(|_| snapshot(&name, "s1"));
+            reply.send(Ok(gone.into_iter().collect())).is_ok()
+        }
+        Request::Restore(name, wanted, reply) => {
+            let found = (wanted.snapshot == "s1").then(|| export(&name, 0));
+            reply.send(found.ok_or_else(missing)).is_ok()
+        }
+        Request::Fork(name, wanted, reply) => {
+            let fork = ForkDocument {
+                name: wanted.name,
+                parent: name,
+                snapshot: wanted.snapshot,
+                size_bytes: 1 << 30,
+                cut_seq: 7,
+                published: true,
+            };
+            reply.send(Ok(fork)).is_ok()
+        }
+        other => panic!("{other:?} is answered elsewhere"),
+    }
+}
+
 fn snapshot(export: &str, name: &str) -> SnapshotDocument {
     SnapshotDocument {
         export: export.to_owned(),
@@ -529,17 +624,6 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
                 left.last_seq = wanted.kept_seq;
                 reply.send(Ok(left)).is_ok()
             }
-            Request::Snapshots(name, reply) => reply.send(Ok(vec![snapshot(&name, "s1")])).is_ok(),
-            Request::TakeSnapshot(name, wanted, reply) => {
-                let dated = wanted
-                    .name
-                    .unwrap_or_else(|| "2026-11-26t07.49.04.123z".into());
-                reply.send(Ok(snapshot(&name, &dated))).is_ok()
-            }
-            Request::Snapshot(name, which, reply) | Request::DeleteSnapshot(name, which, reply) => {
-                let found = (which == "s1").then(|| snapshot(&name, &which));
-                reply.send(found.ok_or_else(missing)).is_ok()
-            }
             Request::DrainAll(reply) => reply.send(Ok(exports.clone())).is_ok(),
             Request::Server(reply) => reply.send(Ok(server(&exports))).is_ok(),
             Request::Meters(reply) => {
@@ -553,6 +637,7 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
                 };
                 reply.send(Ok(meters)).is_ok()
             }
+            copies => answer_copies(copies),
         };
     }
 }

@@ -8,7 +8,8 @@ use blockcache::{Cache, CacheConfig};
 use bytes::Bytes;
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
-    MetersDocument, PromoteDocument, PutDocument, Request, SnapshotDocument, TakeSnapshotDocument,
+    ForkDocument, MakeForkDocument, MetersDocument, PromoteDocument, PruneQuery, PutDocument,
+    Request, RestoreDocument, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::clients::Sharing;
@@ -117,6 +118,41 @@ impl Node {
             request_id: None,
         };
         self.try_take(name, wanted).await.expect("taken")
+    }
+
+    async fn try_fork(
+        &self,
+        name: &str,
+        wanted: MakeForkDocument,
+    ) -> Result<ForkDocument, ControlError> {
+        let name = name.to_owned();
+        let request = |reply| Request::Fork(name, wanted, reply);
+        self.control.ask(request).await
+    }
+
+    async fn fork(&self, name: &str, fork: &str) -> ForkDocument {
+        let wanted = MakeForkDocument {
+            name: fork.to_owned(),
+            ..MakeForkDocument::default()
+        };
+        self.try_fork(name, wanted).await.expect("forked")
+    }
+
+    async fn restore(
+        &self,
+        name: &str,
+        wanted: RestoreDocument,
+    ) -> Result<ExportDocument, ControlError> {
+        let name = name.to_owned();
+        let request = |reply| Request::Restore(name, wanted, reply);
+        self.control.ask(request).await
+    }
+
+    async fn prune(&self, name: &str, how: PruneQuery) -> Vec<String> {
+        let name = name.to_owned();
+        let request = |reply| Request::PruneSnapshots(name, how, reply);
+        let gone = self.control.ask(request).await.expect("pruned");
+        gone.into_iter().map(|it| it.name).collect()
     }
 
     async fn snapshots(&self, name: &str) -> Vec<String> {
@@ -295,6 +331,151 @@ fn a_snapshot_is_refused_with_a_reason_or_taken_once() {
         let b = start(&sim, "b").await;
         assert_eq!(kind(&b, "vm", "s").await, ControlErrorKind::Conflict);
         assert_eq!(a.snapshots("vm").await, [first.name]);
+    });
+}
+
+#[test]
+fn a_volume_is_restored_in_place_and_what_it_was_is_kept() {
+    simulate(55, |sim| async move {
+        let host = sim.host("a");
+        let a = start_with(&sim, host, config(None)).await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 0, 1).await;
+        a.snapshot("vm", "s").await;
+        for n in 0..10 {
+            write(&device, n, 2).await;
+        }
+        let wanted = RestoreDocument {
+            snapshot: "s".to_owned(),
+            before: Some("until-now".to_owned()),
+            request_id: Some("r-1".to_owned()),
+        };
+        let refused = a.restore("vm", wanted.clone()).await.expect_err("in use");
+        assert_eq!(refused.kind, ControlErrorKind::Conflict);
+        let epoch = a.get("vm").await.epoch;
+        drop(device);
+        let restored = a.restore("vm", wanted.clone()).await.expect("restored");
+        assert_eq!(restored.epoch, epoch + 1);
+        assert_eq!(a.snapshots("vm").await, ["s", "until-now"]);
+        // The answer may have been lost.
+        a.restore("vm", wanted).await.expect("restored before");
+        assert_eq!(a.snapshots("vm").await, ["s", "until-now"]);
+
+        // The log here holds what was written after the snapshot: nothing of it may be read.
+        let device = a.connect("vm").await.expect("opened");
+        assert_eq!((stamp(&device, 0).await, stamp(&device, 1).await), (1, 0));
+        write(&device, 1, 3).await;
+        a.drain("vm").await;
+        a.kill();
+        let a = start_with(&sim, host, config(None)).await;
+        let b = start(&sim, "b").await;
+        let device = a.connect("vm").await.expect("resumed");
+        assert_eq!((stamp(&device, 0).await, stamp(&device, 1).await), (1, 3));
+        let kept = b.connect("vm@until-now").await.expect("opened");
+        assert_eq!((stamp(&kept, 0).await, stamp(&kept, 9).await), (2, 2));
+        let reader = b.connect("vm").await.expect("opened");
+        assert_eq!((stamp(&reader, 0).await, stamp(&reader, 1).await), (1, 3));
+    });
+}
+
+#[test]
+fn snapshots_that_are_too_many_or_too_old_go_together() {
+    simulate(56, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        for n in 0..6 {
+            write(&device, 0, n + 1).await;
+            a.snapshot("vm", &format!("s-{n}")).await;
+            sim.sleep(Duration::from_secs(3600)).await;
+        }
+        let how = PruneQuery {
+            keep: Some(2),
+            older_than_s: Some(9000 + 3600),
+        };
+        assert_eq!(a.prune("vm", how).await, ["s-0", "s-1", "s-2"]);
+        let how = PruneQuery {
+            keep: Some(2),
+            older_than_s: None,
+        };
+        assert_eq!(a.prune("vm", how).await, ["s-3"]);
+        assert_eq!(a.prune("vm", how).await, [""; 0]);
+        assert_eq!(a.snapshots("vm").await, ["s-4", "s-5"]);
+        let name = "vm".to_owned();
+        let request = |reply| Request::PruneSnapshots(name, PruneQuery::default(), reply);
+        let refused = a.control.ask(request).await.expect_err("all of them?");
+        assert_eq!(refused.kind, ControlErrorKind::Invalid);
+    });
+}
+
+#[test]
+fn a_live_fork_holds_all_that_was_answered_and_goes_its_own_way() {
+    simulate(53, |sim| async move {
+        let host = sim.host("a");
+        let a = start_with(&sim, host, config(None)).await;
+        let device = a.connect("vm").await.expect("created");
+        for n in 0..50 {
+            write(&device, n, 1).await;
+        }
+        let made = a.fork("vm", "child").await;
+        assert_eq!((made.cut_seq, made.published), (50, true));
+        let child = a.connect("child").await.expect("opened");
+        assert_eq!(child.access(), Access::ReadWrite);
+        write(&child, 0, 2).await;
+        write(&device, 1, 3).await;
+        a.kill();
+
+        let a = start_with(&sim, host, config(None)).await;
+        let (device, child) = (a.connect("vm").await, a.connect("child").await);
+        let (device, child) = (device.expect("resumed"), child.expect("resumed"));
+        let seen = [
+            stamp(&child, 0).await,
+            stamp(&child, 1).await,
+            stamp(&child, 49).await,
+        ];
+        assert_eq!(seen, [2, 1, 1]);
+        assert_eq!((stamp(&device, 0).await, stamp(&device, 1).await), (1, 3));
+        // Whoever does not own the parent forks what it has published.
+        a.drain("vm").await;
+        write(&device, 2, 4).await;
+        let b = start(&sim, "b").await;
+        b.fork("vm", "other").await;
+        let other = b.connect("other").await.expect("opened");
+        assert_eq!((stamp(&other, 1).await, stamp(&other, 2).await), (3, 1));
+    });
+}
+
+#[test]
+fn a_fork_is_refused_with_a_reason_or_made_once() {
+    simulate(54, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 0, 1).await;
+        let wanted = MakeForkDocument {
+            name: "child".to_owned(),
+            request_id: Some("r-1".to_owned()),
+            ..MakeForkDocument::default()
+        };
+        a.try_fork("vm", wanted.clone()).await.expect("forked");
+        let child = a.connect("child").await.expect("opened");
+        write(&child, 0, 2).await;
+        // The answer may have been lost.
+        a.try_fork("vm", wanted).await.expect("forked before");
+        assert_eq!(stamp(&child, 0).await, 2);
+        for (parent, snapshot, name, kind) in [
+            ("vm", None, "child", ControlErrorKind::Conflict),
+            ("vm", None, "vm", ControlErrorKind::Conflict),
+            ("vm", None, "No", ControlErrorKind::Invalid),
+            ("vm", Some("s"), "x", ControlErrorKind::Conflict),
+            ("none", None, "x", ControlErrorKind::NotFound),
+        ] {
+            let wanted = MakeForkDocument {
+                name: name.to_owned(),
+                snapshot: snapshot.map(str::to_owned),
+                ..MakeForkDocument::default()
+            };
+            let refused = a.try_fork(parent, wanted).await;
+            assert_eq!(refused.expect_err(name).kind, kind, "{parent} {name}");
+        }
     });
 }
 

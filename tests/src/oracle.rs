@@ -151,6 +151,14 @@ impl Oracle {
         self.history.published = self.history.published.max(begun);
     }
 
+    /// The model of a copy (a snapshot, a fork) that was asked for at `begun` and is there now: it holds at least what
+    /// was answered by then, whatever the volume itself has published since.
+    pub fn of_copy(&self, begun: Moment) -> Self {
+        let mut copy = self.clone();
+        copy.history.published = begun;
+        copy
+    }
+
     /// A read is about to be submitted.
     pub fn read_begin(&mut self) -> Moment {
         self.history.moment()

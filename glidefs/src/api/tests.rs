@@ -89,17 +89,6 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
                 promoted.epoch = wanted.expected_epoch.unwrap_or(0) + u64::from(wanted.force);
                 reply.send(Ok(promoted)).is_ok()
             }
-            Request::Snapshots(name, reply) => reply.send(Ok(vec![snapshot(&name, "s1")])).is_ok(),
-            Request::TakeSnapshot(name, wanted, reply) => {
-                let dated = wanted
-                    .name
-                    .unwrap_or_else(|| "2026-11-26t07.49.04.123z".into());
-                reply.send(Ok(snapshot(&name, &dated))).is_ok()
-            }
-            Request::Snapshot(name, which, reply) | Request::DeleteSnapshot(name, which, reply) => {
-                let found = (which == "s1").then(|| snapshot(&name, &which));
-                reply.send(found.ok_or_else(missing)).is_ok()
-            }
             Request::DrainAll(reply) => reply.send(Ok(Vec::new())).is_ok(),
             Request::Server(reply) => reply.send(Ok(server_of(exports.len(), stopped))).is_ok(),
             Request::Meters(reply) => {
@@ -110,7 +99,46 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
                 let meters = testing::meters(7, exports.collect());
                 reply.send(Ok(meters)).is_ok()
             }
+            copies => answer_copies(copies),
         };
+    }
+}
+
+/// Snapshots and forks: of every export there is one, `s1`.
+fn answer_copies(request: Request) -> bool {
+    let missing = || ControlError::new(ControlErrorKind::NotFound, "no snapshot of this name");
+    match request {
+        Request::Snapshots(name, reply) => reply.send(Ok(vec![snapshot(&name, "s1")])).is_ok(),
+        Request::TakeSnapshot(name, wanted, reply) => {
+            let dated = wanted
+                .name
+                .unwrap_or_else(|| "2026-11-26t07.49.04.123z".into());
+            reply.send(Ok(snapshot(&name, &dated))).is_ok()
+        }
+        Request::Snapshot(name, which, reply) | Request::DeleteSnapshot(name, which, reply) => {
+            let found = (which == "s1").then(|| snapshot(&name, &which));
+            reply.send(found.ok_or_else(missing)).is_ok()
+        }
+        Request::PruneSnapshots(name, how, reply) => {
+            let gone = how.keep.map(|_| snapshot(&name, "s1"));
+            reply.send(Ok(gone.into_iter().collect())).is_ok()
+        }
+        Request::Restore(name, wanted, reply) => {
+            let found = (wanted.snapshot == "s1").then(|| export(&name));
+            reply.send(found.ok_or_else(missing)).is_ok()
+        }
+        Request::Fork(name, wanted, reply) => {
+            let fork = ForkDocument {
+                name: wanted.name,
+                parent: name,
+                snapshot: wanted.snapshot,
+                size_bytes: 1 << 30,
+                cut_seq: 7,
+                published: true,
+            };
+            reply.send(Ok(fork)).is_ok()
+        }
+        other => panic!("{other:?} is answered elsewhere"),
     }
 }
 

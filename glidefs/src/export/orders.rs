@@ -8,7 +8,7 @@ use world::sync::Notify;
 use crate::volume::SnapshotChange;
 
 /// Changes of the list of snapshots that wait for a publish. At the bound, who asks for more is refused.
-pub(crate) const SNAPSHOT_ORDERS_MAX: usize = 64;
+pub(crate) const SNAPSHOT_ORDERS_MAX: usize = 256;
 
 /// Orders for an export's sync task. Levels, not messages: asking twice is asking once.
 #[derive(Debug, Default)]

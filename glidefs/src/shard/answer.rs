@@ -20,8 +20,8 @@ use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
 use crate::shard::loss::{accept_loss, is_loss, not_accepted};
 use crate::shard::meters::meters;
-use crate::shard::snapshots;
 use crate::shard::stored::list_stored;
+use crate::shard::{forks, restore, snapshots};
 
 /// Requests being answered at a time; more wait in the queue.
 const ANSWERS_MAX: usize = 32;
@@ -82,6 +82,15 @@ async fn perform<W: World>(registry: &Registry<W>, request: Request) {
         }
         Request::DeleteSnapshot(name, snapshot, reply) => {
             send(reply, snapshots::delete(registry, &name, &snapshot).await);
+        }
+        Request::PruneSnapshots(name, how, reply) => {
+            send(reply, snapshots::prune(registry, &name, how).await);
+        }
+        Request::Restore(name, wanted, reply) => {
+            send(reply, restore::restore(registry, &name, wanted).await);
+        }
+        Request::Fork(name, wanted, reply) => {
+            send(reply, forks::fork(registry, &name, &wanted).await);
         }
         Request::DrainAll(reply) => send(reply, Ok(drain_all(registry).await)),
         Request::Server(reply) => send(reply, Ok(server(registry))),
@@ -257,7 +266,7 @@ async fn delete<W: World>(
 }
 
 /// Drains and detaches now.
-async fn leave<W: World>(registry: &Registry<W>, export: &Export<W>) -> Answer<()> {
+pub(super) async fn leave<W: World>(registry: &Registry<W>, export: &Export<W>) -> Answer<()> {
     if registry.site().closing.get() {
         return Err(unavailable("the server is shutting down".to_owned()));
     }
@@ -276,7 +285,7 @@ async fn forget<W: World>(registry: &Registry<W>, local: &LocalVolume) -> Answer
     forgotten.map_err(|error| ControlError::new(ControlErrorKind::Failed, error.to_string()))
 }
 
-async fn drain<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
+pub(super) async fn drain<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
     check_name(name).map_err(refusal)?;
     let held = || {
         registry
@@ -400,7 +409,7 @@ fn bytes_from_gib(gib: f64) -> Answer<u64> {
     Ok(bytes.next_multiple_of(PAGE))
 }
 
-fn conflict<W: World>(export: &Export<W>, what: &str) -> ControlError {
+pub(super) fn conflict<W: World>(export: &Export<W>, what: &str) -> ControlError {
     ControlError {
         kind: ControlErrorKind::Conflict,
         message: format!("export `{}` {what}", export.name()),

@@ -3,10 +3,12 @@
 use std::rc::Rc;
 
 use blockcache::Id;
-use world::World;
+use world::{UnixTime, World};
 
 use super::answer::{Answer, open, refusal, unavailable, wait_for};
-use crate::control::{ControlError, ControlErrorKind, SnapshotDocument, TakeSnapshotDocument};
+use crate::control::{
+    ControlError, ControlErrorKind, PruneQuery, SnapshotDocument, TakeSnapshotDocument,
+};
 use crate::export::decide::Seen;
 use crate::export::document::of_export;
 use crate::export::open::Wish;
@@ -69,7 +71,7 @@ pub(super) async fn take<W: World>(
         id,
         name: snapshot.clone(),
     };
-    carry_out(&export, change).await?;
+    carry_out(&export, vec![change]).await?;
     let after = listed(&export);
     let found = after.iter().find(|it| it.id == id);
     // Somebody else was faster with the name.
@@ -88,8 +90,36 @@ pub(super) async fn delete<W: World>(
     let before = listed(&export);
     let found = before.iter().find(|it| it.name == snapshot);
     let found = found.ok_or_else(|| absent(name, snapshot))?;
-    carry_out(&export, SnapshotChange::Drop { id: found.id }).await?;
+    carry_out(&export, vec![SnapshotChange::Drop { id: found.id }]).await?;
     Ok(document(name, found))
+}
+
+/// Deletes all but the newest, all but the young, or, with both, what is neither.
+pub(super) async fn prune<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    how: PruneQuery,
+) -> Answer<Vec<SnapshotDocument>> {
+    if how == PruneQuery::default() {
+        let text = "say which snapshots stay: `keep` (so many of the newest), `older_than_s` (the younger), or both";
+        return Err(ControlError::new(ControlErrorKind::Invalid, text));
+    }
+    let export = writable(registry, name).await?;
+    let now = registry.site().world.unix_time();
+    let pruned = pruned(&listed(&export), how, now);
+    let drop = |it: &SnapshotView| SnapshotChange::Drop { id: it.id };
+    carry_out(&export, pruned.iter().map(drop).collect()).await?;
+    Ok(pruned.iter().map(|it| document(name, it)).collect())
+}
+
+/// `all` are oldest first.
+fn pruned(all: &[SnapshotView], how: PruneQuery, now: UnixTime) -> Vec<SnapshotView> {
+    let spare = all.len() - how.keep.unwrap_or(0).min(all.len());
+    let age_ms = how.older_than_s.unwrap_or(0).saturating_mul(1000);
+    let old = |it: &&SnapshotView| it.taken.0.saturating_add(age_ms) <= now.0;
+    let unbounded = how.older_than_s.is_none();
+    let pruned = all[..spare].iter().filter(|it| unbounded || old(it));
+    pruned.cloned().collect()
 }
 
 /// What the volume lists: of one that is open here for writing as last published, else as the store has it.
@@ -134,18 +164,22 @@ async fn writable<W: World>(registry: &Registry<W>, name: &str) -> Answer<Rc<Exp
     })
 }
 
-async fn carry_out<W: World>(export: &Export<W>, change: SnapshotChange) -> Answer<()> {
+async fn carry_out<W: World>(export: &Export<W>, changes: Vec<SnapshotChange>) -> Answer<()> {
     let failures = export.orders.failures();
     let target = export
         .local_state()
         .map(|local| local.last)
         .unwrap_or_default();
-    if !export.orders.snapshot(target, change.clone()) {
+    let mut fits = changes
+        .iter()
+        .map(|it| export.orders.snapshot(target, it.clone()));
+    if !fits.all(|fits| fits) {
         return Err(unavailable(
             "too many changes of snapshots wait for the store; ask again".to_owned(),
         ));
     }
-    let done = wait_for(export, failures, || !export.orders.has_snapshot(&change)).await;
+    let waits = || changes.iter().any(|it| export.orders.has_snapshot(it));
+    let done = wait_for(export, failures, || !waits()).await;
     done.map_err(|why| unavailable(format!("not in the store yet, retrying: {why}")))
 }
 
@@ -166,12 +200,12 @@ fn document(export: &str, snapshot: &SnapshotView) -> SnapshotDocument {
 }
 
 /// The moment as a name: `2026-11-26t07.49.04.123z`.
-fn dated(rfc3339: &str) -> String {
+pub(super) fn dated(rfc3339: &str) -> String {
     rfc3339.to_ascii_lowercase().replace(':', ".")
 }
 
 /// The same request, the same snapshot.
-fn id_of(request: &str) -> Id {
+pub(super) fn id_of(request: &str) -> Id {
     let hash = blake3::derive_key("glidefs 1 snapshot of a request", request.as_bytes());
     Id(*hash.first_chunk().expect("16 of 32"))
 }
@@ -200,9 +234,35 @@ mod tests {
 
     #[test]
     fn a_moment_is_a_name() {
-        let name = dated(&world::UnixTime(1_795_132_800_123).to_string());
+        let name = dated(&UnixTime(1_795_132_800_123).to_string());
         assert!(name.ends_with("z") && name.contains('t'), "{name}");
         assert!(check_name(&name).is_ok(), "{name}");
+    }
+
+    #[test]
+    fn what_is_kept_is_the_newest_or_the_young() {
+        let snapshot = |day: u64| SnapshotView {
+            id: Id([u8::try_from(day).expect("small"); 16]),
+            name: format!("day-{day}"),
+            size_bytes: 1,
+            cut: blockcache::Seq(day),
+            cut_epoch: blockcache::Epoch(1),
+            taken: UnixTime(day * 86_400_000),
+        };
+        let all: Vec<SnapshotView> = (1..=10).map(snapshot).collect();
+        let now = UnixTime(10 * 86_400_000);
+        let goes = |keep, days: Option<u64>| {
+            let older_than_s = days.map(|days| days * 86_400);
+            let pruned = pruned(&all, PruneQuery { keep, older_than_s }, now);
+            pruned.iter().map(|it| it.cut.0).collect::<Vec<u64>>()
+        };
+        assert_eq!(goes(Some(7), None), [1, 2, 3]);
+        assert_eq!(goes(None, Some(8)), [1, 2]);
+        assert_eq!(goes(Some(3), Some(5)), [1, 2, 3, 4, 5]);
+        assert_eq!(goes(Some(9), Some(1)), [1]);
+        assert!(goes(Some(10), None).is_empty());
+        assert!(goes(Some(99), Some(u64::MAX / 86_400)).is_empty());
+        assert_eq!(goes(Some(0), None).len(), 10);
     }
 
     #[test]

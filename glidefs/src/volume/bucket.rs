@@ -1,5 +1,7 @@
 //! The prefix in the object store: its keyring, its list of volumes, and where volumes begin.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use blockcache::Id;
@@ -28,6 +30,8 @@ use super::{
 
 /// Volumes that [`Bucket::names`] lists at most: it is for people.
 const NAMES_MAX: usize = 100_000;
+/// Volumes that are remembered as parents. At the bound all are forgotten.
+const PARENTS_MAX: usize = 1024;
 
 /// The prefix in the object store: the keyring and all volumes. A cheap handle; one per shard.
 #[derive(Clone, Debug)]
@@ -98,6 +102,8 @@ struct Shared {
     compression: Compression,
     keys: Option<PrefixKeys>,
     nodes: Nodes,
+    /// Volumes that were forked, so that the next fork need not look whether they are there.
+    parents: RefCell<BTreeSet<VolumeName>>,
     #[cfg(feature = "planted")]
     planted: Option<super::Planted>,
 }
@@ -127,6 +133,7 @@ impl<W: World> Bucket<W> {
             compression: config.compression,
             keys,
             nodes: Nodes::new(NODES_BYTES_MAX),
+            parents: RefCell::default(),
             #[cfg(feature = "planted")]
             planted: config.planted,
         });
@@ -174,6 +181,7 @@ impl<W: World> Bucket<W> {
             compression: self.shared.compression,
             keys: self.shared.keys.clone(),
             nodes: Nodes::new(bytes_max),
+            parents: RefCell::default(),
             #[cfg(feature = "planted")]
             planted: self.shared.planted,
         });
@@ -203,6 +211,19 @@ impl<W: World> Bucket<W> {
 
     pub(crate) fn prefix_keys(&self) -> Option<&PrefixKeys> {
         self.shared.keys.as_ref()
+    }
+
+    /// It was read here before, as a parent.
+    pub(crate) fn has_seen(&self, parent: &VolumeName) -> bool {
+        self.shared.parents.borrow().contains(parent)
+    }
+
+    pub(crate) fn saw(&self, parent: &VolumeName) {
+        let mut parents = self.shared.parents.borrow_mut();
+        if parents.len() == PARENTS_MAX {
+            parents.clear();
+        }
+        parents.insert(parent.clone());
     }
 
     pub(crate) fn root_mac(&self) -> Option<&Secret> {
@@ -280,7 +301,10 @@ impl<W: World> Bucket<W> {
         let name = VolumeName::parse(name)?;
         check_size(size_bytes)?;
         let stored = match self.first_key(&name.prefix(), None).await? {
-            None => self.create_root(&name, size_bytes, owner, nonce).await?,
+            None => {
+                let root = self.first_root(&name, size_bytes, owner, nonce);
+                self.create_root(&name, root).await?
+            }
             Some(found) => match self.read_root(&name).await? {
                 // An earlier call of ours landed, and its answer was lost.
                 Some(stored) if stored.root.nonce == nonce.0 => stored,
@@ -299,14 +323,13 @@ impl<W: World> Bucket<W> {
         Ok(Volume::new(self.clone(), name, loaded, super::Hold::Held))
     }
 
-    async fn create_root(
+    /// Puts a volume's first root where none may be. One with the same nonce, or the same id, is an earlier call's.
+    pub(crate) async fn create_root(
         &self,
         name: &VolumeName,
-        size_bytes: u64,
-        owner: &Owner,
-        nonce: Id,
+        root: Root,
     ) -> Result<Stored, VolumeError> {
-        let root = self.first_root(name, size_bytes, owner, nonce);
+        let (nonce, volume) = (root.nonce, root.volume);
         let body = Bytes::from(root.encode(FORMAT, self.root_mac()));
         let key = name.root_key();
         let mut attempt = 0;
@@ -323,7 +346,7 @@ impl<W: World> Bucket<W> {
                 StoreErrorKind::Conflict | StoreErrorKind::Unknown
             );
             if unclear && let Some(stored) = self.read_root(name).await? {
-                return if stored.root.nonce == nonce.0 {
+                return if stored.root.nonce == nonce || stored.root.volume == volume {
                     Ok(stored)
                 } else {
                     Err(exists(name))
@@ -339,7 +362,18 @@ impl<W: World> Bucket<W> {
     }
 
     fn first_root(&self, name: &VolumeName, size_bytes: u64, owner: &Owner, nonce: Id) -> Root {
-        let volume = self.world.random_id();
+        let root = self.empty_root(name, Id(self.world.random_id()), size_bytes);
+        Root {
+            owner: Some(RootOwner::new(owner)),
+            state: State::Open,
+            nonce: nonce.0,
+            ..root
+        }
+    }
+
+    /// Nobody's, with a data key of its own, holding nothing.
+    pub(crate) fn empty_root(&self, name: &VolumeName, volume: Id, size_bytes: u64) -> Root {
+        let volume = volume.0;
         let epoch = 1;
         let keys = self.shared.keys.as_ref().map(|keys| {
             let mut data_key = [0; 32];
@@ -358,9 +392,9 @@ impl<W: World> Bucket<W> {
             size_bytes,
             epoch,
             generation: 0,
-            owner: Some(RootOwner::new(owner)),
-            state: State::Open,
-            nonce: nonce.0,
+            owner: None,
+            state: State::Detached,
+            nonce: [0; 16],
             predecessor: None,
             content: Content {
                 cut_epoch: epoch,

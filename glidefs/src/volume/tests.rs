@@ -5,6 +5,7 @@ use super::*;
 use world::StoreErrorKind;
 
 mod damage;
+mod forks;
 mod golden;
 mod levels;
 mod outcomes;

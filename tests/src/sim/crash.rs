@@ -37,6 +37,12 @@ pub(super) async fn play(stage: &Stage) -> Result<()> {
         .judge(&node, lives.owed.unwrap_or(Judge::Process))
         .await?;
     lives.album.check_surely(stage, &node).await?;
+    if stage.run.scenario == Scenario::Snapshots && stage.one_in(2) {
+        lives.album.restore(stage, &node).await?;
+        let guest = stage.guest(&node, Load::drawn(&stage.sim, Tolerance::Nothing));
+        stage.pause_ms(50, 2_000).await;
+        stage.rest(&guest).await?;
+    }
     let heir = stage.finish(&node).await?;
     lives.album.check_surely(stage, &heir).await
 }

@@ -6,8 +6,9 @@ use std::rc::Rc;
 
 use anyhow::{Result, bail};
 use glidefs::control::{
-    AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, PromoteDocument,
-    Request, ServerDocument, SnapshotDocument, TakeSnapshotDocument,
+    AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, ForkDocument,
+    MakeForkDocument, PromoteDocument, Request, RestoreDocument, ServerDocument, SnapshotDocument,
+    TakeSnapshotDocument,
 };
 use glidefs::nbd::{Limits, Server};
 use glidefs::shard::{Shard, ShardConfig};
@@ -97,6 +98,34 @@ impl Node {
         let asked = self
             .control
             .ask(|reply| Request::TakeSnapshot(NAME.to_owned(), wanted, reply));
+        asked.await
+    }
+
+    pub(crate) async fn restore(&self, snapshot: &str) -> Result<ExportDocument, ControlError> {
+        let wanted = RestoreDocument {
+            snapshot: snapshot.to_owned(),
+            ..RestoreDocument::default()
+        };
+        let asked = self
+            .control
+            .ask(|reply| Request::Restore(NAME.to_owned(), wanted, reply));
+        asked.await
+    }
+
+    /// Of the volume, or of a snapshot of it.
+    pub(crate) async fn fork(
+        &self,
+        snapshot: Option<String>,
+        name: &str,
+    ) -> Result<ForkDocument, ControlError> {
+        let wanted = MakeForkDocument {
+            name: name.to_owned(),
+            snapshot,
+            ..MakeForkDocument::default()
+        };
+        let asked = self
+            .control
+            .ask(|reply| Request::Fork(NAME.to_owned(), wanted, reply));
         asked.await
     }
 

@@ -1,6 +1,6 @@
-//! Snapshots taken and deleted by an operator while guests write and the node dies in every way. Each that
-//! was answered for is, on every node and for ever, one exact state of a moment between question and answer
-//! (rule 22).
+//! Snapshots and forks, made and deleted by an operator while guests write and the node dies in every way. Each
+//! that was answered for is, on every node and for ever, one exact state: of a moment between question and
+//! answer, or, of a fork of a snapshot, that of the snapshot (rules 20, 22).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -8,19 +8,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use world::sim::Sim;
 
-use super::node::Node;
-use super::stage::Stage;
+use super::guest::Model;
+use super::node::{NAME, Node};
+use super::stage::{Stage, TRIES_MAX, TRY_PAUSE};
 use crate::oracle::{Judge, Oracle};
 
-/// What the operator knows to be there.
+/// What the operator knows to be there, by the name to connect to.
 #[derive(Debug, Default)]
 pub(super) struct Album {
     taken: RefCell<BTreeMap<String, Taken>>,
     number: Cell<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Taken {
     /// The model when it was answered for.
     model: Oracle,
@@ -29,7 +31,7 @@ struct Taken {
 }
 
 impl Album {
-    /// Takes and deletes snapshots as long as the node lives.
+    /// Takes, forks and deletes as long as the node lives.
     pub(super) fn fill(self: &Rc<Self>, stage: &Stage, node: &Rc<Node>) {
         let (album, node) = (Rc::clone(self), Rc::clone(node));
         let (sim, model) = (stage.sim.clone(), Rc::clone(&stage.model));
@@ -37,37 +39,100 @@ impl Album {
             while node.is_alive() {
                 let pause = sim.chance(|chance| chance.between(1, 300));
                 sim.sleep(Duration::from_millis(pause)).await;
-                let drops = sim.chance(|chance| chance.one_in(4));
-                if drops && let Some(name) = album.any(|len| sim.chance(|c| c.index(len))) {
-                    // Whether it goes is unknown until it is answered, and after that it is gone.
-                    album.taken.borrow_mut().remove(&name);
-                    let gone = node.delete_snapshot(&name).await.is_ok();
-                    sim.note(format_args!("snapshot {name} deleted: {gone}"));
-                    continue;
-                }
                 album.number.set(album.number.get() + 1);
-                let name = format!("s-{}", album.number.get());
-                let begun = model.borrow_mut().publish_begin();
-                let taken = node.take_snapshot(&name).await;
-                sim.note(format_args!("snapshot {name}: {taken:?}"));
-                if taken.is_ok() {
-                    let mut model = model.borrow().clone();
-                    model.publish_done(begun);
-                    let content = None;
-                    album
-                        .taken
-                        .borrow_mut()
-                        .insert(name, Taken { model, content });
-                }
+                let number = album.number.get();
+                sim.note(format_args!("the operator makes number {number}"));
+                let name = match sim.chance(|chance| chance.below(8)) {
+                    0 | 1 => album.drop_one(&sim, &node).await,
+                    2 | 3 => album.fork(&model, &node, number).await,
+                    4 => album.fork_of_snapshot(&sim, &node, number).await,
+                    _ => album.take(&model, &node, number).await,
+                };
+                sim.note(format_args!("the operator has {name:?}"));
             }
         });
+    }
+
+    async fn take(&self, model: &Model, node: &Node, number: u64) -> Option<String> {
+        let name = format!("s-{number}");
+        let begun = model.borrow_mut().publish_begin();
+        node.take_snapshot(&name).await.ok()?;
+        Some(self.keep(format!("{NAME}@{name}"), model, begun))
+    }
+
+    async fn fork(&self, model: &Model, node: &Node, number: u64) -> Option<String> {
+        let name = format!("fork-{number}");
+        let begun = model.borrow_mut().publish_begin();
+        node.fork(None, &name).await.ok()?;
+        Some(self.keep(name, model, begun))
+    }
+
+    fn keep(&self, name: String, model: &Model, begun: crate::oracle::Moment) -> String {
+        let model = model.borrow().of_copy(begun);
+        let content = None;
+        let taken = Taken { model, content };
+        self.taken.borrow_mut().insert(name.clone(), taken);
+        name
+    }
+
+    async fn fork_of_snapshot(&self, sim: &Sim, node: &Node, number: u64) -> Option<String> {
+        let (of, snapshot) = self.any_snapshot(sim)?;
+        let taken = self.taken.borrow().get(&of).cloned()?;
+        let name = format!("fork-{number}");
+        node.fork(Some(snapshot), &name).await.ok()?;
+        self.taken.borrow_mut().insert(name.clone(), taken);
+        Some(name)
+    }
+
+    async fn drop_one(&self, sim: &Sim, node: &Node) -> Option<String> {
+        let (name, snapshot) = self.any_snapshot(sim)?;
+        // Whether it goes is unknown until it is answered, and after that it is gone.
+        self.taken.borrow_mut().remove(&name);
+        node.delete_snapshot(&snapshot).await.ok()?;
+        Some(format!("no {name}"))
+    }
+
+    /// A snapshot: the name to connect to, and its own.
+    fn any_snapshot(&self, sim: &Sim) -> Option<(String, String)> {
+        let taken = self.taken.borrow();
+        let parts = taken
+            .keys()
+            .filter_map(|name| Some((name, name.split_once('@')?.1)));
+        let all: Vec<(String, String)> = parts.map(|(a, b)| (a.clone(), b.to_owned())).collect();
+        let index = (!all.is_empty()).then(|| sim.chance(|chance| chance.index(all.len())))?;
+        all.get(index).cloned()
+    }
+
+    /// Makes the volume one of them, while nothing happens to the node. The model goes on from there.
+    pub(super) async fn restore(&self, stage: &Stage, node: &Node) -> Result<()> {
+        let Some((name, snapshot)) = self.any_snapshot(&stage.sim) else {
+            return Ok(());
+        };
+        let mut tries = 0;
+        while let Err(error) = node.restore(&snapshot).await {
+            // The server may not have seen yet that the last client is gone.
+            ensure!(tries < TRIES_MAX, "{name} is not restored: {error}");
+            tries += 1;
+            stage.sim.sleep(TRY_PAUSE).await;
+        }
+        stage.sim.note(format_args!("restored {name}"));
+        let content = stage.look_at_other(node, NAME).await?;
+        let content = content.context("a host crashed that nobody touched")?;
+        let taken = self.taken.borrow().get(&name).cloned();
+        let taken = taken.context("the operator does nothing else meanwhile")?;
+        let survivors = taken.model.check(&content, Judge::Store);
+        let survivors = survivors.map_err(|violation| anyhow!("restored {name}: {violation}"))?;
+        let same = taken.content.is_none_or(|first| first == content);
+        ensure!(same, "restored {name}, and it is not what it was");
+        stage.model.borrow_mut().reset_to(&survivors);
+        Ok(())
     }
 
     /// Reads them all through a node. False if it died meanwhile.
     pub(super) async fn check(&self, stage: &Stage, node: &Node) -> Result<bool> {
         let names: Vec<String> = self.taken.borrow().keys().cloned().collect();
         for name in names {
-            let Some(content) = stage.look_at_snapshot(node, &name).await? else {
+            let Some(content) = stage.look_at_other(node, &name).await? else {
                 return Ok(false);
             };
             let mut all = self.taken.borrow_mut();
@@ -76,9 +141,9 @@ impl Album {
                 continue;
             };
             let verdict = taken.model.check(&content, Judge::Store);
-            verdict.map_err(|violation| anyhow!("snapshot {name}: {violation}"))?;
+            verdict.map_err(|violation| anyhow!("{name}: {violation}"))?;
             let first = taken.content.get_or_insert_with(|| content.clone());
-            ensure!(*first == content, "snapshot {name} is not what it was");
+            ensure!(*first == content, "{name} is not what it was");
         }
         Ok(true)
     }
@@ -89,13 +154,5 @@ impl Album {
         alive
             .then_some(())
             .context("a host crashed that nobody touched")
-    }
-
-    fn any(&self, index: impl FnOnce(usize) -> usize) -> Option<String> {
-        let taken = self.taken.borrow();
-        let len = taken.len();
-        (len > 0)
-            .then(|| taken.keys().nth(index(len)).cloned())
-            .flatten()
     }
 }

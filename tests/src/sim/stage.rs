@@ -307,14 +307,10 @@ impl Stage {
         self.look_at(node, NAME.to_owned(), wanted).await
     }
 
-    /// The content of a snapshot. None if the server or its host died meanwhile.
-    pub(super) async fn look_at_snapshot(
-        &self,
-        node: &Node,
-        snapshot: &str,
-    ) -> Result<Option<Vec<u8>>> {
-        let name = format!("{NAME}@{snapshot}");
-        let seen = self.look_at(node, name, Wanted::Anything).await;
+    /// The content of another export than the one that all is about. None if the server or its host died
+    /// meanwhile.
+    pub(super) async fn look_at_other(&self, node: &Node, name: &str) -> Result<Option<Vec<u8>>> {
+        let seen = self.look_at(node, name.to_owned(), Wanted::Anything).await;
         Ok(match seen? {
             Seen::Content(content) => Some(content),
             Seen::Crashed => None,

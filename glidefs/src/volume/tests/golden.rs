@@ -6,6 +6,7 @@ use super::super::extent::{Extent, Spot};
 use super::super::keyring::{Fresh, Keyring, KeyringCost};
 use super::super::keys::{Secret, Wrapped};
 use super::super::leaf::{Directory, Leaf, LeafBuilder, LeafRow};
+use super::super::pin::Pin;
 use super::super::root::{
     self, Boot, Content, DataKey, Group, Image, NamedVolume, Parent, Predecessor, Root, RootOwner,
     Snapshot, State,
@@ -399,4 +400,17 @@ fn golden_map_objects() {
     let target = reference.target(Kind::MapIndex);
     let plain = sealed::open(&target, None, &body[..usize(u64::from(target.stored))]);
     assert_eq!(MapIndex::parse(&plain.expect("opens")), Ok(index));
+}
+
+#[test]
+fn golden_pin() {
+    let pin = Pin {
+        child: [7; 16],
+        name: "child".to_owned(),
+        cut: Some((3, 1_000)),
+    };
+    let golden = golden!("pin-1");
+    assert_golden("pin-1", &pin.encode(None), &golden);
+    let key = pin.key("parent");
+    assert_eq!(Pin::decode(&key, &golden, None).expect("readable"), pin);
 }

@@ -99,3 +99,43 @@ fn a_lost_answer_neither_loses_nor_doubles_a_snapshot() {
         );
     }
 }
+
+#[test]
+fn a_restore_goes_on_with_epoch_and_cut_and_is_done_once() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, Some("geheim"));
+    let volume = node.create("a");
+    publish(&node, &volume, 1, &[take(1, "x")]);
+    publish(&node, &volume, 2, &[]);
+    let restore = |snapshot: &str, before: &str, number: u8| {
+        let wanted = Restore {
+            snapshot: snapshot.to_owned(),
+            id: Id([number; 16]),
+            before: before.to_owned(),
+        };
+        let bucket = node.bucket.clone();
+        let restored = async move { bucket.restore("a", &wanted).await };
+        node.world.run(restored)
+    };
+    let refused = restore("x", "before", 7).expect_err("it is open");
+    assert!(matches!(refused, VolumeError::Owned { .. }), "{refused}");
+    let mut change = node.change(&volume, Vec::new());
+    change.state = Some(VolumeState::Detached);
+    let detached = node.try_publish(&volume, &change).expect("detached");
+    for (snapshot, before) in [("y", "before"), ("x", "x")] {
+        let refused = restore(snapshot, before, 7).expect_err("refused");
+        assert!(matches!(refused, VolumeError::Invalid(_)), "{refused}");
+    }
+    store.fail("replace", [Fault::After(StoreErrorKind::Unknown)]);
+    let restored = restore("x", "before", 7).expect("restored");
+    assert_eq!(restored.epoch, Epoch(detached.epoch.0 + 1));
+    assert!(restored.cut > detached.cut && restored.nonce != detached.nonce);
+    assert_eq!(restore("x", "before", 7).expect("done before"), restored);
+    let now = node.open("a").expect("opens");
+    assert!(node.read(&now, 0, 1) == page(1));
+    assert_eq!(names(&now), ["x", "before"]);
+    let bucket = node.bucket.clone();
+    let before = async move { bucket.open_snapshot("a", "before").await };
+    let before = node.world.run(before).expect("readable").expect("listed");
+    assert!(node.read(&before, 0, 1) == page(2));
+}

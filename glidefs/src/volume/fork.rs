@@ -1,0 +1,206 @@
+//! Forks: a volume that begins with all that another one holds, and copies nothing (rule 20).
+//!
+//! ```text
+//! pin in the parent's folder -> read the parent's root -> create the child's root
+//!                                     | its map names further volumes
+//!                                     '-> a pin in each, then read the parent's root again
+//! ```
+//!
+//! In this order, so that whoever collects the parent's garbage either sees the pin, or has deleted it
+//! before the root was read, which does not name it then. A fork of a fork reads the root again, for between
+//! the first look and its pins the parent may have been deleted or flattened. Why each step is needed is in
+//! `docs/model.md`: `pin-after-root`, `pin-only-child`, `trusts-first-look`.
+
+use blockcache::Id;
+use bytes::Bytes;
+use world::store::Part;
+use world::{StoreErrorKind, World};
+
+use super::bucket::{Bucket, vanished};
+use super::name::VolumeName;
+use super::pin::Pin;
+use super::retry;
+use super::root::{Content, NamedVolume, Parent, Root, State, Stored, VOLUMES_MAX};
+use super::{RootView, VolumeError};
+
+/// A fork to be made. May be tried again as it is: it is made once.
+#[derive(Clone, Debug)]
+pub struct Fork {
+    parent: VolumeName,
+    snapshot: Option<String>,
+    child: VolumeName,
+    /// The child's volume.
+    id: Id,
+    /// Of the child's first root.
+    nonce: Id,
+}
+
+impl Fork {
+    /// `id` and `nonce` are random, or follow from the request, so that a repeated one is the same.
+    pub fn new(
+        parent: &str,
+        snapshot: Option<String>,
+        child: &str,
+        id: Id,
+        nonce: Id,
+    ) -> Result<Self, VolumeError> {
+        let (parent, child) = (VolumeName::parse(parent)?, VolumeName::parse(child)?);
+        if parent == child {
+            let text = format!("volume `{parent}` cannot become a fork of itself");
+            return Err(VolumeError::Invalid(text));
+        }
+        Ok(Self {
+            parent,
+            snapshot,
+            child,
+            id,
+            nonce,
+        })
+    }
+
+    fn pin(&self, cut: Option<(u64, u64)>) -> Pin {
+        Pin {
+            child: self.id.0,
+            name: self.child.to_string(),
+            cut,
+        }
+    }
+}
+
+impl<W: World> Bucket<W> {
+    /// Makes the fork of what the parent's root names now: three requests, whatever the size, and a few more
+    /// for each further volume that the parent is made of itself. The child is detached: whoever opens it first
+    /// owns it.
+    ///
+    /// After an error the pin stays, for a repeated or delayed request of the same fork may have gone further: it
+    /// may be removed only once nobody can create the child any more. Until then it keeps garbage, no more.
+    pub async fn fork(&self, fork: &Fork) -> Result<RootView, VolumeError> {
+        self.check_parent(fork).await?;
+        self.put_pin(fork.parent.as_str(), &fork.pin(None)).await?;
+        let first = self.forkable(fork).await?;
+        let stored = if first.root.volumes.len() == 1 {
+            first
+        } else {
+            self.pin_ancestors(fork, &first.root).await?;
+            let again = self.forkable(fork).await?;
+            let same = |stored: &Stored| (stored.root.volume, stored.root.volumes.clone());
+            if same(&again) != same(&first) {
+                return Err(VolumeError::Invalid(format!(
+                    "volume `{}` was changed while it was forked: try again",
+                    fork.parent
+                )));
+            }
+            again
+        };
+        let root = self.forked(fork, &stored.root)?;
+        let child = self.create_root(&fork.child, root).await?;
+        Ok(child.root.view(&child.etag))
+    }
+
+    /// So that no pins lie where no volume is. One that was read before is not looked for again.
+    async fn check_parent(&self, fork: &Fork) -> Result<(), VolumeError> {
+        if self.has_seen(&fork.parent) {
+            return Ok(());
+        }
+        self.forkable(fork).await.map(drop)
+    }
+
+    /// The parent's root, if a fork may be made of it.
+    async fn forkable(&self, fork: &Fork) -> Result<Stored, VolumeError> {
+        let stored = self.read_root(&fork.parent).await?;
+        let stored = stored.ok_or_else(|| vanished(&fork.parent))?;
+        match stored.root.state {
+            State::Open | State::Detached => {
+                self.saw(&fork.parent);
+                Ok(stored)
+            }
+            State::Pending | State::Suspended | State::Deleted => {
+                let state = super::VolumeState::from(stored.root.state);
+                let text = format!("volume `{}` cannot be forked: it is {state:?}", fork.parent);
+                Err(VolumeError::Invalid(text))
+            }
+        }
+    }
+
+    /// Pins what the parent's map names of others, at the cuts at which the parent, or its parents, came from them.
+    async fn pin_ancestors(&self, fork: &Fork, root: &Root) -> Result<(), VolumeError> {
+        let parent = root.parent.as_ref();
+        for named in &root.volumes[1..] {
+            let cut = match parent.filter(|parent| parent.volume == named.volume) {
+                Some(parent) => (parent.cut_epoch, parent.cut_seq),
+                None => self.pinned_cut(named, root).await?,
+            };
+            self.put_pin(&named.name, &fork.pin(Some(cut))).await?;
+        }
+        Ok(())
+    }
+
+    /// What the parent's own pin in an older volume says.
+    async fn pinned_cut(
+        &self,
+        named: &NamedVolume,
+        root: &Root,
+    ) -> Result<(u64, u64), VolumeError> {
+        let wanted = Pin {
+            child: root.volume,
+            name: root.name.clone(),
+            cut: None,
+        };
+        let key = wanted.key(&named.name);
+        let missing = || VolumeError::damaged(&key, "it is missing, though a fork needs it");
+        let object = match retry::get(self.world(), self.store(), &key, Part::All).await {
+            Ok(object) => object,
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Err(missing()),
+            Err(error) => return Err(error.into()),
+        };
+        let pin = Pin::decode(&key, &object.bytes, self.root_mac())?;
+        pin.cut
+            .ok_or_else(|| VolumeError::damaged(&key, "it does not say which cut it holds"))
+    }
+
+    async fn put_pin(&self, of: &str, pin: &Pin) -> Result<(), VolumeError> {
+        let body = Bytes::from(pin.encode(self.root_mac()));
+        let key = pin.key(of);
+        Ok(retry::create(self.world(), self.store(), &key, body).await?)
+    }
+
+    /// The child's first root.
+    fn forked(&self, fork: &Fork, parent: &Root) -> Result<Root, VolumeError> {
+        let (size_bytes, content, snapshot) = source(fork, parent)?;
+        if parent.volumes.len() == VOLUMES_MAX {
+            return Err(VolumeError::Invalid(format!(
+                "volume `{}` is made of {VOLUMES_MAX} volumes, which is the most: copy it into a new one",
+                fork.parent
+            )));
+        }
+        let mut root = self.empty_root(&fork.child, fork.id, size_bytes);
+        root.volumes.extend(parent.volumes.iter().cloned());
+        root.parent = Some(Parent {
+            volume: parent.volume,
+            name: parent.name.clone(),
+            snapshot,
+            cut_epoch: content.cut_epoch,
+            cut_seq: content.cut_seq,
+        });
+        root.content = Content {
+            cut_epoch: root.epoch,
+            ..content
+        };
+        root.state = State::Detached;
+        root.nonce = fork.nonce.0;
+        Ok(root)
+    }
+}
+
+/// Size and content with which the child begins, and the snapshot that they are of.
+fn source(fork: &Fork, parent: &Root) -> Result<(u64, Content, Option<[u8; 16]>), VolumeError> {
+    let Some(snapshot) = &fork.snapshot else {
+        return Ok((parent.size_bytes, parent.content.clone(), None));
+    };
+    let found = parent.snapshots.iter().find(|it| it.name == *snapshot);
+    let found = found.ok_or_else(|| {
+        let text = format!("volume `{}` has no snapshot `{snapshot}`", fork.parent);
+        VolumeError::Invalid(text)
+    })?;
+    Ok((found.size_bytes, found.content.clone(), Some(found.id)))
+}
