@@ -30,7 +30,8 @@ pub use server::{API_CONNECTIONS_MAX, BindError, bind, serve};
 use crate::config::Secret;
 use crate::control::{
     AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, ForkDocument,
-    IoDocument, MetersDocument, PruneQuery, PutDocument, Request, ServerDocument, SnapshotDocument,
+    ForkedDocument, IoDocument, MetersDocument, PruneQuery, PutDocument, Request, SalvageDocument,
+    SalvageRanges, ServerDocument, SnapshotDocument,
 };
 use crate::metrics;
 
@@ -105,7 +106,11 @@ impl Api {
                 get(get_snapshot).delete(delete_snapshot),
             )
             .route("/api/exports/{name}/fork", post(fork))
+            .route("/api/exports/{name}/forks", get(list_forks))
             .route("/api/exports/{name}/restore", post(restore))
+            .route("/api/salvage", get(list_salvage))
+            .route("/api/salvage/{id}", get(salvage_ranges))
+            .route("/api/salvage/{id}/data", get(salvage_data))
             .route("/api/server", get(server_document))
             .route("/api/metrics", get(meters))
             .route("/metrics", get(all_metrics))
@@ -259,11 +264,71 @@ async fn restore(State(api): State<Api>, name: Name, body: Body) -> Answer<Expor
     Ok(Json(api.control.ask(request).await?))
 }
 
+/// What may stand behind the `?` of a list of forks.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForksQuery {
+    /// The page of the ids behind this one.
+    #[serde(default)]
+    after: String,
+}
+
+async fn list_forks(
+    State(api): State<Api>,
+    name: Name,
+    query: Result<Query<ForksQuery>, QueryRejection>,
+) -> Answer<Vec<ForkedDocument>> {
+    let (Path(name), Query(query)) = (name?, query?);
+    let request = |reply| Request::Forks(name, query.after, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
 async fn fork(State(api): State<Api>, name: Name, body: Body) -> Answer<ForkDocument> {
     let Path(name) = name?;
     let wanted = parse(&body?, "{\"name\": \"vm-bob\"}")?;
     let request = |reply| Request::Fork(name, wanted, reply);
     Ok(Json(api.control.ask(request).await?))
+}
+
+async fn list_salvage(State(api): State<Api>) -> Answer<Vec<SalvageDocument>> {
+    Ok(Json(api.control.ask(Request::Salvage).await?))
+}
+
+/// What may stand behind the `?` of a list of salvaged ranges.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RangesQuery {
+    #[serde(default)]
+    from: u64,
+}
+
+async fn salvage_ranges(
+    State(api): State<Api>,
+    id: Name,
+    query: Result<Query<RangesQuery>, QueryRejection>,
+) -> Answer<SalvageRanges> {
+    let (Path(id), Query(query)) = (id?, query?);
+    let request = |reply| Request::SalvageRanges(id, query.from, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
+/// Which salvaged bytes are asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataQuery {
+    at: u64,
+    len: u64,
+}
+
+async fn salvage_data(
+    State(api): State<Api>,
+    id: Name,
+    query: Result<Query<DataQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let (Path(id), Query(DataQuery { at, len })) = (id?, query?);
+    let request = |reply| Request::SalvageData(id, at, len, reply);
+    let bytes = api.control.ask(request).await?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
 }
 
 async fn export_metrics(State(api): State<Api>, name: Name) -> Answer<MetricsDocument> {

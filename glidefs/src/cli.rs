@@ -16,6 +16,7 @@ mod fork;
 mod key;
 pub(crate) mod output;
 mod process;
+mod salvage;
 mod secret;
 mod setup;
 mod snapshot;
@@ -103,6 +104,11 @@ enum Command {
     },
     /// Make a new export that begins as another one, or as a snapshot of it (EXPORT@SNAPSHOT), and copies nothing
     Fork(ForkArguments),
+    /// Look at and save what a server's log still holds of exports that another node has taken
+    Salvage {
+        #[command(subcommand)]
+        command: SalvageCommand,
+    },
     /// Look at and change the passwords that open the prefix in the store; needs no running server
     Key {
         #[command(subcommand)]
@@ -164,6 +170,14 @@ enum ExportCommand {
         /// Drop unpublished writes that can never be published
         #[arg(long)]
         accept_loss: bool,
+    },
+    /// Show the forks that were made of an export, and those of them, as a tree
+    Forks {
+        #[command(flatten)]
+        of: Of,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Go on without unpublished writes that are missing from the cache (`damage` in `export get`)
     AcceptLoss {
@@ -278,6 +292,41 @@ enum SnapshotCommand {
         of: Of,
         /// Its name
         name: String,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SalvageCommand {
+    /// List volumes of which the log holds answered writes that nobody will publish
+    List {
+        #[command(flatten)]
+        remote: Remote,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show which bytes of a volume they are
+    Show {
+        #[command(flatten)]
+        remote: Remote,
+        /// The volume's id, as `list` tells
+        id: String,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write them into a new file, an image of the volume with zeros elsewhere, and which they are into FILE.json
+    Export {
+        #[command(flatten)]
+        remote: Remote,
+        /// The volume's id, as `list` tells
+        id: String,
+        /// The image; nothing may be there
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
         /// Print as JSON
         #[arg(long)]
         json: bool,
@@ -453,6 +502,7 @@ fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Fai
         Command::Export { command } => export::run(command),
         Command::Snapshot { command } => snapshot::run(command),
         Command::Fork(arguments) => fork::run(arguments),
+        Command::Salvage { command } => salvage::run(command),
         Command::Key { command } => key::run(command, environment),
         Command::Completions { shell } => {
             let mut script = Vec::new();

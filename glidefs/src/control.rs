@@ -5,6 +5,7 @@
 #[cfg(test)]
 pub(crate) mod testing;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use world::sync::{Receiver, Sender, channel, oneshot};
 
@@ -43,8 +44,16 @@ pub enum Request {
     PruneSnapshots(String, PruneQuery, Reply<Vec<SnapshotDocument>>),
     /// Makes the volume what it was; refused while clients are connected.
     Restore(String, RestoreDocument, Reply<ExportDocument>),
+    /// A page of the forks that were made of a volume: of the ids behind this one.
+    Forks(String, String, Reply<Vec<ForkedDocument>>),
     /// A new volume that begins as this one, or as a snapshot of it.
     Fork(String, MakeForkDocument, Reply<ForkDocument>),
+    /// What the log holds that nobody will publish.
+    Salvage(Reply<Vec<SalvageDocument>>),
+    /// Which bytes there are, from an offset on.
+    SalvageRanges(String, u64, Reply<SalvageRanges>),
+    /// Some of them: offset and length.
+    SalvageData(String, u64, u64, Reply<Bytes>),
     /// Drain everything and detach nothing: the first half of what SIGTERM does.
     DrainAll(Reply<Vec<ExportDocument>>),
     /// Numbers of the whole server.
@@ -93,6 +102,9 @@ pub struct ExportDocument {
     pub epoch: u64,
     /// The owner in the root, for people: host name and cache id.
     pub owner: String,
+    /// The export that it was forked from.
+    #[serde(default)]
+    pub parent: Option<String>,
     pub clients: u32,
     /// Unpublished bytes in the log of this node, and the age of the oldest: since it was written, or
     /// since a start found it. What another owner holds is not known here.
@@ -291,6 +303,46 @@ pub struct RestoreDocument {
     pub request_id: Option<String>,
 }
 
+/// Answered writes in this node's log that were never published, of a volume that is not its own any more.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SalvageDocument {
+    /// Of the volume.
+    pub id: String,
+    pub export: String,
+    pub size_bytes: u64,
+    /// Under which they were written.
+    pub epoch: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub dirty_bytes: u64,
+    /// Some of them are not readable: what, for people.
+    pub damage: Option<String>,
+}
+
+/// Where the salvaged bytes belong, in order.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SalvageRanges {
+    pub salvage: SalvageDocument,
+    pub ranges: Vec<SalvageRange>,
+    /// From where to ask for more.
+    pub next: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SalvageRange {
+    pub at: u64,
+    pub len: u64,
+    pub kind: SalvageKind,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum SalvageKind {
+    Data,
+    /// Trimmed, or written as zeros.
+    Zero,
+}
+
 /// A fork that was made.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct ForkDocument {
@@ -302,6 +354,15 @@ pub struct ForkDocument {
     pub cut_seq: u64,
     /// It is in the store: any node may open it.
     pub published: bool,
+}
+
+/// A fork as the volume knows it that it was made of.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct ForkedDocument {
+    pub name: String,
+    pub id: String,
+    /// False: it is a fork of a fork.
+    pub direct: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]

@@ -11,6 +11,7 @@ mod leave;
 mod loss;
 mod meters;
 mod restore;
+mod salvage;
 mod snapshots;
 mod stored;
 

@@ -74,7 +74,7 @@ pub enum Planted {
 pub use bucket::{Bucket, BucketConfig, Looked, Prefix, VERSIONS_HINT};
 pub use codec::Compression;
 pub use error::VolumeError;
-pub use fork::Fork;
+pub use fork::{Fork, ForkView};
 pub use keyring::{KeyringCost, SlotView};
 pub use metered::Metered;
 pub use name::VolumeName;
@@ -106,6 +106,8 @@ pub struct RootView {
     /// Who may publish: a cache folder's id and a host name for people.
     pub owner: Option<Owner>,
     pub generation: u64,
+    /// The volume that it was forked from.
+    pub parent: Option<String>,
     pub cut: Seq,
     /// The epoch whose owner published the cut (it may be older than `epoch`).
     pub cut_epoch: Epoch,

@@ -12,8 +12,8 @@ use std::process::{Command, Output};
 use glidefs::api::{self, Api};
 use glidefs::control::{
     CacheDocument, Control, ControlError, ControlErrorKind, ExportDocument, ExportMeters,
-    ForkDocument, IoDocument, LatenciesDocument, MetersDocument, Request, ServerDocument,
-    SnapshotDocument,
+    ForkDocument, ForkedDocument, IoDocument, LatenciesDocument, MetersDocument, Request,
+    SalvageDocument, SalvageKind, SalvageRange, SalvageRanges, ServerDocument, SnapshotDocument,
 };
 use glidefs::meter::store::StoreUse;
 use serde_json::Value;
@@ -455,8 +455,54 @@ fn snapshot_and_fork_commands_speak_to_the_api() {
             &Value::from("s1"),
         )
     );
+    let tree = stdout(&run(&["export", "forks", "vm-a"]));
+    assert_eq!(tree, "vm-a\n└─ child\n");
+    assert_eq!(
+        json(&["export", "forks", "vm-a"])["forks"][0]["name"],
+        "child"
+    );
     let fork = stdout(&run(&["fork", "vm-a", "vm-b"]));
     assert!(fork.contains("vm-b") && fork.contains("write 7"), "{fork}");
+}
+
+#[test]
+fn salvage_is_listed_shown_and_written_into_an_image_that_was_not_there() {
+    let dir = folder();
+    let server = Server::start(Vec::new(), None);
+    let run = |arguments: &[&str]| {
+        let mut words = Vec::from(["salvage"]);
+        words.extend(arguments);
+        words.extend(["--api", &server.url]);
+        glidefs(dir.path(), &words)
+    };
+    let id = "05".repeat(16);
+    let list = stdout(&run(&["list"]));
+    assert!(list.contains(&id) && list.contains("8 to 9"), "{list}");
+    let shown: Value = serde_json::from_str(&stdout(&run(&["show", &id, "--json"]))).expect("JSON");
+    assert_eq!(shown["ranges"][1]["kind"], "zero", "{shown}");
+    assert_eq!(code(&run(&["show", "06"])), 1);
+    let words = ["export", &id, "--to", "vm-a.img"];
+    let output = run(&words);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let image = std::fs::read(dir.path().join("vm-a.img")).expect("written");
+    assert_eq!(image.len(), 1 << 20);
+    assert!(image[512..1536].iter().all(|byte| *byte == 1));
+    assert!(
+        image[..512]
+            .iter()
+            .chain(&image[1536..])
+            .all(|byte| *byte == 0)
+    );
+    let listed = std::fs::read(dir.path().join("vm-a.img.json")).expect("written");
+    assert_eq!(
+        serde_json::from_slice::<Value>(&listed).expect("JSON"),
+        shown
+    );
+    assert_eq!(
+        code(&run(&words)),
+        2,
+        "an image that is there is left alone"
+    );
 }
 
 fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
@@ -466,6 +512,7 @@ fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
         role: "read-write".into(),
         epoch: 1,
         owner: "node-a".into(),
+        parent: None,
         clients: 1,
         dirty_bytes,
         dirty_age_ms: if dirty_bytes > 0 { 1500 } else { 0 },
@@ -536,6 +583,19 @@ fn meters_of(export: ExportDocument) -> ExportMeters {
     }
 }
 
+fn salvaged() -> SalvageDocument {
+    SalvageDocument {
+        id: "05".repeat(16),
+        export: "vm-a".to_owned(),
+        size_bytes: 1 << 20,
+        epoch: 3,
+        first_seq: 8,
+        last_seq: 9,
+        dirty_bytes: 9216,
+        damage: None,
+    }
+}
+
 /// Snapshots and forks: of every export there is one, `s1`.
 fn answer_copies(request: Request) -> bool {
     let missing = || ControlError::new(ControlErrorKind::NotFound, "no snapshot of this name");
@@ -559,6 +619,17 @@ fn answer_copies(request: Request) -> bool {
             let found = (wanted.snapshot == "s1").then(|| export(&name, 0));
             reply.send(found.ok_or_else(missing)).is_ok()
         }
+        Request::Forks(name, after, reply) => {
+            let forks = [("child", "07", true), ("grandchild", "08", false)];
+            let forked = |(name, id, direct): (&str, &str, bool)| ForkedDocument {
+                name: name.to_owned(),
+                id: id.repeat(16),
+                direct,
+            };
+            let mut forks: Vec<ForkedDocument> = forks.map(forked).into();
+            forks.retain(|it| it.id > after && name != "child");
+            reply.send(Ok(forks)).is_ok()
+        }
         Request::Fork(name, wanted, reply) => {
             let fork = ForkDocument {
                 name: wanted.name,
@@ -569,6 +640,28 @@ fn answer_copies(request: Request) -> bool {
                 published: true,
             };
             reply.send(Ok(fork)).is_ok()
+        }
+        Request::Salvage(reply) => reply.send(Ok(vec![salvaged()])).is_ok(),
+        Request::SalvageRanges(id, from, reply) => {
+            // Two pages.
+            let range = |at, len, kind| SalvageRange { at, len, kind };
+            let (ranges, next) = match from {
+                0 => (vec![range(512, 1024, SalvageKind::Data)], Some(4096)),
+                _ => (vec![range(4096, 8192, SalvageKind::Zero)], None),
+            };
+            let salvage = salvaged();
+            let ranges = SalvageRanges {
+                salvage,
+                ranges,
+                next,
+            };
+            let found = (id == salvaged().id).then_some(ranges);
+            reply.send(found.ok_or_else(missing)).is_ok()
+        }
+        Request::SalvageData(_, at, len, reply) => {
+            let byte = u8::try_from(at / 512).expect("small");
+            let bytes = vec![byte; usize::try_from(len).expect("small")];
+            reply.send(Ok(bytes.into())).is_ok()
         }
         other => panic!("{other:?} is answered elsewhere"),
     }

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
     ForkDocument, MakeForkDocument, MetersDocument, PromoteDocument, PruneQuery, PutDocument,
-    Request, RestoreDocument, SnapshotDocument, TakeSnapshotDocument,
+    Request, RestoreDocument, SalvageDocument, SalvageKind, SalvageRanges, SnapshotDocument,
+    TakeSnapshotDocument,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::clients::Sharing;
@@ -153,6 +154,22 @@ impl Node {
         let request = |reply| Request::PruneSnapshots(name, how, reply);
         let gone = self.control.ask(request).await.expect("pruned");
         gone.into_iter().map(|it| it.name).collect()
+    }
+
+    async fn salvage(&self) -> Vec<SalvageDocument> {
+        self.control.ask(Request::Salvage).await.expect("listed")
+    }
+
+    async fn salvage_ranges(&self, id: &str, from: u64) -> SalvageRanges {
+        let id = id.to_owned();
+        let request = |reply| Request::SalvageRanges(id, from, reply);
+        self.control.ask(request).await.expect("shown")
+    }
+
+    async fn salvage_data(&self, id: &str, at: u64, len: u64) -> Result<Bytes, ControlError> {
+        let id = id.to_owned();
+        let request = |reply| Request::SalvageData(id, at, len, reply);
+        self.control.ask(request).await
     }
 
     async fn snapshots(&self, name: &str) -> Vec<String> {
@@ -331,6 +348,96 @@ fn a_snapshot_is_refused_with_a_reason_or_taken_once() {
         let b = start(&sim, "b").await;
         assert_eq!(kind(&b, "vm", "s").await, ControlErrorKind::Conflict);
         assert_eq!(a.snapshots("vm").await, [first.name]);
+    });
+}
+
+/// A node that lost `vm` to another while it held three unpublished changes.
+async fn fenced(sim: &Sim, host: HostId) -> Node {
+    let a = start_with(sim, host, config(None)).await;
+    let b = start(sim, "b").await;
+    let device = a.connect("vm").await.expect("created");
+    for n in 0..20 {
+        write(&device, n, 1).await;
+    }
+    a.drain("vm").await;
+    assert!(a.salvage().await.is_empty(), "all of it is published");
+    sim.set_store_outage(Some(host), true);
+    for n in 5..8 {
+        write(&device, n, 2).await;
+    }
+    device
+        .zero(10 * PAGE, 2 * PAGE, Fua::No)
+        .await
+        .expect("zeroed");
+    let sectors = Bytes::from(vec![3; 1024]);
+    device
+        .write(15 * PAGE + 512, sectors, Fua::No)
+        .await
+        .expect("written");
+    assert!(a.salvage().await.is_empty(), "it may still be published");
+    b.force("vm").await;
+    let writer = b.connect("vm").await.expect("promoted");
+    write(&writer, 5, 9).await;
+    b.drain("vm").await;
+    sim.set_store_outage(Some(host), false);
+    sim.sleep(Duration::from_secs(90)).await;
+    assert_eq!(a.get("vm").await.role, "fenced");
+    a
+}
+
+#[test]
+fn what_a_fenced_log_holds_is_shown_byte_by_byte_also_after_a_kill() {
+    simulate(57, |sim| async move {
+        let host = sim.host("a");
+        let a = fenced(&sim, host).await;
+        let before = a.salvage().await;
+        a.kill();
+
+        let a = start_with(&sim, host, config(None)).await;
+        // But for the bytes of the log that it takes, which a start counts anew.
+        let found = a.salvage().await;
+        let same = |it: &SalvageDocument| (it.id.clone(), it.epoch, it.first_seq, it.last_seq);
+        assert!(found.iter().map(same).eq(before.iter().map(same)));
+        let [one] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!((one.export.as_str(), one.epoch), ("vm", 1));
+        assert_eq!((one.first_seq, one.last_seq), (21, 25));
+        let all = a.salvage_ranges(&one.id, 0).await;
+        let ranges: Vec<_> = all
+            .ranges
+            .iter()
+            .map(|it| (it.at, it.len, it.kind))
+            .collect();
+        let expected = [
+            (5 * PAGE, 3 * PAGE, SalvageKind::Data),
+            (10 * PAGE, 2 * PAGE, SalvageKind::Zero),
+            (15 * PAGE + 512, 1024, SalvageKind::Data),
+        ];
+        assert_eq!(ranges, expected);
+        assert_eq!(a.salvage_ranges(&one.id, 12 * PAGE).await.ranges.len(), 1);
+        let bytes = a
+            .salvage_data(&one.id, 4 * PAGE, 12 * PAGE)
+            .await
+            .expect("read");
+        for (at, byte) in (4 * PAGE..).zip(&bytes) {
+            let expected = match at {
+                at if (5 * PAGE..8 * PAGE).contains(&at) => 2,
+                at if (15 * PAGE + 512..15 * PAGE + 1536).contains(&at) => 3,
+                _ => 0,
+            };
+            assert_eq!(*byte, expected, "byte {at}");
+        }
+        let outside = a.salvage_data(&one.id, VOLUME_BYTES - PAGE, 2 * PAGE).await;
+        assert_eq!(
+            outside.expect_err("too far").kind,
+            ControlErrorKind::Invalid
+        );
+        let unknown = a.salvage_data(&"0".repeat(32), 0, 512).await;
+        assert_eq!(
+            unknown.expect_err("unknown").kind,
+            ControlErrorKind::NotFound
+        );
     });
 }
 

@@ -10,7 +10,7 @@ use tower::ServiceExt;
 use world::sync::Receiver;
 
 use super::*;
-use crate::control::{ControlErrorKind, ExportMeters, testing};
+use crate::control::{ControlErrorKind, ExportMeters, SalvageKind, SalvageRange, testing};
 
 fn export(name: &str) -> ExportDocument {
     ExportDocument {
@@ -19,6 +19,7 @@ fn export(name: &str) -> ExportDocument {
         role: "read-write".into(),
         epoch: 2,
         owner: "node-a 0011".into(),
+        parent: None,
         clients: 1,
         dirty_bytes: 8192,
         dirty_age_ms: 40,
@@ -104,6 +105,19 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
     }
 }
 
+fn salvaged() -> SalvageDocument {
+    SalvageDocument {
+        id: "05".repeat(16),
+        export: "vm-a".to_owned(),
+        size_bytes: 1 << 20,
+        epoch: 3,
+        first_seq: 8,
+        last_seq: 9,
+        dirty_bytes: 9216,
+        damage: None,
+    }
+}
+
 /// Snapshots and forks: of every export there is one, `s1`.
 fn answer_copies(request: Request) -> bool {
     let missing = || ControlError::new(ControlErrorKind::NotFound, "no snapshot of this name");
@@ -127,6 +141,17 @@ fn answer_copies(request: Request) -> bool {
             let found = (wanted.snapshot == "s1").then(|| export(&name));
             reply.send(found.ok_or_else(missing)).is_ok()
         }
+        Request::Forks(name, after, reply) => {
+            let forks = [("child", "07", true), ("grandchild", "08", false)];
+            let forked = |(name, id, direct): (&str, &str, bool)| ForkedDocument {
+                name: name.to_owned(),
+                id: id.repeat(16),
+                direct,
+            };
+            let mut forks: Vec<ForkedDocument> = forks.map(forked).into();
+            forks.retain(|it| it.id > after && name != "child");
+            reply.send(Ok(forks)).is_ok()
+        }
         Request::Fork(name, wanted, reply) => {
             let fork = ForkDocument {
                 name: wanted.name,
@@ -137,6 +162,28 @@ fn answer_copies(request: Request) -> bool {
                 published: true,
             };
             reply.send(Ok(fork)).is_ok()
+        }
+        Request::Salvage(reply) => reply.send(Ok(vec![salvaged()])).is_ok(),
+        Request::SalvageRanges(id, from, reply) => {
+            // Two pages.
+            let range = |at, len, kind| SalvageRange { at, len, kind };
+            let (ranges, next) = match from {
+                0 => (vec![range(512, 1024, SalvageKind::Data)], Some(4096)),
+                _ => (vec![range(4096, 8192, SalvageKind::Zero)], None),
+            };
+            let salvage = salvaged();
+            let ranges = SalvageRanges {
+                salvage,
+                ranges,
+                next,
+            };
+            let found = (id == salvaged().id).then_some(ranges);
+            reply.send(found.ok_or_else(missing)).is_ok()
+        }
+        Request::SalvageData(_, at, len, reply) => {
+            let byte = u8::try_from(at / 512).expect("small");
+            let bytes = vec![byte; usize::try_from(len).expect("small")];
+            reply.send(Ok(bytes.into())).is_ok()
         }
         other => panic!("{other:?} is answered elsewhere"),
     }

@@ -77,6 +77,17 @@ impl<'a> Client<'a> {
         self.look_within(LOOK_WAIT_MAX, path).await
     }
 
+    /// Gets bytes that are no document.
+    pub(super) async fn bytes(&self, path: &str) -> Result<Bytes, Failure> {
+        let exchange = self.exchange(Method::GET, path, String::new());
+        let answer = within(LOOK_WAIT_MAX, exchange).await;
+        let (status, bytes) = answer.unwrap_or_else(|| Err(self.unreachable("no answer")))?;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        Err(refusal(status, &bytes).into_failure())
+    }
+
     /// The same for who asks again and again, and must not wait long for one answer.
     pub(super) async fn look_within<T: DeserializeOwned>(
         &self,
@@ -106,26 +117,13 @@ impl<'a> Client<'a> {
         body: String,
     ) -> Result<Said<T>, Failure> {
         let (status, bytes) = self.exchange(method, path, body).await?;
-        let text = || String::from_utf8_lossy(&bytes).into_owned();
         if status.is_success() {
             let document = serde_json::from_slice(&bytes).map_err(|error| {
                 self.unreachable(&format!("what answers there is no glidefs ({error})"))
             })?;
             return Ok(Said::Yes(document));
         }
-        let refusal = match serde_json::from_slice::<ErrorDocument>(&bytes) {
-            Ok(document) => Refusal {
-                status,
-                message: document.error.message,
-                export: document.error.export,
-            },
-            Err(_not_ours) => Refusal {
-                status,
-                message: format!("{status}: {}", text()),
-                export: None,
-            },
-        };
-        Ok(Said::No(refusal))
+        Ok(Said::No(refusal(status, &bytes)))
     }
 
     async fn exchange(
@@ -180,6 +178,22 @@ impl<'a> Client<'a> {
     }
 }
 
+/// What stands in an answer that is no success.
+fn refusal(status: StatusCode, bytes: &[u8]) -> Refusal {
+    match serde_json::from_slice::<ErrorDocument>(bytes) {
+        Ok(document) => Refusal {
+            status,
+            message: document.error.message,
+            export: document.error.export,
+        },
+        Err(_not_ours) => Refusal {
+            status,
+            message: format!("{status}: {}", String::from_utf8_lossy(bytes)),
+            export: None,
+        },
+    }
+}
+
 impl<T> Said<T> {
     /// The document, or a refusal as the end of the command.
     pub(super) fn or_refused(self) -> Result<T, Failure> {
@@ -225,6 +239,11 @@ pub(super) fn export_path(name: &str, verb: &str) -> String {
 /// The path of a snapshot, whatever is in the names.
 pub(super) fn snapshot_path(export: &str, name: &str) -> String {
     export_path(export, &format!("/snapshots/{}", escaped(name)))
+}
+
+/// The path of salvaged writes.
+pub(super) fn salvage_path(id: &str, verb: &str) -> String {
+    format!("/api/salvage/{}{verb}", escaped(id))
 }
 
 /// The path of a page of all exports: the first, or the one behind a name.

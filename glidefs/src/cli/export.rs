@@ -35,6 +35,7 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
             let said = block_on(client.look(&export_path(&named.name, "")))?;
             show(&named, &said.or_refused()?);
         }
+        ExportCommand::Forks { of, json } => return super::fork::tree(&of, json),
         ExportCommand::Drain(named) => change(&named, Method::POST, "/drain", String::new())?,
         ExportCommand::Delete { named, accept_loss } => {
             let query = if accept_loss { "?accept_loss=true" } else { "" };
@@ -157,6 +158,10 @@ fn export_text(export: &ExportDocument) -> String {
         ["role".into(), export.role.clone()],
         ["owner".into(), export.owner.clone()],
         ["epoch".into(), export.epoch.to_string()],
+        [
+            "fork of".into(),
+            export.parent.clone().unwrap_or_else(|| "nothing".into()),
+        ],
         ["clients".into(), export.clients.to_string()],
         ["dirty".into(), dirty_text(export)],
         [

@@ -1,13 +1,18 @@
 //! `glidefs fork`: the API from a shell, with no logic of its own.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use hyper::Method;
+use serde::Serialize;
 
 use super::client::{Client, Said, block_on, export_path};
 use super::text::{bytes_text, table};
-use super::{Failure, ForkArguments, output};
-use crate::control::{ForkDocument, MakeForkDocument};
+use super::{Failure, ForkArguments, Of, output};
+use crate::control::{ForkDocument, ForkedDocument, MakeForkDocument};
+
+/// Exports in one tree.
+const TREE_MAX: usize = 10_000;
 
 pub(super) fn run(arguments: ForkArguments) -> Result<ExitCode, Failure> {
     let ForkArguments {
@@ -37,6 +42,94 @@ pub(super) fn run(arguments: ForkArguments) -> Result<ExitCode, Failure> {
         output::line(fork_text(&fork));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The tree of forks below an export, as far as the store knows them.
+pub(super) fn tree(of: &Of, json: bool) -> Result<ExitCode, Failure> {
+    let client = Client::new(&of.remote)?;
+    let tree = block_on(grown(&client, &of.export))?;
+    if json {
+        output::json(&tree);
+    } else {
+        output::line(tree_text(&tree));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// An export with the forks that were made of it.
+#[derive(Debug, Serialize)]
+struct Tree {
+    name: String,
+    forks: Vec<Tree>,
+}
+
+/// Asks for the direct forks of each, one after another.
+async fn grown(client: &Client<'_>, root: &str) -> Result<Tree, Failure> {
+    let mut children: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(name) = left.pop() {
+        let forks = direct_forks(client, &name).await?;
+        left.extend(
+            forks
+                .iter()
+                .filter(|it| !children.contains_key(*it))
+                .cloned(),
+        );
+        children.insert(name, forks);
+        if children.len() > TREE_MAX {
+            return Err(Failure::refused(format!(
+                "the tree below `{root}` has more than {TREE_MAX} exports; ask the API for a part of it \
+                 (docs/http-api.md)"
+            )));
+        }
+    }
+    Ok(plant(root, &mut children))
+}
+
+async fn direct_forks(client: &Client<'_>, name: &str) -> Result<Vec<String>, Failure> {
+    let mut forks: Vec<ForkedDocument> = Vec::new();
+    loop {
+        let after = forks.last().map_or("", |fork| fork.id.as_str());
+        let path = export_path(name, &format!("/forks?after={after}"));
+        let said: Said<Vec<ForkedDocument>> = client.look(&path).await?;
+        let page = said.or_refused()?;
+        if page.is_empty() || forks.len() > TREE_MAX {
+            let direct = forks.into_iter().filter(|fork| fork.direct);
+            let mut names: Vec<String> = direct.map(|fork| fork.name).collect();
+            names.sort();
+            names.dedup();
+            return Ok(names);
+        }
+        forks.extend(page);
+    }
+}
+
+/// Each export stands in it once.
+fn plant(name: &str, children: &mut BTreeMap<String, Vec<String>>) -> Tree {
+    let forks = children.remove(name).unwrap_or_default();
+    Tree {
+        name: name.to_owned(),
+        forks: forks.iter().map(|fork| plant(fork, children)).collect(),
+    }
+}
+
+fn tree_text(tree: &Tree) -> String {
+    let mut lines = vec![tree.name.clone()];
+    draw(&tree.forks, "", &mut lines);
+    lines.join("\n")
+}
+
+fn draw(forks: &[Tree], before: &str, lines: &mut Vec<String>) {
+    for (number, fork) in forks.iter().enumerate() {
+        let is_last = number + 1 == forks.len();
+        let (branch, below) = if is_last {
+            ("└─ ", "   ")
+        } else {
+            ("├─ ", "│  ")
+        };
+        lines.push(format!("{before}{branch}{}", fork.name));
+        draw(&fork.forks, &format!("{before}{below}"), lines);
+    }
 }
 
 fn fork_text(fork: &ForkDocument) -> String {

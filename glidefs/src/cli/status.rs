@@ -170,6 +170,7 @@ mod tests {
             role: "read-write".into(),
             epoch: 1,
             owner: String::new(),
+            parent: None,
             clients: 1,
             dirty_bytes,
             dirty_age_ms,

@@ -31,6 +31,7 @@ pub(crate) fn export(name: &str) -> ExportMeters {
             role: "read-write".into(),
             epoch: 3,
             owner: "node-a (cache 00)".into(),
+            parent: None,
             clients: 2,
             dirty_bytes: 4096,
             dirty_age_ms: 1500,

@@ -209,6 +209,7 @@ mod tests {
             role: "fenced".into(),
             epoch: 1,
             owner: String::new(),
+            parent: None,
             clients: 0,
             dirty_bytes,
             dirty_age_ms: 0,

@@ -38,6 +38,7 @@ pub(crate) fn of_parts(
         role: "closed".to_owned(),
         epoch: epoch.unwrap_or_default().0,
         owner: root.map_or_else(String::new, |r| owner_text(r.owner.as_ref())),
+        parent: root.and_then(|r| r.parent.clone()),
         clients: 0,
         dirty_bytes: local.map_or(0, |l| l.dirty_bytes),
         dirty_age_ms: local.map_or(0, |l| millis(l.dirty_age)),

@@ -95,6 +95,11 @@ impl Orders {
         due.map(|(_, change)| change.clone()).collect()
     }
 
+    /// Nobody waits for them any more. What an attempt carries already may still come.
+    pub(crate) fn withdraw(&self, changes: &[SnapshotChange]) {
+        self.snapshots_done(changes);
+    }
+
     /// They are published. What was asked for since stays.
     pub(crate) fn snapshots_done(&self, done: &[SnapshotChange]) {
         let mut waiting = self.snapshots.borrow_mut();

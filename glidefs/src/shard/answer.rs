@@ -6,7 +6,7 @@ use std::sync::Arc;
 use world::World;
 use world::sync::Semaphore;
 
-use blockcache::{Epoch, LocalVolume, Seq};
+use blockcache::{Epoch, Id, LocalVolume, Seq};
 
 use crate::control::{
     ControlError, ControlErrorKind, DeleteQuery, ExportDocument, PromoteDocument, PutDocument,
@@ -15,13 +15,15 @@ use crate::control::{
 use crate::device::ConnectError;
 use crate::export::decide::Seen;
 use crate::export::document::{cut_text, of_export, of_parts, owner_text};
+use crate::export::frames::is_temporary;
 use crate::export::open::{Floor, Wish};
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
 use crate::shard::loss::{accept_loss, is_loss, not_accepted};
 use crate::shard::meters::meters;
 use crate::shard::stored::list_stored;
-use crate::shard::{forks, restore, snapshots};
+use crate::shard::{forks, restore, salvage, snapshots};
+use crate::volume::VolumeError;
 
 /// Requests being answered at a time; more wait in the queue.
 const ANSWERS_MAX: usize = 32;
@@ -89,8 +91,18 @@ async fn perform<W: World>(registry: &Registry<W>, request: Request) {
         Request::Restore(name, wanted, reply) => {
             send(reply, restore::restore(registry, &name, wanted).await);
         }
+        Request::Forks(name, after, reply) => {
+            send(reply, forks::list(registry, &name, &after).await);
+        }
         Request::Fork(name, wanted, reply) => {
             send(reply, forks::fork(registry, &name, &wanted).await);
+        }
+        Request::Salvage(reply) => send(reply, Ok(salvage::list(registry))),
+        Request::SalvageRanges(id, from, reply) => {
+            send(reply, salvage::ranges(registry, &id, from).await);
+        }
+        Request::SalvageData(id, at, len, reply) => {
+            send(reply, salvage::data(registry, &id, at, len).await);
         }
         Request::DrainAll(reply) => send(reply, Ok(drain_all(registry).await)),
         Request::Server(reply) => send(reply, Ok(server(registry))),
@@ -417,6 +429,44 @@ pub(super) fn conflict<W: World>(export: &Export<W>, what: &str) -> ControlError
     }
 }
 
+/// What a request makes gets ids that follow from all that it asks for, so that the same request makes the same
+/// thing, and no other request does: not even one that carries the same text by mistake.
+pub(super) fn ids_of_request(asked: &[&str], request: &str) -> Answer<[Id; 2]> {
+    if request.is_empty() {
+        let text = "`request_id` is empty: leave it out, or give each request a text of its own";
+        return Err(ControlError::new(ControlErrorKind::Invalid, text));
+    }
+    let mut hasher = blake3::Hasher::new_derive_key("glidefs 1 ids of a request");
+    for part in asked.iter().chain([&request]) {
+        hasher.update(
+            &u64::try_from(part.len())
+                .expect("usize fits u64")
+                .to_le_bytes(),
+        );
+        hasher.update(part.as_bytes());
+    }
+    let hash = hasher.finalize();
+    let (first, second) = hash.as_bytes().split_at(16);
+    let half = |bytes: &[u8]| Id(*bytes.first_chunk().expect("16 of 32"));
+    Ok([half(first), half(second)])
+}
+
+/// Of a change of the store that was asked for with a request id.
+pub(super) fn volume_failure(error: &VolumeError) -> ControlError {
+    let kind = match error {
+        VolumeError::Vanished { .. } => ControlErrorKind::NotFound,
+        VolumeError::Invalid(_) | VolumeError::Exists { .. } | VolumeError::Owned { .. } => {
+            ControlErrorKind::Conflict
+        }
+        error if is_temporary(error) => {
+            let text = format!("not done yet: {error}; ask again with the same `request_id`");
+            return unavailable(text);
+        }
+        _ => ControlErrorKind::Failed,
+    };
+    ControlError::new(kind, error.to_string())
+}
+
 pub(super) fn unavailable(why: String) -> ControlError {
     ControlError::new(ControlErrorKind::Unavailable, why)
 }
@@ -434,6 +484,21 @@ pub(super) fn refusal(error: ConnectError) -> ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_request_has_the_same_ids_and_no_other_has() {
+        let ids = |asked: &[&str], request| ids_of_request(asked, request).expect("a text");
+        assert_eq!(ids(&["fork", "a"], "r"), ids(&["fork", "a"], "r"));
+        for (asked, request) in [
+            (&["fork", "b"][..], "r"),
+            (&["take", "a"], "r"),
+            (&["forka"], "r"),
+            (&["fork", "a"], "s"),
+        ] {
+            assert_ne!(ids(&["fork", "a"], "r"), ids(asked, request), "{asked:?}");
+        }
+        assert!(ids_of_request(&["fork", "a"], "").is_err());
+    }
 
     #[test]
     fn sizes_are_whole_pages_of_gib() {

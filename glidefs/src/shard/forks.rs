@@ -3,11 +3,16 @@
 use blockcache::Id;
 use world::World;
 
-use super::answer::{Answer, drain, refusal, unavailable};
-use crate::control::{ControlError, ControlErrorKind, ForkDocument, MakeForkDocument};
-use crate::export::frames::is_temporary;
+use super::answer::{Answer, drain, ids_of_request, refusal, volume_failure};
+use crate::control::{
+    ControlError, ControlErrorKind, ForkDocument, ForkedDocument, MakeForkDocument,
+};
+use crate::export::Role;
 use crate::export::registry::{Registry, check_name};
-use crate::volume::{Fork, VolumeError};
+use crate::volume::{Fork, ForkView, VolumeError};
+
+/// Forks in one answer. Who wants more asks again, from the last id on.
+const PAGE_MAX: usize = 200;
 
 /// Returns once the fork is in the store. Of an export that this node has it is the state at one moment between
 /// question and answer; of one that another node has, what that node had published.
@@ -23,20 +28,20 @@ pub(super) async fn fork<W: World>(
     }
     // What stays only here would hide the fork from who connects here.
     let known = || registry.site().local_volume(&wanted.name, None);
-    let (id, nonce) = ids(registry, wanted);
+    let [id, nonce] = ids(registry, name, wanted)?;
     if known().is_some_and(|local| local.id != id) {
         return Err(taken(&wanted.name));
     }
     let live = wanted.snapshot.is_none();
-    let here = registry.get(name).is_some()
-        || registry
-            .site()
-            .local_volume(name, None)
-            .is_some_and(|it| it.attached);
+    // A reader must not become the owner by this.
+    let open = registry.get(name);
+    let owns = open.is_some_and(|it| matches!(it.role(), Role::ReadWrite | Role::Leaving));
+    let held = registry.site().local_volume(name, None);
+    let here = owns || held.is_some_and(|local| local.attached);
     if live && here {
         drain(registry, name).await?;
     }
-    let failed = |error: VolumeError| failure(&error);
+    let failed = |error: VolumeError| volume_failure(&error);
     let bucket = registry.site().shelf.bucket().await.map_err(failed)?;
     let snapshot = wanted.snapshot.clone();
     let fork = Fork::new(name, snapshot, &wanted.name, id, nonce).map_err(failed)?;
@@ -52,33 +57,68 @@ pub(super) async fn fork<W: World>(
     })
 }
 
-/// The same request makes the same volume.
-fn ids<W: World>(registry: &Registry<W>, wanted: &MakeForkDocument) -> (Id, Id) {
-    let world = &registry.site().world;
-    let Some(request) = &wanted.request_id else {
-        return (Id(world.random_id()), Id(world.random_id()));
+/// Forks of a volume, a page at a time, by id.
+pub(super) async fn list<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    after: &str,
+) -> Answer<Vec<ForkedDocument>> {
+    check_name(name).map_err(refusal)?;
+    let after = match after {
+        "" => None,
+        id => Some(parsed(id).ok_or_else(|| {
+            let text = format!("`after={id}`: not the id of a fork, which is 32 hex digits");
+            ControlError::new(ControlErrorKind::Invalid, text)
+        })?),
     };
-    let hash = blake3::derive_key("glidefs 1 fork of a request", request.as_bytes());
-    let (id, nonce) = hash.split_at(16);
-    let half = |bytes: &[u8]| Id(*bytes.first_chunk().expect("16 of 32"));
-    (half(id), half(nonce))
+    let failed = |error: VolumeError| volume_failure(&error);
+    let bucket = registry.site().shelf.bucket().await.map_err(failed)?;
+    let forks = Box::pin(bucket.forks_after(name, after, PAGE_MAX)).await;
+    let document = |fork: ForkView| ForkedDocument {
+        name: fork.name,
+        id: fork.id.to_string(),
+        direct: fork.is_direct,
+    };
+    Ok(forks.map_err(failed)?.into_iter().map(document).collect())
 }
 
-fn failure(error: &VolumeError) -> ControlError {
-    let kind = match error {
-        VolumeError::Vanished { .. } => ControlErrorKind::NotFound,
-        VolumeError::Invalid(_) | VolumeError::Exists { .. } => ControlErrorKind::Conflict,
-        error if is_temporary(error) => {
-            return unavailable(format!(
-                "not forked: {error}; ask again with the same `request_id`"
-            ));
-        }
-        _ => ControlErrorKind::Failed,
+/// As ids are shown.
+fn parsed(hex: &str) -> Option<Id> {
+    let is_id = hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = u128::from_str_radix(hex, 16).ok().filter(|_| is_id);
+    number.map(|number| Id(number.to_be_bytes()))
+}
+
+/// The child's volume, and the nonce of its first root.
+fn ids<W: World>(registry: &Registry<W>, name: &str, wanted: &MakeForkDocument) -> Answer<[Id; 2]> {
+    let world = &registry.site().world;
+    let Some(request) = &wanted.request_id else {
+        return Ok([Id(world.random_id()), Id(world.random_id())]);
     };
-    ControlError::new(kind, error.to_string())
+    let snapshot = wanted.snapshot.as_deref().unwrap_or_default();
+    ids_of_request(&["fork", name, snapshot, &wanted.name], request)
 }
 
 fn taken(name: &str) -> ControlError {
     let text = format!("an export `{name}` exists already; choose another name for the fork");
     ControlError::new(ControlErrorKind::Conflict, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_read_as_they_are_shown() {
+        let id = Id([0x1f; 16]);
+        assert_eq!(parsed(&id.to_string()), Some(id));
+        for bad in [
+            "",
+            "1f",
+            "+1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1",
+            &"z".repeat(32),
+        ] {
+            assert_eq!(parsed(bad), None, "{bad}");
+        }
+    }
 }

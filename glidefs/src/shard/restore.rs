@@ -3,15 +3,14 @@
 use blockcache::Id;
 use world::World;
 
-use super::answer::{Answer, conflict, leave, refusal, unavailable};
-use super::snapshots::{dated, id_of};
-use crate::control::{ControlError, ControlErrorKind, ExportDocument, RestoreDocument};
+use super::answer::{Answer, conflict, ids_of_request, leave, refusal, volume_failure};
+use super::snapshots::dated;
+use crate::control::{ExportDocument, RestoreDocument};
 use crate::export::Role;
 use crate::export::document::of_parts;
-use crate::export::frames::is_temporary;
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
-use crate::volume::{Restore, VolumeError};
+use crate::volume::Restore;
 
 /// Drains the export, gives it up, and makes it what the snapshot is. What it was until now is kept as another
 /// snapshot. Refused while clients are connected: a filesystem must not change under its reader.
@@ -23,6 +22,7 @@ pub(super) async fn restore<W: World>(
     check_name(name).map_err(refusal)?;
     check_name(&wanted.snapshot).map_err(refusal)?;
     let world = &registry.site().world;
+    let asked = wanted.before.clone().unwrap_or_default();
     let before = wanted.before.unwrap_or_else(|| {
         let moment = dated(&world.unix_time().to_string());
         format!("before-{moment}")
@@ -51,7 +51,10 @@ pub(super) async fn restore<W: World>(
         registry.remove(name);
     }
     let id = match &wanted.request_id {
-        Some(request) => id_of(request),
+        Some(request) => {
+            let [id, _] = ids_of_request(&["restore", name, &wanted.snapshot, &asked], request)?;
+            id
+        }
         None => Id(world.random_id()),
     };
     let snapshot = wanted.snapshot;
@@ -60,9 +63,14 @@ pub(super) async fn restore<W: World>(
         id,
         before,
     };
-    let bucket = registry.site().shelf.bucket().await.map_err(failure)?;
+    let bucket = registry
+        .site()
+        .shelf
+        .bucket()
+        .await
+        .map_err(|error| volume_failure(&error))?;
     let root = Box::pin(bucket.restore(name, &restore)).await;
-    let root = root.map_err(failure)?;
+    let root = root.map_err(|error| volume_failure(&error))?;
     tracing::info!(
         export = name,
         snapshot = restore.snapshot,
@@ -70,18 +78,4 @@ pub(super) async fn restore<W: World>(
         "restored"
     );
     Ok(of_parts(name, None, Some(&root)))
-}
-
-fn failure(error: VolumeError) -> ControlError {
-    let kind = match &error {
-        VolumeError::Vanished { .. } => ControlErrorKind::NotFound,
-        VolumeError::Invalid(_) | VolumeError::Owned { .. } => ControlErrorKind::Conflict,
-        error if is_temporary(error) => {
-            return unavailable(format!(
-                "not restored: {error}; ask again with the same `request_id`"
-            ));
-        }
-        _ => ControlErrorKind::Failed,
-    };
-    ControlError::new(kind, error.to_string())
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use blockcache::Id;
 use world::{UnixTime, World};
 
-use super::answer::{Answer, open, refusal, unavailable, wait_for};
+use super::answer::{Answer, ids_of_request, open, refusal, unavailable, wait_for};
 use crate::control::{
     ControlError, ControlErrorKind, PruneQuery, SnapshotDocument, TakeSnapshotDocument,
 };
@@ -44,6 +44,7 @@ pub(super) async fn take<W: World>(
     wanted: TakeSnapshotDocument,
 ) -> Answer<SnapshotDocument> {
     let world = registry.site().world.clone();
+    let asked = wanted.name.clone().unwrap_or_default();
     let snapshot = match wanted.name {
         Some(snapshot) => snapshot,
         None => dated(&world.unix_time().to_string()),
@@ -51,7 +52,10 @@ pub(super) async fn take<W: World>(
     check_name(&snapshot).map_err(refusal)?;
     let export = writable(registry, name).await?;
     let id = match wanted.request_id {
-        Some(request) => id_of(&request),
+        Some(request) => {
+            let [id, _] = ids_of_request(&["take", name, &asked], &request)?;
+            id
+        }
         None => Id(world.random_id()),
     };
     let before = listed(&export);
@@ -150,6 +154,10 @@ async fn writable<W: World>(registry: &Registry<W>, name: &str) -> Answer<Rc<Exp
     let (door, export) = open(registry, name, Wish::default()).await?;
     drop(door);
     if export.role() == Role::ReadWrite {
+        if export.frames().volume().is_none() {
+            let text = "the store has not been reached since the start: its list of snapshots is not known";
+            return Err(unavailable(text.to_owned()));
+        }
         return Ok(export);
     }
     let why = match export.halted() {
@@ -180,7 +188,12 @@ async fn carry_out<W: World>(export: &Export<W>, changes: Vec<SnapshotChange>) -
     }
     let waits = || changes.iter().any(|it| export.orders.has_snapshot(it));
     let done = wait_for(export, failures, || !waits()).await;
-    done.map_err(|why| unavailable(format!("not in the store yet, retrying: {why}")))
+    done.map_err(|why| {
+        // Nobody waits for it any more: hours later it would be a snapshot of those hours under a name of now. A
+        // publish on its way may carry it all the same, so the answer is "unknown".
+        export.orders.withdraw(&changes);
+        unavailable(format!("it may not be in the store: {why}; look at the list, or ask again with the same `request_id`"))
+    })
 }
 
 fn listed<W: World>(export: &Export<W>) -> Vec<SnapshotView> {
@@ -202,12 +215,6 @@ fn document(export: &str, snapshot: &SnapshotView) -> SnapshotDocument {
 /// The moment as a name: `2026-11-26t07.49.04.123z`.
 pub(super) fn dated(rfc3339: &str) -> String {
     rfc3339.to_ascii_lowercase().replace(':', ".")
-}
-
-/// The same request, the same snapshot.
-pub(super) fn id_of(request: &str) -> Id {
-    let hash = blake3::derive_key("glidefs 1 snapshot of a request", request.as_bytes());
-    Id(*hash.first_chunk().expect("16 of 32"))
 }
 
 fn absent(name: &str, snapshot: &str) -> ControlError {
@@ -263,11 +270,5 @@ mod tests {
         assert!(goes(Some(10), None).is_empty());
         assert!(goes(Some(99), Some(u64::MAX / 86_400)).is_empty());
         assert_eq!(goes(Some(0), None).len(), 10);
-    }
-
-    #[test]
-    fn the_same_request_asks_for_the_same_snapshot() {
-        assert_eq!(id_of("a"), id_of("a"));
-        assert_ne!(id_of("a"), id_of("b"));
     }
 }

@@ -281,7 +281,7 @@ impl<W: World> Bucket<W> {
         Ok(names)
     }
 
-    async fn first_key(
+    pub(crate) async fn first_key(
         &self,
         prefix: &str,
         after: Option<&str>,

@@ -23,6 +23,15 @@ use super::retry;
 use super::root::{Content, NamedVolume, Parent, Root, State, Stored, VOLUMES_MAX};
 use super::{RootView, VolumeError};
 
+/// A fork as its parent's folder has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForkView {
+    pub id: Id,
+    pub name: String,
+    /// It is not a fork of a fork.
+    pub is_direct: bool,
+}
+
 /// A fork to be made. May be tried again as it is: it is made once.
 #[derive(Clone, Debug)]
 pub struct Fork {
@@ -95,6 +104,40 @@ impl<W: World> Bucket<W> {
         let root = self.forked(fork, &stored.root)?;
         let child = self.create_root(&fork.child, root).await?;
         Ok(child.root.view(&child.etag))
+    }
+
+    /// Forks that were made of a volume, by the ids behind `after`, at most so many. For people: it costs a LIST
+    /// and a GET for each.
+    pub async fn forks_after(
+        &self,
+        parent: &str,
+        after: Option<Id>,
+        count_max: usize,
+    ) -> Result<Vec<ForkView>, VolumeError> {
+        let parent = VolumeName::parse(parent)?;
+        let folder = format!("{}pins/", parent.prefix());
+        let mut after = after.map(|id| format!("{folder}{id}"));
+        let mut forks = Vec::new();
+        while forks.len() < count_max
+            && let Some(key) = self.first_key(&folder, after.as_deref()).await?
+        {
+            let object = retry::get(self.world(), self.store(), &key, Part::All).await;
+            match object {
+                Ok(object) => {
+                    let pin = Pin::decode(&key, &object.bytes, self.root_mac())?;
+                    forks.push(ForkView {
+                        id: Id(pin.child),
+                        name: pin.name,
+                        is_direct: pin.cut.is_none(),
+                    });
+                }
+                // Removed meanwhile.
+                Err(error) if error.kind == StoreErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+            after = Some(key);
+        }
+        Ok(forks)
     }
 
     /// So that no pins lie where no volume is. One that was read before is not looked for again.

@@ -22,7 +22,7 @@ use super::bucket::{check_size, load_runs, load_segment, stored, vanished};
 use super::compact::{fold, zeros_over};
 use super::extent::Extent;
 use super::retry;
-use super::root::{Predecessor, Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX};
+use super::root::{Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX};
 use super::runs::{MapIndex, Run};
 use super::sealed::{Kind, ObjectRef};
 use super::snapshots;
@@ -409,12 +409,7 @@ fn taken(base: &Root, owner: &Owner, nonce: Id, force: Option<Epoch>) -> Result<
         }
     }
     let mut root = base.clone();
-    root.predecessor = Some(Predecessor {
-        epoch: base.epoch,
-        nonce: base.nonce,
-        cut_epoch: base.content.cut_epoch,
-        cut_seq: base.content.cut_seq,
-    });
+    root.predecessor = Some(base.as_predecessor());
     root.epoch += 1;
     root.owner = Some(RootOwner::new(owner));
     root.state = State::Open;

@@ -11,7 +11,7 @@ use world::World;
 use super::bucket::Bucket;
 use super::keys::Secret;
 use super::publish::Swapped;
-use super::root::{DataKey, KEYS_MAX, Predecessor, Root, State};
+use super::root::{DataKey, KEYS_MAX, Root, State};
 use super::{RootView, Volume, VolumeError};
 
 impl<W: World> Bucket<W> {
@@ -56,12 +56,7 @@ fn renewed(base: &Root, key: DataKey, nonce: Id) -> Result<Root, VolumeError> {
         )));
     }
     own.keys.push(key);
-    root.predecessor = Some(Predecessor {
-        epoch: base.epoch,
-        nonce: base.nonce,
-        cut_epoch: base.content.cut_epoch,
-        cut_seq: base.content.cut_seq,
-    });
+    root.predecessor = Some(base.as_predecessor());
     root.epoch = key.from_epoch;
     root.nonce = nonce.0;
     Ok(root)

@@ -8,10 +8,10 @@
 use blockcache::{Epoch, Id};
 use world::World;
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, vanished};
 use super::publish::Swapped;
-use super::root::{Predecessor, Root, SNAPSHOTS_MAX, Snapshot, State};
-use super::{RootView, Volume, VolumeError};
+use super::root::{Root, SNAPSHOTS_MAX, Snapshot, State};
+use super::{RootView, Volume, VolumeError, VolumeName};
 
 /// What is to be restored, and how what it replaces is kept. May be tried again as it is: it is done once.
 #[derive(Clone, Debug)]
@@ -25,13 +25,19 @@ pub struct Restore {
 impl<W: World> Bucket<W> {
     /// Restores a detached volume. Refused while it is open anywhere.
     pub async fn restore(&self, name: &str, wanted: &Restore) -> Result<RootView, VolumeError> {
-        let volume: Volume<W> = self.open_volume(name).await?;
-        let base = volume.stored();
+        // The root alone: what it names now may be damaged, which is when a restore is needed.
+        let name = VolumeName::parse(name)?;
+        let base = self.read_root(&name).await?;
+        let base = base.ok_or_else(|| vanished(&name))?;
         if base.root.snapshots.iter().any(|it| it.id == wanted.id.0) {
             return Ok(base.root.view(&base.etag));
         }
         let now_ms = self.world().unix_time().0;
         let root = restored(&base.root, wanted, Id(self.world().random_id()), now_ms)?;
+        // And nothing is restored that cannot be read.
+        let snapshot = self.open_snapshot(name.as_str(), &wanted.snapshot);
+        let snapshot = Box::pin(snapshot).await?;
+        let volume: Volume<W> = snapshot.ok_or_else(|| in_use(&base.root))?;
         match volume.swap(&base, root).await? {
             Swapped::Landed(now) => Ok(now.root.view(&now.etag)),
             Swapped::Lost(now) => Err(in_use(&now.root)),
@@ -72,12 +78,7 @@ fn restored(base: &Root, wanted: &Restore, nonce: Id, now_ms: u64) -> Result<Roo
         size_bytes: base.size_bytes,
         content: before,
     });
-    root.predecessor = Some(Predecessor {
-        epoch: base.epoch,
-        nonce: base.nonce,
-        cut_epoch: base.content.cut_epoch,
-        cut_seq: base.content.cut_seq,
-    });
+    root.predecessor = Some(base.as_predecessor());
     root.epoch += 1;
     root.nonce = nonce.0;
     root.content = found.content.clone();

@@ -217,9 +217,7 @@ impl Root {
             VolumeName::parse(&volume.name).map_err(|_bad| "it names a volume impossibly")?;
         }
         self.content.check()?;
-        self.snapshots
-            .iter()
-            .try_for_each(|snapshot| snapshot.content.check())
+        self.snapshots.iter().try_for_each(Snapshot::check)
     }
 
     pub(crate) fn view(&self, etag: &ETag) -> RootView {
@@ -234,11 +232,22 @@ impl Root {
                 host: owner.host.clone(),
             }),
             generation: self.generation,
+            parent: self.parent.as_ref().map(|parent| parent.name.clone()),
             cut: Seq(self.content.cut_seq),
             cut_epoch: Epoch(self.content.cut_epoch),
             cut_time: UnixTime(self.content.cut_time_ms),
             nonce: Id(self.nonce),
             etag: etag.clone(),
+        }
+    }
+
+    /// What the root that takes its place says of it.
+    pub(crate) fn as_predecessor(&self) -> Predecessor {
+        Predecessor {
+            epoch: self.epoch,
+            nonce: self.nonce,
+            cut_epoch: self.content.cut_epoch,
+            cut_seq: self.content.cut_seq,
         }
     }
 
@@ -248,6 +257,18 @@ impl Root {
             Some(owner) => format!("host `{}` (cache {})", owner.host, Id(owner.cache)),
             None => "nobody".to_owned(),
         }
+    }
+}
+
+impl Snapshot {
+    fn check(&self) -> Result<(), &'static str> {
+        let whole = self.size_bytes.is_multiple_of(blockcache::SECTOR_BYTES);
+        if !whole || self.size_bytes.div_ceil(blockcache::PAGE_BYTES) > VOLUME_PAGES_MAX {
+            return Err("the size of a snapshot is impossible");
+        }
+        // Clients connect by it.
+        VolumeName::parse(&self.name).map_err(|_bad| "it names a snapshot impossibly")?;
+        self.content.check()
     }
 }
 

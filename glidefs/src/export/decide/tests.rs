@@ -25,6 +25,7 @@ fn root(owner: Id, state: VolumeState, nonce: Id) -> RootView {
             host: "node".to_owned(),
         }),
         generation: 0,
+        parent: None,
         cut: Seq(100),
         cut_epoch: Epoch(7),
         cut_time: UnixTime(0),

@@ -120,6 +120,20 @@ fn a_fork_of_a_fork_pins_every_volume_that_it_names() {
     assert!(there.read(&last, 1, 3) == [page(1), page(2), page(3)].concat());
     let counts = ["a", "b", "c", "d"].map(|name| pins(&store, name));
     assert_eq!(counts, [3, 2, 1, 0]);
+    let bucket = node.bucket.clone();
+    let listed = async move {
+        let first = bucket.forks_after("a", None, 2).await?;
+        let last = first.last().map(|fork| fork.id);
+        let second = bucket.forks_after("a", last, 2).await?;
+        Ok::<_, VolumeError>([first, second].concat())
+    };
+    let listed = node.world.run(listed).expect("readable");
+    let listed: Vec<(&str, bool)> = listed
+        .iter()
+        .map(|f| (f.name.as_str(), f.is_direct))
+        .collect();
+    assert_eq!(listed, [("b", true), ("c", false), ("d", false)]);
+    assert_eq!(last.root().parent.as_deref(), Some("c"));
 }
 
 #[test]
