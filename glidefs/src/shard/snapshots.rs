@@ -77,11 +77,12 @@ pub(super) async fn take<W: World>(
     };
     carry_out(&export, vec![change]).await?;
     let after = listed(&export);
-    let found = after.iter().find(|it| it.id == id);
-    // Somebody else was faster with the name.
-    found
-        .map(|it| document(name, it))
-        .ok_or_else(|| taken(name, &snapshot))
+    match after.iter().find(|it| it.id == id) {
+        Some(found) => Ok(document(name, found)),
+        // Somebody else was faster with the name.
+        None if after.iter().any(|it| it.name == snapshot) => Err(taken(name, &snapshot)),
+        None => Err(given_up()),
+    }
 }
 
 /// Returns once the root in the store does not list it any more.
@@ -182,18 +183,38 @@ async fn carry_out<W: World>(export: &Export<W>, changes: Vec<SnapshotChange>) -
         .iter()
         .map(|it| export.orders.snapshot(target, it.clone()));
     if !fits.all(|fits| fits) {
+        export.orders.withdraw(&changes);
         return Err(unavailable(
             "too many changes of snapshots wait for the store; ask again".to_owned(),
         ));
     }
     let waits = || changes.iter().any(|it| export.orders.has_snapshot(it));
     let done = wait_for(export, failures, || !waits()).await;
-    done.map_err(|why| {
+    if let Err(why) = done {
         // Nobody waits for it any more: hours later it would be a snapshot of those hours under a name of now. A
         // publish on its way may carry it all the same, so the answer is "unknown".
         export.orders.withdraw(&changes);
-        unavailable(format!("it may not be in the store: {why}; look at the list, or ask again with the same `request_id`"))
-    })
+        return Err(unavailable(format!(
+            "it may not be in the store: {why}; look at the list, or ask again with the same `request_id`"
+        )));
+    }
+    let left = listed(export);
+    let stays = |it: &SnapshotChange| match it {
+        SnapshotChange::Drop { id } => left.iter().any(|snapshot| snapshot.id == *id),
+        SnapshotChange::Take { .. } => false,
+    };
+    if changes.iter().any(stays) {
+        return Err(given_up());
+    }
+    Ok(())
+}
+
+/// Two asked for the same, and the first to hear of a failure took the order of both back.
+fn given_up() -> ControlError {
+    unavailable(
+        "the store did not take it when it was asked for by another request too; ask again"
+            .to_owned(),
+    )
 }
 
 fn listed<W: World>(export: &Export<W>) -> Vec<SnapshotView> {

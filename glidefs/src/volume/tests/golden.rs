@@ -402,6 +402,53 @@ fn golden_map_objects() {
     assert_eq!(MapIndex::parse(&plain.expect("opens")), Ok(index));
 }
 
+/// Else a publish that adds the last snapshot would stop the server.
+#[test]
+fn the_largest_root_that_may_be_written_fits_its_envelope() {
+    let largest = ObjectRef {
+        epoch: 1 << 62,
+        bytes: 1 << 30,
+        offset: u32::MAX,
+        stored: u32::MAX,
+        plain: u32::MAX,
+        ..reference(9)
+    };
+    let content = Content {
+        cut_epoch: 1 << 62,
+        cut_seq: 1 << 62,
+        map: Some(largest),
+        tail: vec![largest; root::TAIL_SEGMENTS_MAX],
+        ..content(1)
+    };
+    let name = "x".repeat(63);
+    let key = DataKey {
+        from_epoch: 1 << 62,
+        ..data_key()
+    };
+    let volume = NamedVolume {
+        volume: [1; 16],
+        name: name.clone(),
+        keys: vec![key; root::KEYS_MAX],
+    };
+    let snapshot = Snapshot {
+        id: [6; 16],
+        name: name.clone(),
+        size_bytes: 1 << 53,
+        content: content.clone(),
+    };
+    let mut root = full_root(Vec::new());
+    root.name = name;
+    root.content = content;
+    root.volumes = vec![volume; root::VOLUMES_MAX];
+    root.snapshots = vec![snapshot; SNAPSHOTS_MAX];
+    root.owner = Some(RootOwner {
+        cache: [2; 16],
+        host: "h".repeat(255),
+    });
+    let bytes = root.encode(root::FORMAT, None).len();
+    assert!(bytes <= root::ENVELOPE.body_bytes_max, "{bytes} bytes");
+}
+
 #[test]
 fn golden_pin() {
     let pin = Pin {
