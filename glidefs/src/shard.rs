@@ -36,6 +36,7 @@ use crate::repeats::Repeats;
 use crate::sync::SyncConfig;
 use crate::sync::attempt::PACKING_MAX;
 use crate::sync::backoff::Backoff;
+use crate::sync::uploads::Uploads;
 use crate::volume::{BucketConfig, Owner, VolumeError};
 use answer::Answers;
 
@@ -124,12 +125,13 @@ impl<W: World> Shard<W> {
             }
             tracing::error!(%error, "the store cannot be used now; serving what the cache holds, and trying again (docs/runbooks/store-unavailable.md)");
         }
+        let sync = &config.exports.sync;
         let site = Rc::new(Site {
             owner: Owner {
                 cache: cache.id(),
                 host: config.host,
             },
-            uploads: Semaphore::new(config.exports.sync.uploads_total_max.max(1)),
+            uploads: Uploads::new(sync.uploads_total_min, sync.uploads_total_max),
             packing: Semaphore::new(PACKING_MAX),
             closing: Cell::new(false),
             world,

@@ -15,6 +15,7 @@
 pub(crate) mod attempt;
 pub(crate) mod backoff;
 pub mod plan;
+pub(crate) mod uploads;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -54,9 +55,12 @@ pub struct SyncConfig {
     /// Extents in one cut, from which on its memory is bounded: some 300 bytes for each, until the cut
     /// is in the map. What more is dirty goes with the next cut, at once.
     pub cut_extents_max: usize,
-    /// Segments of one export, and of all, on their way at a time. As many for one as for all: exports
-    /// take turns, and one alone has them all. 16 of 3.2 MB are at most 500 MB/s where a store takes 100 ms.
+    /// Segments of one export on their way at a time.
     pub uploads_max: usize,
+    /// Segments of all on their way at a time: how many follows the store's answers, within these. As
+    /// many for one as for all: exports take turns, and one alone has them all. 16 of 3.2 MB are at most
+    /// 500 MB/s where a store takes 100 ms.
+    pub uploads_total_min: usize,
     pub uploads_total_max: usize,
 }
 
@@ -68,6 +72,7 @@ impl Default for SyncConfig {
             publish_interval_min: Duration::from_secs(1),
             cut_extents_max: 64 << 10,
             uploads_max: 16,
+            uploads_total_min: 4,
             uploads_total_max: 16,
         }
     }

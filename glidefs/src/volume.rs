@@ -16,8 +16,11 @@
 //! `publish.rs`, `lookup.rs`, `compact.rs`. Deliberately absent: any cache of data (blockcache),
 //! any clock that decides, deletion of anything.
 
+mod audit;
+mod books;
 mod bucket;
 mod codec;
+mod collect;
 mod compact;
 mod envelope;
 mod error;
@@ -26,6 +29,7 @@ mod fork;
 mod keyring;
 mod keys;
 mod leaf;
+mod ledger;
 mod lookup;
 mod lru;
 mod merge;
@@ -33,6 +37,7 @@ mod metered;
 mod name;
 mod nodes;
 mod pin;
+mod pins;
 mod probe;
 mod publish;
 mod reader;
@@ -47,6 +52,7 @@ mod sealed;
 mod segment;
 mod slots;
 mod snapshots;
+mod sweep;
 mod tail;
 #[cfg(test)]
 mod testing;
@@ -55,6 +61,7 @@ mod tests;
 mod writer;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -69,10 +76,18 @@ use world::{ETag, UnixTime, World};
 pub enum Planted {
     /// Rule 13: a failed condition is taken for a fence, and nobody reads back whose write it was.
     OwnConflict,
+    /// Rule 20: the collector goes by pins that it listed before the root was published.
+    ListBeforePublish,
+    /// Rule 20: the forker reads the root first, and pins then.
+    PinAfterRoot,
+    /// Rule 21: whatever the root does not name is swept.
+    SweepByAge,
 }
 
+pub use audit::Audit;
 pub use bucket::{Bucket, BucketConfig, Looked, Prefix, VERSIONS_HINT};
 pub use codec::Compression;
+pub use collect::{Collected, Deletes};
 pub use error::VolumeError;
 pub use fork::{Fork, ForkView};
 pub use keyring::{KeyringCost, SlotView};
@@ -84,12 +99,15 @@ pub use root::SNAPSHOTS_MAX;
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
 pub use slots::{Changed, InUse, KeyChange, Keyslots};
 pub use snapshots::{SnapshotChange, SnapshotView};
+pub use sweep::{Scope, Swept};
 
 use bucket::Loaded;
 use extent::{Extent, ObjectName};
+use ledger::{ObjectId, Tally};
+use pins::PinBook;
 use reader::{Reader, Volumes};
-use root::Stored;
-use runs::{Edit, Run, Shape};
+use root::{Stored, TailSegment};
+use runs::{Edit, Map, Shape};
 use sealed::{Frame, Hash, Kind, ObjectRef, Target};
 use segment::Sealed;
 use tail::Tail;
@@ -147,18 +165,30 @@ struct Inner<W: World> {
     publishing: Semaphore,
     /// One fold or merge at a time.
     compacting: Semaphore,
+    /// One round of the collector at a time.
+    collecting: Semaphore,
+    pins: PinBook,
+    /// Objects that this handle made, or is making, and that no root is known to name.
+    fresh: Fresh,
 }
+
+/// Names that were given out.
+type Fresh = Rc<RefCell<BTreeSet<ObjectId>>>;
 
 /// What the volume is now, as far as this handle knows.
 #[derive(Debug)]
 struct Now {
     stored: Stored,
     volumes: Rc<Volumes>,
-    runs: Vec<Rc<Run>>,
+    map: Map,
     tail: Tail,
     /// Finished work on the map, for the next publish to carry.
     edits: Vec<Edit>,
+    /// Objects that were deleted in the store, until the ledger has forgotten them.
+    gone: BTreeSet<ObjectId>,
     hold: Hold,
+    /// The store has said so: this handle opened or published the volume. Until then nothing is deleted (rule 14).
+    is_proved: bool,
 }
 
 /// Whether this handle may publish.
@@ -221,6 +251,16 @@ impl Uploaded {
     pub fn bytes(&self) -> u64 {
         self.reference.bytes
     }
+
+    /// As the root of the cut that names it first has it in its tail.
+    fn in_tail(&self, cut: u64) -> TailSegment {
+        let data = self.extents.iter().filter(|extent| extent.spot.is_some());
+        TailSegment {
+            object: self.reference,
+            birth: cut,
+            pages: data.map(|extent| extent.pages.pages()).sum(),
+        }
+    }
 }
 
 /// A change of the root.
@@ -243,10 +283,12 @@ impl<W: World> Volume<W> {
         let now = Now {
             stored: loaded.stored,
             volumes: loaded.volumes,
-            runs: loaded.runs,
+            map: loaded.map,
             tail: loaded.tail,
             edits: Vec::new(),
+            gone: BTreeSet::new(),
             hold,
+            is_proved: hold == Hold::Held,
         };
         let inner = Inner {
             bucket,
@@ -254,6 +296,9 @@ impl<W: World> Volume<W> {
             state: RefCell::new(now),
             publishing: Semaphore::new(1),
             compacting: Semaphore::new(1),
+            collecting: Semaphore::new(1),
+            pins: PinBook::default(),
+            fresh: Fresh::default(),
         };
         Self {
             inner: Rc::new(inner),
@@ -275,7 +320,11 @@ impl<W: World> Volume<W> {
     pub async fn lookup(&self, pages: PageRange) -> Result<Vec<(PageRange, Source)>, VolumeError> {
         let (reader, runs, known) = {
             let now = self.inner.state.borrow();
-            (self.reader(&now), now.runs.clone(), now.tail.within(pages))
+            (
+                self.reader(&now),
+                now.map.runs.clone(),
+                now.tail.within(pages),
+            )
         };
         let extents = lookup::complete(&reader, &runs, pages, known).await?;
         let mut sources: Vec<(PageRange, Source)> = Vec::with_capacity(extents.len());
@@ -367,21 +416,25 @@ impl<W: World> Volume<W> {
             volume: Id(now.stored.root.volume),
             epoch,
             key: now.volumes.writing_key(epoch),
+            fresh: Rc::clone(&self.inner.fresh),
         }
     }
 }
 
 impl Now {
-    /// Runs and tail as they will be once the finished work is published.
-    fn shape(&self) -> Shape {
+    /// Runs and tail as they will be once the finished work is published, and what that counted.
+    fn shape(&self) -> (Shape, Vec<&Tally>) {
         let mut shape = Shape {
-            runs: self.runs.clone(),
+            runs: self.map.runs.clone(),
             tail: self.tail.segments().copied().collect(),
         };
+        let mut tallies = Vec::with_capacity(self.edits.len());
         for edit in &self.edits {
-            shape.apply(edit);
+            if shape.apply(edit) {
+                tallies.push(edit.tally());
+            }
         }
-        shape
+        (shape, tallies)
     }
 }
 

@@ -2040,7 +2040,11 @@ fn exports_take_turns_at_the_uploads() {
     simulate(503, |sim| async move {
         let mut narrow = config(None);
         let sync = &mut narrow.exports.sync;
-        (sync.uploads_max, sync.uploads_total_max) = (2, 2);
+        (
+            sync.uploads_max,
+            sync.uploads_total_min,
+            sync.uploads_total_max,
+        ) = (2, 2, 2);
         sync.blocks_per_batch = 1;
         sync.delay = Duration::from_secs(3600);
         let node = Rc::new(start_with(&sim, sim.host("a"), narrow).await);

@@ -12,6 +12,7 @@ use super::meter::Meters;
 use super::shelf::Shelf;
 use crate::repeats::Repeats;
 use crate::sync::SyncConfig;
+use crate::sync::uploads::Uploads;
 use crate::volume::Owner;
 
 /// Shared by the registry and the sync tasks.
@@ -26,7 +27,7 @@ pub struct Site<W: World> {
     pub(crate) owner: Owner,
     pub(crate) config: ExportConfig,
     /// Segments of all exports in memory and on their way to the store; whoever waits is served in turn.
-    pub(crate) uploads: Semaphore,
+    pub(crate) uploads: Uploads,
     /// Of them, those that are being read and sealed.
     pub(crate) packing: Semaphore,
     /// The server is going down: nothing new is opened, and nothing detaches but by its order.

@@ -11,6 +11,7 @@ use world::World;
 use world::sync::SemaphorePermit;
 
 use super::plan::{FRAME_PAGES_MAX, FrameKind, FramePlan, SegmentLimits, SegmentPlan, plan};
+use super::uploads::Turn;
 use super::{SyncError, Syncer};
 use crate::export::Role;
 use crate::export::apply_patches;
@@ -167,7 +168,7 @@ impl<W: World> Syncer<W> {
             .then(async |segment| {
                 // Before the data is read: it bounds the memory that all syncs together take. Few are
                 // packed at a time, so that what waits for a slow store is what is sealed.
-                let turn = self.site.uploads.acquire().await.expect("never closed");
+                let turn = self.site.uploads.turn().await;
                 let packing = self.site.packing.acquire().await.expect("never closed");
                 (segment, turn, packing)
             });
@@ -176,11 +177,10 @@ impl<W: World> Syncer<W> {
             if failure.borrow().is_some() {
                 return;
             }
-            match self.upload_one(cut, &segment.plan, packing).await {
+            match self.upload_one(cut, &segment.plan, turn, packing).await {
                 Ok(uploaded) => *segment.uploaded.borrow_mut() = Some(uploaded),
                 Err(error) => *failure.borrow_mut() = Some(error),
             }
-            drop(turn);
         });
         let uploads_max = self.site.config.sync.uploads_max.max(1);
         uploads
@@ -194,6 +194,7 @@ impl<W: World> Syncer<W> {
         &self,
         cut: &Cut<W>,
         plan: &SegmentPlan,
+        turn: Turn<'_>,
         packing: SemaphorePermit<'_>,
     ) -> Result<Uploaded, SyncError> {
         let volume = self
@@ -204,7 +205,9 @@ impl<W: World> Syncer<W> {
         let (frames, bytes) = self.read(cut, plan).await?;
         let sealed = Box::pin(volume.seal(frames)).await;
         drop(packing);
+        let asked = self.site.world.now();
         let uploaded = Box::pin(volume.put(sealed)).await?;
+        turn.answered(self.site.world.now().since(asked));
         self.export.count(|io| {
             io.uploaded_segments += 1;
             io.uploaded_bytes += uploaded.bytes();

@@ -15,13 +15,16 @@ use super::codec::Compression;
 use super::extent::Extent;
 use super::keyring::{Fresh, Keyring, KeyringCost, PrefixKeys, slot_id};
 use super::keys::Secret;
+use super::ledger::Ledger;
 use super::lookup::READS_MAX;
 use super::metered::Metered;
 use super::name::{KEYRING, VOLUMES, VolumeName};
 use super::nodes::{NODES_BYTES_MAX, Nodes};
 use super::reader::{Reader, Volumes};
-use super::root::{Content, DataKey, FORMAT, NamedVolume, Root, RootOwner, State, Stored};
-use super::runs::{MapIndex, Run};
+use super::root::{
+    Content, DataKey, FORMAT, NamedVolume, Root, RootOwner, State, Stored, TailSegment,
+};
+use super::runs::{Map, MapIndex};
 use super::sealed::{Kind, ObjectRef};
 use super::tail::Tail;
 use super::{
@@ -113,7 +116,7 @@ struct Shared {
 pub(crate) struct Loaded {
     pub(crate) stored: Stored,
     pub(crate) volumes: Rc<Volumes>,
-    pub(crate) runs: Vec<Rc<Run>>,
+    pub(crate) map: Map,
     pub(crate) tail: Tail,
 }
 
@@ -433,43 +436,57 @@ impl<W: World> Bucket<W> {
             volumes: Rc::clone(&volumes),
         };
         let content = &stored.root.content;
-        let (runs, tail) = futures_util::future::try_join(
-            load_runs(&reader, content.map.as_ref()),
+        let (map, tail) = futures_util::future::try_join(
+            load_map(&reader, content.map.as_ref()),
             load_tail(&reader, &content.tail),
         )
         .await?;
         Ok(Loaded {
             stored,
             volumes,
-            runs,
+            map,
             tail,
         })
     }
 }
 
-pub(crate) async fn load_runs<W: World>(
+pub(crate) async fn load_map<W: World>(
     reader: &Reader<W>,
     map: Option<&ObjectRef>,
-) -> Result<Vec<Rc<Run>>, VolumeError> {
+) -> Result<Map, VolumeError> {
     let Some(map) = map else {
-        return Ok(Vec::new());
+        return Ok(Map::default());
     };
     let bytes = reader.index(Kind::MapIndex, map).await?;
     let index =
         MapIndex::parse(&bytes).map_err(|what| reader.damaged(Kind::MapIndex, map.name(), what))?;
-    Ok(index.runs.into_iter().map(Rc::new).collect())
+    let is_own = map.volume == reader.volumes.own().0;
+    Ok(Map {
+        birth: index.birth,
+        runs: index.runs.into_iter().map(Rc::new).collect(),
+        ledger: Rc::new(if is_own {
+            index.ledger
+        } else {
+            Ledger::default()
+        }),
+        forgotten: Rc::default(),
+        named: Rc::default(),
+    })
 }
 
 /// The tail of a root: some indexes at a time, each dropped once it is merged with the others.
-async fn load_tail<W: World>(reader: &Reader<W>, tail: &[ObjectRef]) -> Result<Tail, VolumeError> {
-    let reads = tail.iter().map(|reference| async move {
-        let extents = load_segment(reader, reference).await?;
-        Ok::<_, VolumeError>((*reference, extents))
+async fn load_tail<W: World>(
+    reader: &Reader<W>,
+    tail: &[TailSegment],
+) -> Result<Tail, VolumeError> {
+    let reads = tail.iter().map(|segment| async move {
+        let extents = load_segment(reader, &segment.object).await?;
+        Ok::<_, VolumeError>((*segment, extents))
     });
     let mut reads = futures_util::stream::iter(reads).buffered(READS_MAX);
     let mut tail = Tail::default();
-    while let Some((reference, extents)) = reads.try_next().await? {
-        tail.push(reference, &extents);
+    while let Some((segment, extents)) = reads.try_next().await? {
+        tail.push(segment, &extents);
     }
     Ok(tail)
 }

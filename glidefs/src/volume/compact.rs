@@ -11,12 +11,14 @@ use world::World;
 
 use super::extent::{Extent, ObjectName};
 use super::leaf::{LEAF_ENTRIES_MAX, LeafRow};
+use super::ledger::Counts;
 use super::merge::{Carry, Head, Step, decide};
 use super::nodes::open_leaf;
 use super::reader::Reader;
+use super::root::TailSegment;
 use super::runs::{Edit, LEVEL_RUNS_MAX, MergePlan, RUNS_MAX, Run, plan_merge};
 use super::sealed::Kind;
-use super::writer::{Maker, RunWriter, Zeros};
+use super::writer::{Maker, RunWriter, Written, Zeros};
 use super::{Hold, Now, Volume, VolumeError};
 
 /// A smaller leaf is carried over only where it is alone in its slot: else leaves would crumble.
@@ -64,13 +66,18 @@ impl<W: World> Volume<W> {
                 zeros,
             } = work;
             let maker = self.maker(&self.inner.state.borrow());
-            let run = fold(maker, extents, zeros).await?;
-            self.finished(Edit::Fold { segments, run });
+            let Written { run, tally } = fold(maker, extents, zeros, &segments).await?;
+            let segments = segments.iter().map(|it| Id(it.id())).collect();
+            self.finished(Edit::Fold {
+                segments,
+                run,
+                tally,
+            });
         }
         let plan = {
             let state = self.inner.state.borrow();
             let room = state.edits.len() < EDITS_MAX && state.hold == Hold::Held;
-            room.then(|| plan_merge(&state.shape().runs, patience.level_runs))
+            room.then(|| plan_merge(&state.shape().0.runs, patience.level_runs))
                 .flatten()
         };
         match plan {
@@ -83,13 +90,13 @@ impl<W: World> Volume<W> {
     /// nobody calls [`Volume::compact_map`]: then the publish pays.
     pub(crate) async fn make_room(&self) -> Result<(), VolumeError> {
         loop {
-            let runs = self.inner.state.borrow().shape().runs;
+            let runs = self.inner.state.borrow().shape().0.runs;
             if runs.len() + 1 < RUNS_MAX {
                 return Ok(());
             }
             let turn = self.inner.compacting.acquire().await;
             let _turn = turn.expect("nobody closes the semaphore");
-            let runs = self.inner.state.borrow().shape().runs;
+            let runs = self.inner.state.borrow().shape().0.runs;
             if runs.len() + 1 < RUNS_MAX {
                 return Ok(());
             }
@@ -103,16 +110,20 @@ impl<W: World> Volume<W> {
             let state = self.inner.state.borrow();
             (self.reader(&state), self.maker(&state))
         };
-        let output = merge(&reader, maker, &plan).await?;
+        let Written { run, tally } = merge(&reader, maker, &plan).await?;
         let inputs = plan.inputs.iter().map(|run| run.id).collect();
-        self.finished(Edit::Merge { inputs, output });
+        self.finished(Edit::Merge {
+            inputs,
+            output: run,
+            tally,
+        });
         Ok(())
     }
 
     fn finished(&self, edit: Edit) {
         let mut state = self.inner.state.borrow_mut();
         // A publish may have folded the same segments meanwhile: then this is garbage.
-        if state.shape().apply(&edit) {
+        if state.shape().0.apply(&edit) {
             state.edits.push(edit);
         }
     }
@@ -125,16 +136,16 @@ impl<W: World> Volume<W> {
             || tail.extents_count() >= patience.tail_extents;
         let held = state.hold == Hold::Held;
         (held && long && !waiting && edits.len() < EDITS_MAX).then(|| FoldWork {
-            segments: tail.segments().map(|reference| Id(reference.id)).collect(),
+            segments: tail.segments().copied().collect(),
             extents: tail.extents(),
-            zeros: zeros_over(&state.shape().runs),
+            zeros: zeros_over(&state.shape().0.runs),
         })
     }
 }
 
 /// The tail as it was when folding began.
 struct FoldWork {
-    segments: Vec<Id>,
+    segments: Vec<TailSegment>,
     extents: Vec<Extent>,
     zeros: Zeros,
 }
@@ -147,17 +158,20 @@ pub(crate) fn zeros_over(runs: &[Rc<Run>]) -> Zeros {
     }
 }
 
-/// Writes extents (in order, disjoint) as a run of the lowest level.
+/// Writes extents (in order, disjoint) of these segments as a run of the lowest level.
 pub(crate) async fn fold<W: World>(
     maker: Maker<W>,
     extents: Vec<Extent>,
     zeros: Zeros,
-) -> Result<Option<Rc<Run>>, VolumeError> {
+    segments: &[TailSegment],
+) -> Result<Written, VolumeError> {
     let mut writer = RunWriter::new(maker, zeros);
     for extent in extents {
         writer.push(extent).await?;
     }
-    writer.finish(0).await
+    let mut written = writer.finish(0).await?;
+    written.tally.takes_in(segments);
+    Ok(written)
 }
 
 /// Writes the union of runs as one. Holds a directory and a leaf per input, and [`READ_AHEAD_BYTES`].
@@ -165,12 +179,13 @@ pub(crate) async fn merge<W: World>(
     reader: &Reader<W>,
     maker: Maker<W>,
     plan: &MergePlan,
-) -> Result<Option<Rc<Run>>, VolumeError> {
+) -> Result<Written, VolumeError> {
     let zeros = if plan.bottom {
         Zeros::Drop
     } else {
         Zeros::Keep
     };
+    let mut left = Counts::new(maker.volume);
     let mut writer = RunWriter::new(maker, zeros);
     let inputs = u32::try_from(plan.inputs.len()).expect("a map has few runs");
     let ahead = READ_AHEAD_BYTES / inputs.max(1);
@@ -183,7 +198,12 @@ pub(crate) async fn merge<W: World>(
             heads.push(cursor.head(&writer, zeros).await?);
         }
         match decide(&heads) {
-            Step::Finished => return writer.finish(plan.level).await,
+            Step::Finished => {
+                cursors.iter().for_each(|cursor| left.extend(&cursor.left));
+                let mut written = writer.finish(plan.level).await?;
+                written.tally.counts.extend(&left);
+                return Ok(written);
+            }
             Step::Carry(input) => writer.carry(cursors[input].take_row()).await?,
             Step::Load(input) => cursors[input].load().await?,
             Step::Emit(extent) => {
@@ -208,6 +228,9 @@ struct Cursor<'a, W: World> {
     ahead_max: u32,
     /// Everything before this page is in the result.
     done: u64,
+    /// What the run named and was passed by. All of it has been read, also what is hidden: else nobody would know
+    /// that it was the last that named something.
+    left: Counts,
 }
 
 /// A stretch of an object that holds leaves.
@@ -238,6 +261,7 @@ impl<'a, W: World> Cursor<'a, W> {
             ahead: None,
             ahead_max,
             done: 0,
+            left: Counts::new(reader.volumes.own()),
         }
     }
 
@@ -251,11 +275,7 @@ impl<'a, W: World> Cursor<'a, W> {
             };
             if row.pages.start.0 < self.done {
                 // Newer extents reach into it, or hide all of it.
-                if row.pages.end.0 > self.done {
-                    self.load().await?;
-                } else {
-                    self.take_row();
-                }
+                self.load().await?;
                 continue;
             }
             let entries = usize::try_from(row.entries).unwrap_or(usize::MAX);
@@ -280,20 +300,28 @@ impl<'a, W: World> Cursor<'a, W> {
             let nodes = self.reader.bucket.nodes();
             let directory = nodes.directory(self.reader, part).await?;
             self.rows.extend(&directory.leaves);
+            let reference = &part.directory;
+            let stored = i64::from(reference.stored);
+            self.left.add(&reference.name(), -stored);
         }
         Ok(self.rows.front().copied())
     }
 
     fn take_row(&mut self) -> LeafRow {
-        self.rows.pop_front().expect("the head was a leaf")
+        let row = self.rows.pop_front().expect("the head was a leaf");
+        self.left.add(&row.object, -i64::from(row.stored));
+        row
     }
 
     async fn load(&mut self) -> Result<(), VolumeError> {
         let row = self.take_row();
         let stored = self.stored(&row).await?;
         let leaf = open_leaf(self.reader, &row, stored).await?;
-        self.extents
-            .extend((0..leaf.len()).map(|at| leaf.extent(at)));
+        let extents = (0..leaf.len()).map(|at| leaf.extent(at));
+        extents
+            .clone()
+            .for_each(|extent| self.left.extent(&extent, -1));
+        self.extents.extend(extents);
         self.advance(self.done);
         Ok(())
     }

@@ -85,8 +85,15 @@ impl<W: World> Bucket<W> {
     /// may be removed only once nobody can create the child any more. Until then it keeps garbage, no more.
     pub async fn fork(&self, fork: &Fork) -> Result<RootView, VolumeError> {
         self.check_parent(fork).await?;
+        #[cfg(feature = "planted")]
+        let early = match self.is_planted(super::Planted::PinAfterRoot) {
+            true => Some(self.forkable(fork).await?),
+            false => None,
+        };
         self.put_pin(fork.parent.as_str(), &fork.pin(None)).await?;
         let first = self.forkable(fork).await?;
+        #[cfg(feature = "planted")]
+        let first = early.unwrap_or(first);
         let stored = if first.root.volumes.len() == 1 {
             first
         } else {
@@ -103,6 +110,12 @@ impl<W: World> Bucket<W> {
         };
         let root = self.forked(fork, &stored.root)?;
         let child = self.create_root(&fork.child, root).await?;
+        if child.root.state == State::Deleted {
+            return Err(VolumeError::Invalid(format!(
+                "volume `{}` was deleted after this fork had begun: fork again, with a new request id",
+                fork.child
+            )));
+        }
         Ok(child.root.view(&child.etag))
     }
 

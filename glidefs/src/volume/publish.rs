@@ -18,14 +18,17 @@ use blockcache::{Epoch, Id};
 use bytes::Bytes;
 use world::{Store, StoreErrorKind, World};
 
-use super::bucket::{check_size, load_runs, load_segment, stored, vanished};
+use super::books::{Change, keep};
+use super::bucket::{check_size, load_map, load_segment, stored, vanished};
 use super::compact::{fold, zeros_over};
 use super::extent::Extent;
+use super::ledger::{Dead, News, ObjectId, Tally};
 use super::retry;
-use super::root::{Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX};
-use super::runs::{MapIndex, Run};
+use super::root::{Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX, TailSegment};
+use super::runs::{Map, MapIndex, Run};
 use super::sealed::{Kind, ObjectRef};
 use super::snapshots;
+use super::writer::Maker;
 use super::{Hold, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState};
 
 /// Extents of the tail in memory at which a publish must fold.
@@ -38,9 +41,9 @@ pub struct Published {
     /// As published.
     pub root: RootView,
     stored: Stored,
-    runs: Vec<Rc<Run>>,
+    map: Map,
     /// Segments of the tail that this handle did not have when they were published.
-    fresh: Vec<(ObjectRef, Rc<[Extent]>)>,
+    fresh: Vec<(TailSegment, Rc<[Extent]>)>,
 }
 
 /// How an attempt to replace the root ended.
@@ -50,10 +53,10 @@ pub(crate) enum Swapped {
     Lost(Box<Stored>),
 }
 
-/// What a publish wants the root to be, and the runs of the map that it will name.
+/// What a publish wants the root to be, and the map that it will name.
 struct Plan {
     root: Root,
-    runs: Vec<Rc<Run>>,
+    map: Map,
 }
 
 impl<W: World> Volume<W> {
@@ -78,6 +81,7 @@ impl<W: World> Volume<W> {
                 }
                 state.stored = *now;
                 state.hold = Hold::Held;
+                state.is_proved = true;
                 Ok(state.stored.root.view(&state.stored.etag))
             }
             Swapped::Lost(now) => Err(owned(&now.root)),
@@ -115,17 +119,17 @@ impl<W: World> Volume<W> {
             }
             Box::pin(self.make_room()).await?;
             let plan = Box::pin(self.plan(&base, change)).await?;
-            let runs = plan.runs;
+            let map = plan.map;
             let expected = plan.root.content.map;
             match Box::pin(self.swap(&base, plan.root)).await? {
                 Swapped::Landed(now) => {
-                    let landed = self.prepare(*now, change, Some((expected, runs)));
+                    let landed = self.prepare(*now, change, Some((expected, map)));
                     return Box::pin(landed).await;
                 }
                 Swapped::Lost(now) => {
                     self.check_lost(&base, &now, change)?;
                     // Its map may be installed before anybody calls it clean; not after.
-                    let older = self.prepare(*now, change, Some((expected, runs)));
+                    let older = self.prepare(*now, change, Some((expected, map)));
                     let older = Box::pin(older).await?;
                     self.install(older);
                 }
@@ -142,7 +146,7 @@ impl<W: World> Volume<W> {
         let Published {
             root: view,
             stored,
-            runs,
+            map,
             fresh,
         } = published;
         let position = |stored: &Stored| (stored.root.epoch, stored.root.content.cut_seq);
@@ -153,25 +157,34 @@ impl<W: World> Volume<W> {
         let tail = &stored.root.content.tail;
         state
             .tail
-            .keep(|id| tail.iter().any(|reference| reference.id == id.0));
-        for (reference, extents) in fresh {
-            if !state.tail.holds(Id(reference.id)) {
-                state.tail.push(reference, &extents);
+            .keep(|id| tail.iter().any(|segment| segment.id() == id.0));
+        for (segment, extents) in fresh {
+            if !state.tail.holds(Id(segment.id())) {
+                state.tail.push(segment, &extents);
             }
         }
         assert!(
             state.tail.segments().eq(tail),
             "the tail in memory is the root's"
         );
-        state.runs = runs;
+        map.forgotten.iter().for_each(|id| {
+            state.gone.remove(id);
+        });
+        let mut unnamed = self.inner.fresh.borrow_mut();
+        let named = tail.iter().map(TailSegment::id);
+        named.chain(map.named.iter().copied()).for_each(|id| {
+            unnamed.remove(&id);
+        });
+        state.map = map;
         let mut shape = super::Shape {
-            runs: state.runs.clone(),
+            runs: state.map.runs.clone(),
             tail: tail.clone(),
         };
         state.edits.retain(|edit| shape.apply(edit));
         if stored.root.state != State::Open {
             state.hold = Hold::Free;
         }
+        state.is_proved = true;
         state.stored = stored;
         view
     }
@@ -256,43 +269,96 @@ impl<W: World> Volume<W> {
     async fn plan(&self, base: &Stored, change: &Publish) -> Result<Plan, VolumeError> {
         let now_ms = self.inner.bucket.world().unix_time().0;
         let mut root = changed(&base.root, change, now_ms)?;
-        let (mut shape, tail_extents, maker) = {
+        let (mut shape, mut tallies, tail_extents, maker) = {
             let state = self.inner.state.borrow();
-            (
-                state.shape(),
-                state.tail.extents_count(),
-                self.maker(&state),
-            )
+            let (shape, tallies) = state.shape();
+            let tallies: Vec<Tally> = tallies.into_iter().cloned().collect();
+            let extents = state.tail.extents_count();
+            (shape, tallies, extents, self.maker(&state))
         };
+        let cut = root.content.cut_seq;
         let new: Vec<&Uploaded> = new_segments(&base.root, change).collect();
         let extents = tail_extents + new.iter().map(|new| new.extents.len()).sum::<usize>();
         if shape.tail.len() + new.len() > TAIL_SEGMENTS_MAX || extents > TAIL_EXTENTS_MAX {
-            let extents = self.tail_with(&shape.tail, &new);
-            let run = fold(maker.clone(), extents, zeros_over(&shape.runs)).await?;
-            shape.runs.splice(0..0, run);
+            let extents = self.tail_with(&shape.tail, &new, cut);
+            let all = shape.tail.iter().copied();
+            let all = all.chain(new.iter().map(|new| new.in_tail(cut)));
+            let all: Vec<TailSegment> = all.collect();
+            let zeros = zeros_over(&shape.runs);
+            let folded = fold(maker.clone(), extents, zeros, &all).await?;
+            shape.runs.splice(0..0, folded.run);
+            tallies.push(folded.tally);
             root.content.tail.clear();
         } else {
-            let new = new.iter().map(|new| new.reference);
+            let new = new.iter().map(|new| new.in_tail(cut));
             root.content.tail = shape.tail.into_iter().chain(new).collect();
         }
-        let unchanged = same_runs(&shape.runs, &self.inner.state.borrow().runs);
-        if !unchanged {
-            let runs = shape.runs.iter().map(|run| Run::clone(run)).collect();
-            let index = MapIndex { runs, live: None };
-            let index = index.encode();
-            root.content.map = Some(maker.put_index(Kind::MapIndex, index).await?);
-        }
+        let map = if tallies.is_empty() {
+            self.inner.state.borrow().map.clone()
+        } else {
+            let index = self.index(base, shape.runs, &tallies, cut, &maker);
+            let (map, reference) = Box::pin(index).await?;
+            root.content.map = Some(reference);
+            map
+        };
         snapshots::apply(&mut root, &change.snapshots, now_ms);
-        let runs = shape.runs;
-        Ok(Plan { root, runs })
+        Ok(Plan { root, map })
+    }
+
+    /// Writes a map index that names these runs, with the ledger that goes with them.
+    async fn index(
+        &self,
+        base: &Stored,
+        runs: Vec<Rc<Run>>,
+        tallies: &[Tally],
+        cut: u64,
+        maker: &Maker<W>,
+    ) -> Result<(Map, ObjectRef), VolumeError> {
+        let (reader, before, gone) = {
+            let state = self.inner.state.borrow();
+            (self.reader(&state), state.map.clone(), state.gone.clone())
+        };
+        let last = base.root.content.cut_seq;
+        let mut news = News::new(maker.volume, tallies, cut);
+        let old = base.root.content.map;
+        let old = old.filter(|map| map.volume == maker.volume.0);
+        let old = old.map(|map| Dead::of(Kind::MapIndex, &map, before.birth, last));
+        news.table.dead.extend(old);
+        let change = Change {
+            news,
+            last,
+            cut,
+            gone: &gone,
+        };
+        let mut named: Vec<ObjectId> = {
+            let live = change.news.table.live.iter();
+            live.map(|entry| entry.id).collect()
+        };
+        let kept = keep(&reader, maker, &before.ledger, change).await?;
+        named.extend(kept.ledger.chunks.iter().map(|chunk| chunk.object.id));
+        let index = MapIndex {
+            birth: cut,
+            runs: runs.iter().map(|run| Run::clone(run)).collect(),
+            ledger: kept.ledger.clone(),
+        };
+        let index = maker.put_index(Kind::MapIndex, index.encode()).await?;
+        named.push(index.id);
+        let map = Map {
+            birth: cut,
+            runs,
+            ledger: Rc::new(kept.ledger),
+            forgotten: kept.forgotten.into(),
+            named: named.into(),
+        };
+        Ok((map, index))
     }
 
     /// Everything that these segments of the tail and then the new ones say.
-    fn tail_with(&self, kept: &[ObjectRef], new: &[&Uploaded]) -> Vec<Extent> {
+    fn tail_with(&self, kept: &[TailSegment], new: &[&Uploaded], cut: u64) -> Vec<Extent> {
         let mut tail = self.inner.state.borrow().tail.clone();
-        tail.keep(|id| kept.iter().any(|reference| reference.id == id.0));
+        tail.keep(|id| kept.iter().any(|segment| segment.id() == id.0));
         for segment in new {
-            tail.push(segment.reference, &segment.extents);
+            tail.push(segment.in_tail(cut), &segment.extents);
         }
         tail.extents()
     }
@@ -303,21 +369,21 @@ impl<W: World> Volume<W> {
         &self,
         stored: Stored,
         change: &Publish,
-        planned: Option<(Option<ObjectRef>, Vec<Rc<Run>>)>,
+        planned: Option<(Option<ObjectRef>, Map)>,
     ) -> Result<Published, VolumeError> {
         let reader = self.reader(&self.inner.state.borrow());
         let content = &stored.root.content;
-        let runs = match planned {
-            Some((map, runs)) if map == content.map => runs,
+        let map = match planned {
+            Some((reference, map)) if reference == content.map => map,
             _ if self.inner.state.borrow().stored.root.content.map == content.map => {
-                self.inner.state.borrow().runs.clone()
+                self.inner.state.borrow().map.clone()
             }
-            _ => load_runs(&reader, content.map.as_ref()).await?,
+            _ => load_map(&reader, content.map.as_ref()).await?,
         };
-        let unknown: Vec<ObjectRef> = {
+        let unknown: Vec<TailSegment> = {
             let tail = &self.inner.state.borrow().tail;
-            let (known, unknown): (Vec<ObjectRef>, _) =
-                content.tail.iter().partition(|r| tail.holds(Id(r.id)));
+            let (known, unknown): (Vec<TailSegment>, _) =
+                content.tail.iter().partition(|it| tail.holds(Id(it.id())));
             let oldest = &content.tail[..known.len()];
             let youngest = tail.segments().skip(tail.segments().count() - known.len());
             if !oldest.iter().eq(youngest) {
@@ -327,32 +393,28 @@ impl<W: World> Volume<W> {
             unknown
         };
         let mut fresh = Vec::with_capacity(unknown.len());
-        for reference in unknown {
-            let known = change.segments.iter().find(|s| s.reference == reference);
-            let extents = match known {
-                Some(segment) => Rc::clone(&segment.extents),
-                None => load_segment(&reader, &reference).await?.into(),
+        for segment in unknown {
+            let mut known = change.segments.iter();
+            let extents = match known.find(|it| it.reference == segment.object) {
+                Some(known) => Rc::clone(&known.extents),
+                None => load_segment(&reader, &segment.object).await?.into(),
             };
-            fresh.push((reference, extents));
+            fresh.push((segment, extents));
         }
         Ok(Published {
             root: stored.root.view(&stored.etag),
             stored,
-            runs,
+            map,
             fresh,
         })
     }
-}
-
-fn same_runs(a: &[Rc<Run>], b: &[Rc<Run>]) -> bool {
-    a.iter().map(|run| run.id).eq(b.iter().map(|run| run.id))
 }
 
 /// The segments of a change that the root does not name yet: all, unless the change landed before.
 fn new_segments<'a>(base: &Root, change: &'a Publish) -> impl Iterator<Item = &'a Uploaded> {
     let known = base.content.tail.clone();
     let new = change.segments.iter();
-    new.filter(move |segment| !known.contains(&segment.reference))
+    new.filter(move |new| !known.iter().any(|it| it.object == new.reference))
 }
 
 /// The root with everything of the change but its map.

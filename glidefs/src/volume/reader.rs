@@ -57,6 +57,11 @@ impl Volumes {
         named.collect::<Result<_, _>>().map(Self)
     }
 
+    /// The volume whose root this is.
+    pub(crate) fn own(&self) -> Id {
+        self.0.first().expect("a root names itself").volume
+    }
+
     /// The volume's place in the root's list.
     pub(crate) fn number(&self, volume: Id) -> Option<u16> {
         let place = self.0.iter().position(|named| named.volume == volume)?;

@@ -5,12 +5,20 @@
 //! nobody's, so no log takes its records of before for those of the restored state (rule 11); the cut goes
 //! on, so no node takes it for an older root that was put back (rule 24).
 
-use blockcache::{Epoch, Id};
-use world::World;
+use std::collections::BTreeSet;
 
-use super::bucket::{Bucket, vanished};
+use blockcache::{Epoch, Id};
+use world::{StoreErrorKind, World};
+
+use super::books::{begin, load_all};
+use super::bucket::{Bucket, load_map, vanished};
+use super::ledger::{Dead, ObjectId, Table};
 use super::publish::Swapped;
-use super::root::{Root, SNAPSHOTS_MAX, Snapshot, State};
+use super::reader::Reader;
+use super::root::{Root, SNAPSHOTS_MAX, Snapshot, State, Stored, TailSegment};
+use super::runs::{MapIndex, Run};
+use super::sealed::{Kind, ObjectRef};
+use super::writer::Maker;
 use super::{RootView, Volume, VolumeError, VolumeName};
 
 /// What is to be restored, and how what it replaces is kept. May be tried again as it is: it is done once.
@@ -33,16 +41,87 @@ impl<W: World> Bucket<W> {
             return Ok(base.root.view(&base.etag));
         }
         let now_ms = self.world().unix_time().0;
-        let root = restored(&base.root, wanted, Id(self.world().random_id()), now_ms)?;
+        let mut root = restored(&base.root, wanted, Id(self.world().random_id()), now_ms)?;
         // And nothing is restored that cannot be read.
         let snapshot = self.open_snapshot(name.as_str(), &wanted.snapshot);
         let snapshot = Box::pin(snapshot).await?;
         let volume: Volume<W> = snapshot.ok_or_else(|| in_use(&base.root))?;
+        root.content.map = Some(Box::pin(volume.restored_map(&base, &root)).await?);
         match volume.swap(&base, root).await? {
             Swapped::Landed(now) => Ok(now.root.view(&now.etag)),
             Swapped::Lost(now) => Err(in_use(&now.root)),
         }
     }
+}
+
+impl<W: World> Volume<W> {
+    /// Writes the map of the snapshot, which this handle is, with the ledger of all that the volume has: what the
+    /// snapshot names is live again, and all else that `base` knows of is dead. It may be held by what is restored
+    /// over, which becomes a snapshot itself.
+    async fn restored_map(&self, base: &Stored, root: &Root) -> Result<ObjectRef, VolumeError> {
+        let (reader, map, maker) = {
+            let state = self.inner.state.borrow();
+            let epoch = Epoch(root.epoch);
+            let maker = Maker {
+                epoch,
+                key: state.volumes.writing_key(epoch),
+                ..self.maker(&state)
+            };
+            (self.reader(&state), state.map.clone(), maker)
+        };
+        let live = load_all(&reader, &map.ledger).await?.live;
+        let mut named: BTreeSet<ObjectId> = live.iter().map(|entry| entry.id).collect();
+        named.extend(root.content.tail.iter().map(TailSegment::id));
+        let (mut dead, has_gaps) = match known(&reader, &base.root).await {
+            Ok(known) => known,
+            // It is restored because of that, perhaps.
+            Err(error) if is_lost(&error) => (Vec::new(), true),
+            Err(error) => return Err(error),
+        };
+        dead.retain(|dead| !named.contains(&dead.id));
+        let cut = root.content.cut_seq;
+        let ledger = begin(&reader, &maker, Table { live, dead }, has_gaps, cut).await?;
+        let index = MapIndex {
+            birth: cut,
+            runs: map.runs.iter().map(|run| Run::clone(run)).collect(),
+            ledger,
+        };
+        maker.put_index(Kind::MapIndex, index.encode()).await
+    }
+}
+
+fn is_lost(error: &VolumeError) -> bool {
+    match error {
+        VolumeError::Damaged { .. } => true,
+        VolumeError::Store(error) => error.kind == StoreErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+/// Everything of its own that a root names or knows to be dead, as if nothing named it any more; and whether
+/// there may be more.
+async fn known<W: World>(
+    reader: &Reader<W>,
+    root: &Root,
+) -> Result<(Vec<Dead>, bool), VolumeError> {
+    let (content, own) = (&root.content, |object: &ObjectRef| {
+        object.volume == root.volume
+    });
+    let last = content.cut_seq;
+    let tail = content.tail.iter().filter(|it| own(&it.object));
+    let tail = tail.map(|it| Dead::of(Kind::Segment, &it.object, it.birth, last));
+    let mut dead: Vec<Dead> = tail.collect();
+    let Some(index) = content.map.filter(own) else {
+        return Ok((dead, false));
+    };
+    let map = load_map(reader, Some(&index)).await?;
+    dead.push(Dead::of(Kind::MapIndex, &index, map.birth, last));
+    let chunks = map.ledger.chunks.iter();
+    dead.extend(chunks.map(|it| Dead::of(Kind::Ledger, &it.object, it.birth, last)));
+    let all = load_all(reader, &map.ledger).await?;
+    dead.extend(all.live.iter().map(|entry| entry.into_dead(last)));
+    dead.extend(all.dead);
+    Ok((dead, map.ledger.has_gaps))
 }
 
 fn restored(base: &Root, wanted: &Restore, nonce: Id, now_ms: u64) -> Result<Root, VolumeError> {

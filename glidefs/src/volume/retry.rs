@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use world::store::Part;
-use world::{Object, Store, StoreError, StoreErrorKind, World};
+use world::{Listed, Object, Store, StoreError, StoreErrorKind, World};
 
 /// Attempts of one request, the first included. Then the caller hears of it, and waits himself.
 pub(crate) const ATTEMPTS_MAX: u32 = 5;
@@ -90,4 +90,40 @@ async fn holds<W: World>(
 pub(crate) fn may_repeat(error: &StoreError, attempt: u32) -> bool {
     let temporary = matches!(error.kind, StoreErrorKind::Retry | StoreErrorKind::Unknown);
     temporary && attempt + 1 < ATTEMPTS_MAX
+}
+
+/// Deletes an object; one that is gone is no error. What is deleted has a name that never comes again, so a
+/// request that takes effect late does no harm.
+pub(crate) async fn delete<W: World>(
+    world: &W,
+    store: &impl Store,
+    key: &str,
+) -> Result<(), StoreError> {
+    let mut attempt = 0;
+    loop {
+        match store.delete(key).await {
+            Err(error) if may_repeat(&error, attempt) => back_off(world, attempt).await,
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(()),
+            outcome => return outcome,
+        }
+        attempt += 1;
+    }
+}
+
+/// A page of a listing.
+pub(crate) async fn list<W: World>(
+    world: &W,
+    store: &impl Store,
+    prefix: &str,
+    after: Option<&str>,
+    count_max: usize,
+) -> Result<Vec<Listed>, StoreError> {
+    let mut attempt = 0;
+    loop {
+        match store.list(prefix, after, count_max).await {
+            Err(error) if may_repeat(&error, attempt) => back_off(world, attempt).await,
+            outcome => return outcome,
+        }
+        attempt += 1;
+    }
 }

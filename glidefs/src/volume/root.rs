@@ -30,7 +30,7 @@ const COUNT_MAX: u64 = 1 << 62;
 pub(crate) const ENVELOPE: Envelope = Envelope {
     magic: *b"GLIDROOT",
     known: FORMAT,
-    body_bytes_max: 2 << 20,
+    body_bytes_max: 4 << 20,
 };
 
 /// Everything that a root says. The order of the fields is the format.
@@ -70,7 +70,17 @@ pub(crate) struct Content {
     /// The map index; none while all that there is fits the tail.
     pub(crate) map: Option<ObjectRef>,
     /// Segments newer than the map, oldest first.
-    pub(crate) tail: Vec<ObjectRef>,
+    pub(crate) tail: Vec<TailSegment>,
+}
+
+/// A segment that the map does not name yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TailSegment {
+    pub(crate) object: ObjectRef,
+    /// The cut that it came with.
+    pub(crate) birth: u64,
+    /// Pages of data that it holds.
+    pub(crate) pages: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -280,15 +290,26 @@ impl Content {
         if self.cut_seq > COUNT_MAX || self.cut_epoch > COUNT_MAX {
             return Err("its cut is impossible");
         }
-        let mut ids: Vec<[u8; 16]> = self.tail.iter().map(|segment| segment.id).collect();
+        let mut ids: Vec<[u8; 16]> = self.tail.iter().map(TailSegment::id).collect();
         ids.sort_unstable();
         if !ids.is_sorted_by(|a, b| a < b) {
             return Err("its tail names a segment twice");
         }
-        self.map
-            .iter()
-            .chain(&self.tail)
-            .try_for_each(ObjectRef::check)
+        let tail = self.tail.iter();
+        if tail
+            .clone()
+            .any(|it| it.birth > COUNT_MAX || it.pages > VOLUME_PAGES_MAX)
+        {
+            return Err("its tail has an impossible count");
+        }
+        let objects = self.map.iter().chain(tail.map(|it| &it.object));
+        objects.into_iter().try_for_each(ObjectRef::check)
+    }
+}
+
+impl TailSegment {
+    pub(crate) fn id(&self) -> [u8; 16] {
+        self.object.id
     }
 }
 

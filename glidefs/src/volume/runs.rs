@@ -7,6 +7,8 @@ use blockcache::{Id, PageRange};
 use serde::{Deserialize, Serialize};
 
 use super::extent::VOLUME_PAGES_MAX;
+use super::ledger::{Ledger, ObjectId, Tally};
+use super::root::TailSegment;
 use super::sealed::ObjectRef;
 
 /// Runs of one map at most. A publish that would make more waits for a merge.
@@ -20,10 +22,24 @@ const LEVEL_MAX: u8 = 30;
 /// The map index object's body.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MapIndex {
+    /// The cut of the root that named it first.
+    pub(crate) birth: u64,
     /// Newest first.
     pub(crate) runs: Vec<Run>,
-    /// The table of live bytes per segment (rule 26), once somebody counts them.
-    pub(crate) live: Option<ObjectRef>,
+    pub(crate) ledger: Ledger,
+}
+
+/// A map index in memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Map {
+    pub(crate) birth: u64,
+    pub(crate) runs: Vec<Rc<Run>>,
+    /// Empty where the index is another volume's, of which this one is a fork.
+    pub(crate) ledger: Rc<Ledger>,
+    /// Objects that are gone, and that the ledger listed until this version.
+    pub(crate) forgotten: Rc<[ObjectId]>,
+    /// Objects that it names, and earlier ones did not.
+    pub(crate) named: Rc<[ObjectId]>,
 }
 
 /// Extents of many segments in order of address. It hides what older runs say of the same pages.
@@ -88,7 +104,7 @@ impl MapIndex {
                 part.directory.check()?;
             }
         }
-        index.live.iter().try_for_each(ObjectRef::check)?;
+        index.ledger.check()?;
         Ok(index)
     }
 }
@@ -101,19 +117,29 @@ pub(crate) enum Edit {
     Fold {
         segments: Vec<Id>,
         run: Option<Rc<Run>>,
+        tally: Tally,
     },
     /// Neighbouring runs became one.
     Merge {
         inputs: Vec<[u8; 16]>,
         output: Option<Rc<Run>>,
+        tally: Tally,
     },
+}
+
+impl Edit {
+    pub(crate) fn tally(&self) -> &Tally {
+        match self {
+            Self::Fold { tally, .. } | Self::Merge { tally, .. } => tally,
+        }
+    }
 }
 
 /// What edits work on: the runs and the tail's segments.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) runs: Vec<Rc<Run>>,
-    pub(crate) tail: Vec<ObjectRef>,
+    pub(crate) tail: Vec<TailSegment>,
 }
 
 impl Shape {
@@ -121,8 +147,8 @@ impl Shape {
     /// already, since a root that carried it has landed.
     pub(crate) fn apply(&mut self, edit: &Edit) -> bool {
         match edit {
-            Edit::Fold { segments, run } => {
-                let oldest = self.tail.iter().map(|reference| Id(reference.id));
+            Edit::Fold { segments, run, .. } => {
+                let oldest = self.tail.iter().map(|segment| Id(segment.id()));
                 if segments.is_empty() || !oldest.take(segments.len()).eq(segments.iter().copied())
                 {
                     return false;
@@ -131,7 +157,7 @@ impl Shape {
                 self.runs.splice(0..0, run.clone());
                 true
             }
-            Edit::Merge { inputs, output } => {
+            Edit::Merge { inputs, output, .. } => {
                 let first = self
                     .runs
                     .iter()

@@ -28,11 +28,14 @@ pub(crate) const OBJECT_BYTES_MAX: usize = 1 << 30;
 const OBJECT_KEY: &[u8] = b"glidefs 1 object key";
 
 /// What an object is; part of what its frames are bound to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub(crate) enum Kind {
     Segment = 1,
     MapPart = 2,
     MapIndex = 3,
+    Ledger = 4,
 }
 
 impl Kind {
@@ -41,6 +44,7 @@ impl Kind {
             Self::Segment => 1,
             Self::MapPart => 2,
             Self::MapIndex => 3,
+            Self::Ledger => 4,
         }
     }
 
@@ -48,7 +52,7 @@ impl Kind {
     pub(crate) fn folder(self) -> &'static str {
         match self {
             Self::Segment => "seg",
-            Self::MapPart | Self::MapIndex => "map",
+            Self::MapPart | Self::MapIndex | Self::Ledger => "map",
         }
     }
 }

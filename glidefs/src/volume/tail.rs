@@ -4,12 +4,12 @@
 use blockcache::{Cover, ExtentMap, Id, PageRange};
 
 use super::extent::{Extent, Spot};
-use super::sealed::ObjectRef;
+use super::root::TailSegment;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tail {
     /// Oldest first, each with its place in the order of all segments this handle has seen.
-    segments: Vec<(u64, ObjectRef)>,
+    segments: Vec<(u64, TailSegment)>,
     extents: ExtentMap<Piece>,
     next: u64,
 }
@@ -31,12 +31,12 @@ impl Cover for Piece {
 }
 
 impl Tail {
-    pub(crate) fn segments(&self) -> impl Iterator<Item = &ObjectRef> {
-        self.segments.iter().map(|(_, reference)| reference)
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &TailSegment> {
+        self.segments.iter().map(|(_, segment)| segment)
     }
 
     pub(crate) fn holds(&self, segment: Id) -> bool {
-        self.segments().any(|reference| reference.id == segment.0)
+        self.segments().any(|it| it.id() == segment.0)
     }
 
     pub(crate) fn extents_count(&self) -> usize {
@@ -64,10 +64,10 @@ impl Tail {
     }
 
     /// Adds the next segment over all that is there.
-    pub(crate) fn push(&mut self, reference: ObjectRef, extents: &[Extent]) {
+    pub(crate) fn push(&mut self, segment: TailSegment, extents: &[Extent]) {
         let order = self.next;
         self.next += 1;
-        self.segments.push((order, reference));
+        self.segments.push((order, segment));
         for extent in extents {
             let spot = extent.spot;
             self.extents.insert(extent.pages, Piece { spot, order });
@@ -80,7 +80,7 @@ impl Tail {
         let gone = self
             .segments
             .iter()
-            .take_while(|(_, s)| !kept(Id(s.id)))
+            .take_while(|(_, s)| !kept(Id(s.id())))
             .count();
         if gone == 0 {
             return;
@@ -97,10 +97,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::extent::ObjectName;
+    use super::super::sealed::ObjectRef;
     use super::*;
 
-    fn reference(number: u8) -> ObjectRef {
-        ObjectRef {
+    fn reference(number: u8) -> TailSegment {
+        let object = ObjectRef {
             volume: [0; 16],
             epoch: 1,
             id: [number; 16],
@@ -110,6 +111,11 @@ mod tests {
             plain: 0,
             codec: 0,
             hash: [0; 32],
+        };
+        TailSegment {
+            object,
+            birth: 1,
+            pages: 1,
         }
     }
 

@@ -1,9 +1,12 @@
 //! Volumes end to end against a store in memory.
 
+use std::collections::BTreeSet;
+
 use super::testing::{Counts, Fault, Flaw, TestStore, TestWorld};
 use super::*;
 use world::StoreErrorKind;
 
+mod collect;
 mod damage;
 mod forks;
 mod golden;

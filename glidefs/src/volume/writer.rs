@@ -6,16 +6,17 @@ use std::rc::Rc;
 use blockcache::{Epoch, Id, PageRange};
 use world::World;
 
-use super::VolumeError;
 use super::bucket::Bucket;
 use super::codec::Compression;
 use super::extent::{Extent, ObjectName};
 use super::keys::Secret;
 use super::leaf::{Directory, LeafBuilder, LeafRow, PART_LEAVES_MAX};
+use super::ledger::{Entry, Tally};
 use super::name::object_key;
 use super::retry;
 use super::runs::{Part, Run};
 use super::sealed::{Kind, ObjectRef, Sealer};
+use super::{Fresh, VolumeError};
 
 /// A part is ended when it holds so many bytes of leaves.
 const PART_BYTES: usize = 8 << 20;
@@ -28,15 +29,18 @@ pub(crate) struct Maker<W: World> {
     pub(crate) volume: Id,
     pub(crate) epoch: Epoch,
     pub(crate) key: Option<Secret>,
+    pub(crate) fresh: Fresh,
 }
 
 impl<W: World> Maker<W> {
     /// A name that never was and never will be again (rule 12).
     pub(crate) fn fresh_name(&self) -> ObjectName {
+        let id = self.bucket.world().random_id();
+        self.fresh.borrow_mut().insert(id);
         ObjectName {
             volume: self.volume,
             epoch: self.epoch,
-            id: Id(self.bucket.world().random_id()),
+            id: Id(id),
         }
     }
 
@@ -95,12 +99,24 @@ pub(crate) struct RunWriter<W: World> {
     /// Not in the leaf yet: the next extent may continue it.
     last: Option<Extent>,
     parts: Vec<Part>,
+    /// Of what was written so far, and carried over.
+    tally: Tally,
+}
+
+/// A run that is in the store.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// None: nothing was added.
+    pub(crate) run: Option<Rc<Run>>,
+    pub(crate) tally: Tally,
 }
 
 impl<W: World> RunWriter<W> {
     pub(crate) fn new(maker: Maker<W>, zeros: Zeros) -> Self {
         let object = maker.fresh_name();
+        let tally = Tally::new(maker.volume);
         Self {
+            tally,
             sealer: Some(sealer(&maker, object)),
             maker,
             zeros,
@@ -117,6 +133,7 @@ impl<W: World> RunWriter<W> {
         if self.zeros == Zeros::Drop && extent.spot.is_none() {
             return Ok(());
         }
+        self.tally.counts.extent(&extent, 1);
         if let Some(joined) = self.last.as_ref().and_then(|last| last.join(&extent)) {
             self.last = Some(joined);
             return Ok(());
@@ -139,19 +156,17 @@ impl<W: World> RunWriter<W> {
     /// Adds a leaf of an input as it is.
     pub(crate) async fn carry(&mut self, row: LeafRow) -> Result<(), VolumeError> {
         self.end_leaf().await?;
+        self.tally.counts.add(&row.object, i64::from(row.stored));
         self.list(row).await
     }
 
-    /// The run; none if nothing was added.
-    pub(crate) async fn finish(mut self, level: u8) -> Result<Option<Rc<Run>>, VolumeError> {
+    pub(crate) async fn finish(mut self, level: u8) -> Result<Written, VolumeError> {
         self.end_leaf().await?;
         self.end_part().await?;
-        if self.parts.is_empty() {
-            return Ok(None);
-        }
         let id = self.maker.bucket.world().random_id();
-        let parts = self.parts;
-        Ok(Some(Rc::new(Run { id, level, parts })))
+        let (parts, tally) = (self.parts, self.tally);
+        let run = (!parts.is_empty()).then(|| Rc::new(Run { id, level, parts }));
+        Ok(Written { run, tally })
     }
 
     async fn add(&mut self, extent: Extent) -> Result<(), VolumeError> {
@@ -216,11 +231,10 @@ impl<W: World> RunWriter<W> {
             return Ok(());
         };
         let pages = PageRange::new(first.pages.start.0, last.pages.end.0);
-        let entries = directory
-            .leaves
-            .iter()
-            .map(|row| u64::from(row.entries))
-            .sum();
+        let rows = directory.leaves.iter();
+        let entries = rows.clone().map(|row| u64::from(row.entries)).sum();
+        let own = rows.filter(|row| row.object == self.object);
+        let own: u64 = own.map(|row| u64::from(row.stored)).sum();
         let next = self.maker.fresh_name();
         let sealer = self.sealer.replace(sealer(&self.maker, next));
         self.object = next;
@@ -232,6 +246,16 @@ impl<W: World> RunWriter<W> {
             .compute(move || sealer.finish(&directory.encode()));
         let (body, reference) = sealed.await;
         self.maker.put(Kind::MapPart, &reference, body).await?;
+        let whole = own + u64::from(reference.stored);
+        self.tally.born.push(Entry {
+            id: reference.id,
+            kind: Kind::MapPart,
+            epoch: reference.epoch,
+            bytes: reference.bytes,
+            birth: 0,
+            whole,
+            live: whole,
+        });
         self.parts.push(Part {
             first: pages.start.0,
             end: pages.end.0,

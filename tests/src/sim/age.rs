@@ -55,7 +55,7 @@ pub(super) fn settings(sim: &Sim, drawn: Settings) -> Settings {
 /// The longest that one sync takes, from the moment it is due until the root is the new one.
 ///
 /// Requests to the store, there and back, one after another:
-/// - the segments, as many at a time as there are uploads. A cut has every page of the volume at
+/// - the segments, as few at a time as may be on their way. A cut has every page of the volume at
 ///   most, and two segments that follow each other hold more than one takes, so there are less than
 ///   `2 * pages / pages of a segment` of them, and one at least;
 /// - the map, if the tail is folded: [`MAP_PUTS_MAX`];
@@ -67,7 +67,7 @@ fn sync_max(settings: &Settings) -> Duration {
     let pages = VOLUME_PAGES.into_iter().max().unwrap_or(0);
     let segment_pages = u64::from(settings.blocks_per_batch) * BLOCK_PAGES;
     let segments = (2 * pages).div_ceil(segment_pages).max(1);
-    let uploads = u64::try_from(glidefs::sync::SyncConfig::default().uploads_max);
+    let uploads = u64::try_from(glidefs::sync::SyncConfig::default().uploads_total_min);
     let rounds = segments.div_ceil(uploads.expect("a few"));
     let requests = u32::try_from(rounds).expect("a few") + MAP_PUTS_MAX + 1;
     2 * STORE.longest() * requests + settings.interval + LOCAL_MAX

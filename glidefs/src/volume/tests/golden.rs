@@ -6,10 +6,11 @@ use super::super::extent::{Extent, Spot};
 use super::super::keyring::{Fresh, Keyring, KeyringCost};
 use super::super::keys::{Secret, Wrapped};
 use super::super::leaf::{Directory, Leaf, LeafBuilder, LeafRow};
+use super::super::ledger::{Chunk, Dead, Entry, Ledger, Table, Totals};
 use super::super::pin::Pin;
 use super::super::root::{
     self, Boot, Content, DataKey, Group, Image, NamedVolume, Parent, Predecessor, Root, RootOwner,
-    Snapshot, State,
+    Snapshot, State, TailSegment,
 };
 use super::super::runs::{MapIndex, Part, Run};
 use super::super::sealed::{self, Hash, Sealer, Target};
@@ -62,13 +63,21 @@ fn reference(id: u8) -> ObjectRef {
     }
 }
 
+fn tail_segment(id: u8) -> TailSegment {
+    TailSegment {
+        object: reference(id),
+        birth: 900,
+        pages: 800,
+    }
+}
+
 fn content(map: u8) -> Content {
     Content {
         cut_epoch: 3,
         cut_seq: 1_000,
         cut_time_ms: 1_795_132_800_000,
         map: Some(reference(map)),
-        tail: vec![reference(map + 1), reference(map + 2)],
+        tail: vec![tail_segment(map + 1), tail_segment(map + 2)],
     }
 }
 
@@ -332,9 +341,32 @@ fn golden_extents() -> Vec<Extent> {
     ]
 }
 
+fn golden_table() -> Table {
+    let entry = Entry {
+        id: [90; 16],
+        kind: Kind::Segment,
+        epoch: 3,
+        bytes: 3_200_000,
+        birth: 900,
+        whole: 800,
+        live: 799,
+    };
+    let dead = Dead {
+        id: [91; 16],
+        kind: Kind::MapPart,
+        epoch: 2,
+        bytes: 70_000,
+        birth: 700,
+        last: 989,
+    };
+    Table {
+        live: vec![entry],
+        dead: vec![dead],
+    }
+}
+
 #[test]
 fn golden_map_objects() {
-    let live = reference(80);
     let mut builder = LeafBuilder::default();
     for extent in golden_extents() {
         builder.push(extent).expect("fits");
@@ -381,7 +413,17 @@ fn golden_map_objects() {
     let extents: Vec<Extent> = (0..read.len()).map(|at| read.extent(at)).collect();
     assert_eq!(extents, golden_extents());
 
+    let table = golden_table();
+    let sealer = Sealer::new(Kind::Ledger, object(), None, Compression::None);
+    let (body, chunk) = sealer.finish(&table.encode());
+    assert_golden("ledger-1", &body, &golden!("ledger-1"));
+    let target = chunk.target(Kind::Ledger);
+    let plain = sealed::open(&target, None, &body[..usize(u64::from(target.stored))]);
+    let read = Table::parse(&plain.expect("opens"), &[0; 16], None);
+    assert_eq!(read, Ok(table));
+
     let index = MapIndex {
+        birth: 990,
         runs: vec![Run {
             id: [70; 16],
             level: 1,
@@ -392,7 +434,21 @@ fn golden_map_objects() {
                 directory: reference,
             }],
         }],
-        live: Some(live),
+        ledger: Ledger {
+            chunks: vec![Chunk {
+                first: [0; 16],
+                object: chunk,
+                birth: 980,
+                totals: Totals {
+                    named_bytes: 1 << 40,
+                    live_bytes: 1 << 39,
+                    dead_bytes: 70_000,
+                    dead_objects: 1,
+                },
+            }],
+            recent: golden_table(),
+            has_gaps: false,
+        },
     };
     let sealer = Sealer::new(Kind::MapIndex, object(), None, Compression::None);
     let (body, reference) = sealer.finish(&index.encode());
@@ -417,7 +473,14 @@ fn the_largest_root_that_may_be_written_fits_its_envelope() {
         cut_epoch: 1 << 62,
         cut_seq: 1 << 62,
         map: Some(largest),
-        tail: vec![largest; root::TAIL_SEGMENTS_MAX],
+        tail: vec![
+            TailSegment {
+                object: largest,
+                birth: 1 << 62,
+                pages: 1 << 48,
+            };
+            root::TAIL_SEGMENTS_MAX
+        ],
         ..content(1)
     };
     let name = "x".repeat(63);

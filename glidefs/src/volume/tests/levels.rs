@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::super::compact::Patience;
 use super::super::nodes::NODES_BYTES_MAX;
 use super::super::root::TAIL_SEGMENTS_MAX;
-use super::super::runs::{LEVEL_RUNS_MAX, RUNS_MAX};
+use super::super::runs::{LEVEL_RUNS_MAX, RUNS_MAX, Run};
 use super::*;
 
 const PAGES: u64 = 100_000;
@@ -27,6 +27,15 @@ enum Op {
     /// Folds and merges whatever there is, so that few writes reach all levels.
     CompactAll,
     Reopen,
+    Collect,
+    Snapshot,
+    DropSnapshot,
+    /// Of the oldest snapshot; opens it again.
+    Restore,
+    /// Of what there is, or of the oldest snapshot.
+    Fork {
+        of_snapshot: bool,
+    },
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -41,6 +50,11 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Compact),
         4 => Just(Op::CompactAll),
         1 => Just(Op::Reopen),
+        2 => Just(Op::Collect),
+        1 => Just(Op::Snapshot),
+        1 => Just(Op::DropSnapshot),
+        1 => Just(Op::Restore),
+        1 => any::<bool>().prop_map(|of_snapshot| Op::Fork { of_snapshot }),
     ]
 }
 
@@ -51,6 +65,9 @@ struct Checked {
     pending: Vec<(PageRange, Option<u64>)>,
     model: BTreeMap<u64, u64>,
     stamp: u64,
+    snapshots: Vec<(Id, BTreeMap<u64, u64>)>,
+    /// By the number in their names.
+    forks: Vec<BTreeMap<u64, u64>>,
 }
 
 impl Checked {
@@ -63,6 +80,8 @@ impl Checked {
             pending: Vec::new(),
             model: BTreeMap::new(),
             stamp: 0,
+            snapshots: Vec::new(),
+            forks: Vec::new(),
         }
     }
 
@@ -126,7 +145,148 @@ impl Checked {
                     .resume(&Node::owner(1), epoch)
                     .expect("still ours");
             }
+            Op::Collect => {
+                self.collect();
+                self.check_ledger();
+            }
+            Op::Snapshot => {
+                self.publish();
+                let id = Id(self.node.world.random_id());
+                let name = format!("s-{id}");
+                self.change_snapshots(SnapshotChange::Take { id, name });
+                let model = self.model.clone();
+                self.snapshots.push((id, model));
+            }
+            Op::DropSnapshot => {
+                if !self.snapshots.is_empty() {
+                    let (id, _) = self.snapshots.remove(0);
+                    self.change_snapshots(SnapshotChange::Drop { id });
+                }
+            }
+            Op::Restore => self.restore(),
+            Op::Fork { of_snapshot } => self.fork(of_snapshot),
         }
+    }
+
+    fn restore(&mut self) {
+        self.publish();
+        let Some((id, model)) = self.snapshots.first().cloned() else {
+            return;
+        };
+        let mut detach = self.node.change(&self.volume, Vec::new());
+        detach.cut = self.volume.root().cut;
+        detach.state = Some(VolumeState::Detached);
+        self.node
+            .try_publish(&self.volume, &detach)
+            .expect("detached");
+        let before = Id(self.node.world.random_id());
+        let wanted = Restore {
+            snapshot: format!("s-{id}"),
+            id: before,
+            before: format!("s-{before}"),
+        };
+        let bucket = self.node.bucket.clone();
+        let restored = async move { bucket.restore("a", &wanted).await };
+        self.node.world.run(restored).expect("restored");
+        let model = std::mem::replace(&mut self.model, model);
+        self.snapshots.push((before, model));
+        self.volume = self.node.open("a").expect("opens");
+        let (volume, nonce) = (self.volume.clone(), self.node.nonce());
+        let take = async move { volume.take(&Node::owner(1), nonce, None).await };
+        self.node.world.run(take).expect("it is nobody's");
+        self.check_ledger();
+    }
+
+    fn fork(&mut self, of_snapshot: bool) {
+        self.publish();
+        let snapshot = self.snapshots.first().filter(|_| of_snapshot).cloned();
+        let name = snapshot.as_ref().map(|(id, _)| format!("s-{id}"));
+        let number = self.forks.len();
+        let (id, nonce) = (self.node.nonce(), self.node.nonce());
+        let fork = Fork::new("a", name, &format!("f{number}"), id, nonce).expect("names");
+        let bucket = self.node.bucket.clone();
+        let forked = async move { bucket.fork(&fork).await };
+        self.node.world.run(forked).expect("forked");
+        let model = snapshot.map_or_else(|| self.model.clone(), |(_, model)| model);
+        self.forks.push(model);
+    }
+
+    fn change_snapshots(&mut self, change: SnapshotChange) {
+        let mut publish = self.node.change(&self.volume, Vec::new());
+        publish.cut = self.volume.root().cut;
+        publish.snapshots = vec![change];
+        self.node
+            .try_publish(&self.volume, &publish)
+            .expect("published");
+    }
+
+    fn collect(&self) -> Collected {
+        let volume = self.volume.clone();
+        let done = async move { volume.collect(Deletes::Really).await };
+        self.node.world.run(done).expect("collected")
+    }
+
+    fn audit(&self) -> Audit {
+        let volume = self.volume.clone();
+        let done = async move { volume.audit().await };
+        self.node.world.run(done).expect("audited")
+    }
+
+    /// What is needed is there, and counted right.
+    fn check_ledger(&self) -> Audit {
+        let audit = self.audit();
+        assert_eq!(audit.mistakes, Vec::<String>::new());
+        let there: BTreeSet<String> = self.node.store.keys().into_iter().collect();
+        let missing: Vec<&String> = audit.needed.difference(&there).collect();
+        assert_eq!(missing, Vec::<&String>::new());
+        audit
+    }
+
+    /// After a sweep nothing is there that nobody knows of.
+    fn check_swept(&self) {
+        let volume = self.volume.clone();
+        let swept = async move { volume.sweep(Scope::All, Deletes::Really).await };
+        let swept = self.node.world.run(swept).expect("swept");
+        assert!(!swept.has_gaps);
+        let audit = self.check_ledger();
+        let fresh = self.volume.inner.fresh.borrow().clone();
+        let keys = self.node.store.keys().into_iter();
+        let unknown = keys.filter(|key| {
+            let id = key.rsplit('-').next().unwrap_or(key);
+            let is_fresh = fresh.iter().any(|fresh| Id(*fresh).to_string() == id);
+            let known = audit.needed.contains(key) || audit.dead.contains(key);
+            let is_object = key.contains("nbd/a/seg/") || key.contains("nbd/a/map/");
+            is_object && !known && !is_fresh
+        });
+        assert_eq!(unknown.collect::<Vec<_>>(), Vec::<String>::new());
+    }
+
+    /// A snapshot holds what the volume held.
+    fn check_snapshot(&self, id: Id, model: BTreeMap<u64, u64>) {
+        let bucket = self.node.bucket.clone();
+        let opened = async move { bucket.open_snapshot("a", &format!("s-{id}")).await };
+        let volume = self.node.world.run(opened).expect("opens").expect("listed");
+        self.check_other(volume, model);
+    }
+
+    fn check_fork(&self, number: usize, model: BTreeMap<u64, u64>) {
+        let bucket = self.node.bucket.clone();
+        let opened = async move { bucket.open_volume(&format!("f{number}")).await };
+        let volume = self.node.world.run(opened).expect("opens");
+        self.check_other(volume, model);
+    }
+
+    fn check_other(&self, volume: Volume<TestWorld>, model: BTreeMap<u64, u64>) {
+        let other = Self {
+            node: self.node.clone(),
+            volume,
+            pending: Vec::new(),
+            model,
+            stamp: 0,
+            snapshots: Vec::new(),
+            forks: Vec::new(),
+        };
+        other.check(PageRange::new(0, PAGES));
     }
 
     fn check(&self, pages: PageRange) {
@@ -172,6 +332,18 @@ proptest! {
         }
         checked.run(Op::Reopen);
         checked.check(PageRange::new(0, PAGES));
+        // A resumed handle may delete once a publish has proved it.
+        checked.add(PageRange::new(7, 8), false);
+        checked.publish();
+        checked.run(Op::Collect);
+        checked.check_swept();
+        checked.check(PageRange::new(0, PAGES));
+        for (id, model) in std::mem::take(&mut checked.snapshots) {
+            checked.check_snapshot(id, model);
+        }
+        for (number, model) in std::mem::take(&mut checked.forks).into_iter().enumerate() {
+            checked.check_fork(number, model);
+        }
     }
 }
 
@@ -188,10 +360,10 @@ fn hundreds_of_publishes_keep_the_tail_and_the_runs_short() {
             }
             let now = checked.volume.inner.state.borrow();
             assert!(now.tail.segments().count() <= TAIL_SEGMENTS_MAX);
-            assert!(now.runs.len() <= RUNS_MAX);
+            assert!(now.map.runs.len() <= RUNS_MAX);
         }
         if compact {
-            let levels = checked.volume.inner.state.borrow().runs.len();
+            let levels = checked.volume.inner.state.borrow().map.runs.len();
             assert!(levels <= 4 * LEVEL_RUNS_MAX, "{levels} runs");
         }
         checked.check(PageRange::new(0, PAGES));
@@ -240,7 +412,7 @@ fn publishes_go_on_while_the_map_is_compacted() {
         });
     }
     checked.check(PageRange::new(0, 3_000));
-    assert!(!checked.volume.inner.state.borrow().runs.is_empty());
+    assert!(!checked.volume.inner.state.borrow().map.runs.is_empty());
     checked.run(Op::Reopen);
     checked.check(PageRange::new(0, 3_000));
 }
@@ -271,12 +443,12 @@ fn a_publish_whose_answer_was_lost_beside_finished_work_on_the_map() {
         .node
         .try_publish(&checked.volume, &change)
         .expect("found");
-    assert!(checked.volume.inner.state.borrow().runs.is_empty());
+    assert!(checked.volume.inner.state.borrow().map.runs.is_empty());
     checked.check(PageRange::new(0, 100));
     checked.add(PageRange::new(50, 51), false);
     checked.publish();
     assert_eq!(
-        checked.volume.inner.state.borrow().runs.len(),
+        checked.volume.inner.state.borrow().map.runs.len(),
         1,
         "the fold came along"
     );
@@ -301,7 +473,7 @@ fn zeros_at_the_bottom_go_away() {
     checked.check(PageRange::new(0, 2_000));
     let now = checked.volume.inner.state.borrow();
     let entries = |run: &Rc<Run>| run.parts.iter().map(|part| part.entries).sum::<u64>();
-    let bottom = now.runs.last().map_or(0, entries);
+    let bottom = now.map.runs.last().map_or(0, entries);
     assert!(bottom < 16, "{bottom} entries for nothing");
 }
 
@@ -327,12 +499,12 @@ fn leaves_that_nothing_touched_are_carried_over() {
         checked.publish();
         checked.run(Op::Compact);
     }
-    let names: std::collections::BTreeSet<ObjectName> = {
+    let names: BTreeSet<ObjectName> = {
         let reader = checked.volume.reader(&checked.volume.inner.state.borrow());
-        let runs = checked.volume.inner.state.borrow().runs.clone();
+        let runs = checked.volume.inner.state.borrow().map.runs.clone();
         let bottom = Rc::clone(runs.last().expect("there is a run"));
         checked.node.world.run(async move {
-            let mut names = std::collections::BTreeSet::new();
+            let mut names = BTreeSet::new();
             for part in &bottom.parts {
                 let nodes = reader.bucket.nodes();
                 let directory = nodes.directory(&reader, part).await.expect("readable");

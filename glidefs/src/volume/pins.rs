@@ -1,0 +1,176 @@
+//! What the pins of a volume hold (rule 20): listed by whoever collects its garbage, and cleaned up after those
+//! that made forks and died.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use blockcache::Id;
+use world::store::Part;
+use world::{Instant, StoreErrorKind, World};
+
+use super::bucket::Bucket;
+use super::name::VolumeName;
+use super::pin::Pin;
+use super::root::{Root, State};
+use super::{VolumeError, retry};
+
+/// Pins in one answer of the store.
+const PAGE: usize = 1000;
+/// From when on a pin without a child is that of a process that died: its child is burned. Nothing depends on
+/// this but that process, whose fork then fails.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// What was learned of a volume's pins, and stays true while they are there.
+#[derive(Debug, Default)]
+pub(crate) struct PinBook {
+    /// Cuts by the keys of the pins that hold them.
+    held: RefCell<BTreeMap<String, u64>>,
+    /// Pins without a child, and when they were seen first.
+    childless: RefCell<BTreeMap<String, Instant>>,
+    /// The list before this one, for a build that breaks rule 20.
+    #[cfg(feature = "planted")]
+    pub(crate) before: RefCell<Option<Held>>,
+}
+
+/// What a list of the pins says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) cuts: BTreeSet<u64>,
+    /// A pin of which nobody knows what it holds, or that holds nothing any more but may have been followed by
+    /// another one that is not in the list.
+    pub(crate) blocked_by: Option<String>,
+}
+
+/// What one pin says.
+enum Pinned {
+    /// As long as it is there.
+    Cut(u64),
+    /// Its child is not there yet.
+    CutForNow(u64),
+    Unclear,
+}
+
+impl<W: World> Bucket<W> {
+    /// Lists the pins of a volume, and reads what was not read before: two requests for each new pin. Removes those
+    /// that hold nothing any more, unless it only looks.
+    pub(crate) async fn held(
+        &self,
+        name: &VolumeName,
+        volume: Id,
+        book: &PinBook,
+        only_looks: bool,
+    ) -> Result<Held, VolumeError> {
+        let folder = format!("{}pins/", name.prefix());
+        let (mut held, mut after) = (Held::default(), None);
+        let mut seen = BTreeSet::new();
+        loop {
+            let (world, store) = (self.world(), self.store());
+            let page = retry::list(world, store, &folder, after.as_deref(), PAGE).await?;
+            for listed in &page {
+                seen.insert(listed.key.clone());
+                let cut = book.held.borrow().get(&listed.key).copied();
+                if let Some(cut) = cut {
+                    held.cuts.insert(cut);
+                    continue;
+                }
+                match Box::pin(self.pinned(&listed.key, volume, book, only_looks)).await? {
+                    Pinned::Cut(cut) => {
+                        held.cuts.insert(cut);
+                        book.held.borrow_mut().insert(listed.key.clone(), cut);
+                    }
+                    Pinned::CutForNow(cut) => {
+                        held.cuts.insert(cut);
+                    }
+                    Pinned::Unclear => held.blocked_by = Some(listed.key.clone()),
+                }
+            }
+            after = page.last().map(|listed| listed.key.clone());
+            if page.len() < PAGE {
+                break;
+            }
+        }
+        book.held.borrow_mut().retain(|key, _| seen.contains(key));
+        book.childless
+            .borrow_mut()
+            .retain(|key, _| seen.contains(key));
+        Ok(held)
+    }
+
+    /// What a pin holds.
+    async fn pinned(
+        &self,
+        key: &str,
+        volume: Id,
+        book: &PinBook,
+        only_looks: bool,
+    ) -> Result<Pinned, VolumeError> {
+        let object = match retry::get(self.world(), self.store(), key, Part::All).await {
+            Ok(object) => object,
+            // Removed meanwhile, perhaps after a fork of the child was made: the next list will tell.
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Pinned::Unclear),
+            Err(error) => return Err(error.into()),
+        };
+        let pin = Pin::decode(key, &object.bytes, self.root_mac())?;
+        let child = VolumeName::parse(&pin.name)?;
+        let root = self.read_root(&child).await?.map(|stored| stored.root);
+        let Some(root) = root else {
+            let now = self.world().now();
+            let first = {
+                let mut childless = book.childless.borrow_mut();
+                *childless.entry(key.to_owned()).or_insert(now)
+            };
+            if !only_looks && now.since(first) >= PATIENCE {
+                self.burn(&child, Id(pin.child)).await?;
+            }
+            let cut = pin.cut.map(|(_, cut)| Pinned::CutForNow(cut));
+            return Ok(cut.unwrap_or(Pinned::Unclear));
+        };
+        match needs(&pin, &root, volume) {
+            Needs::Cut(cut) => return Ok(Pinned::Cut(cut)),
+            Needs::Nothing if !only_looks => {
+                retry::delete(self.world(), self.store(), key).await?;
+            }
+            Needs::Nothing | Needs::Unclear => {}
+        }
+        Ok(Pinned::Unclear)
+    }
+
+    /// Puts a tombstone where a child's root may still land: nobody can create it any more.
+    async fn burn(&self, name: &VolumeName, volume: Id) -> Result<(), VolumeError> {
+        let mut root = self.empty_root(name, volume, 0);
+        root.state = State::Deleted;
+        root.nonce = self.world().random_id();
+        tracing::warn!(export = %name, "whoever was making this fork has died; its name is free again once it is purged");
+        match self.create_root(name, root).await {
+            // It was made at last, or something else was.
+            Ok(_) | Err(VolumeError::Exists { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What a child needs of the volume.
+enum Needs {
+    Cut(u64),
+    /// Nothing, and it never will again.
+    Nothing,
+    Unclear,
+}
+
+fn needs(pin: &Pin, child: &Root, volume: Id) -> Needs {
+    // Of another child: a root is never absent again once it was there, so the pin's cannot come any more.
+    let is_other = child.volume != pin.child;
+    let mut named = child.volumes.iter();
+    if is_other || child.state == State::Deleted || named.all(|it| it.volume != volume.0) {
+        return Needs::Nothing;
+    }
+    let parent = child.parent.as_ref();
+    let parent = parent.filter(|parent| parent.volume == volume.0);
+    let cut = pin.cut.map(|(_, cut)| cut);
+    // A child that names the volume and not as its parent has a pin that says the cut.
+    match cut.or(parent.map(|parent| parent.cut_seq)) {
+        Some(cut) => Needs::Cut(cut),
+        None => Needs::Unclear,
+    }
+}

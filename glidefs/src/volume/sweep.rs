@@ -1,0 +1,194 @@
+//! The sweep: deletes objects that no root ever named and none will: left behind by uploads of the dead (rule 21).
+//!
+//! An object that the root does not name may be on its way into the next one. So its epoch decides: one that is
+//! lower than that of a root which was read *after* the listing can be named by nobody any more. Of the root's
+//! own epoch only the owner knows what is under way. Age decides nothing (`docs/model.md`, mistake `sweep-by-age`).
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use blockcache::Epoch;
+use futures_util::{StreamExt, TryStreamExt};
+use world::{Listed, World};
+
+use super::books::load;
+use super::bucket::{load_map, vanished};
+use super::ledger::ObjectId;
+use super::reader::{Reader, Volumes};
+use super::root::{Root, Stored};
+use super::runs::Map;
+use super::{Hold, Volume, VolumeError, retry};
+
+const PAGE: usize = 1000;
+const DELETES_MAX: usize = 8;
+/// Objects that one sweep looks at: bounds its memory. The next one goes on.
+const FOUND_MAX: usize = 1 << 20;
+
+/// What a sweep found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    pub listed_objects: u64,
+    pub deleted_objects: u64,
+    pub deleted_bytes: u64,
+    /// The ledger does not know all that snapshots need, so nothing was deleted.
+    pub has_gaps: bool,
+}
+
+/// Whose leavings are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Of one epoch: a LIST or two, where it ended cleanly.
+    Epoch(Epoch),
+    /// Lists everything that the volume has.
+    All,
+}
+
+struct Found {
+    key: String,
+    id: ObjectId,
+    epoch: u64,
+    bytes: u64,
+}
+
+impl<W: World> Volume<W> {
+    /// One sweep. Any node may, whoever owns the volume; of the epoch that is going on only its owner finds anything.
+    pub async fn sweep(&self, scope: Scope, deletes: super::Deletes) -> Result<Swept, VolumeError> {
+        let found = self.found(scope).await?;
+        let mut swept = Swept {
+            listed_objects: found.len() as u64,
+            ..Swept::default()
+        };
+        if found.is_empty() {
+            return Ok(swept);
+        }
+        // Before the root is read: what is published in between is in the root then.
+        let under_way = self.inner.fresh.borrow().clone();
+        let (root, own, names) = match Box::pin(self.named()).await? {
+            Some(named) => named,
+            None => {
+                swept.has_gaps = true;
+                return Ok(swept);
+            }
+        };
+        let may_go = |it: &Found| match it.epoch.cmp(&root.epoch) {
+            std::cmp::Ordering::Less => true,
+            std::cmp::Ordering::Equal => own && !under_way.contains(&it.id),
+            // Of an owner that came after the root was read.
+            std::cmp::Ordering::Greater => false,
+        };
+        #[cfg(feature = "planted")]
+        let may_go =
+            |it: &Found| may_go(it) || self.inner.bucket.is_planted(super::Planted::SweepByAge);
+        let mut orphans: Vec<Found> = found.into_iter().filter(may_go).collect();
+        orphans.retain(|it| !names.contains(&it.id));
+        swept.deleted_objects = orphans.len() as u64;
+        swept.deleted_bytes = orphans.iter().map(|it| it.bytes).sum();
+        if deletes == super::Deletes::Not {
+            return Ok(swept);
+        }
+        let bucket = &self.inner.bucket;
+        let deleted = orphans.iter().map(|it| async move {
+            Ok::<_, VolumeError>(retry::delete(bucket.world(), bucket.store(), &it.key).await?)
+        });
+        futures_util::stream::iter(deleted)
+            .buffer_unordered(DELETES_MAX)
+            .try_collect::<()>()
+            .await?;
+        Ok(swept)
+    }
+
+    async fn found(&self, scope: Scope) -> Result<Vec<Found>, VolumeError> {
+        let bucket = &self.inner.bucket;
+        let mut found = Vec::new();
+        for folder in ["seg", "map"] {
+            let prefix = match scope {
+                Scope::Epoch(epoch) => {
+                    format!("{}{folder}/{:016x}-", self.inner.name.prefix(), epoch.0)
+                }
+                Scope::All => format!("{}{folder}/", self.inner.name.prefix()),
+            };
+            let mut after: Option<String> = None;
+            loop {
+                let after_key = after.as_deref();
+                let page = retry::list(bucket.world(), bucket.store(), &prefix, after_key, PAGE);
+                let page = page.await?;
+                found.extend(page.iter().filter_map(parse));
+                after = page.last().map(|listed| listed.key.clone());
+                if page.len() < PAGE || found.len() >= FOUND_MAX {
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The current root, whether its epoch is this handle's, and everything that the volume has of its own and knows
+    /// of. None if it does not know all.
+    async fn named(&self) -> Result<Option<(Root, bool, BTreeSet<ObjectId>)>, VolumeError> {
+        let bucket = &self.inner.bucket;
+        let stored = bucket.read_root(&self.inner.name).await?;
+        let stored = stored.ok_or_else(|| vanished(&self.inner.name))?;
+        let (own, map, reader) = self.of_root(&stored).await?;
+        if map.ledger.has_gaps {
+            return Ok(None);
+        }
+        let root = stored.root;
+        let mut names = BTreeSet::new();
+        let contents = root.snapshots.iter().map(|it| &it.content);
+        for content in contents.chain([&root.content]) {
+            names.extend(content.map.map(|map| map.id));
+            names.extend(content.tail.iter().map(super::TailSegment::id));
+        }
+        let ledger = &map.ledger;
+        names.extend(ledger.chunks.iter().map(|chunk| chunk.object.id));
+        let mut add = |table: &super::ledger::Table| {
+            names.extend(table.live.iter().map(|entry| entry.id));
+            names.extend(table.dead.iter().map(|dead| dead.id));
+        };
+        add(&ledger.recent);
+        for (at, chunk) in ledger.chunks.iter().enumerate() {
+            add(&load(&reader, chunk, ledger.next(at)).await?);
+        }
+        Ok(Some((root, own, names)))
+    }
+
+    async fn of_root(&self, stored: &Stored) -> Result<(bool, Map, Reader<W>), VolumeError> {
+        {
+            let state = self.inner.state.borrow();
+            if state.stored.etag == stored.etag {
+                let own = state.hold == Hold::Held && state.is_proved;
+                return Ok((own, state.map.clone(), self.reader(&state)));
+            }
+            if state.stored.root.volume != stored.root.volume {
+                return Err(VolumeError::Invalid(format!(
+                    "volume `{}` is another one by now",
+                    self.inner.name
+                )));
+            }
+        }
+        let bucket = self.inner.bucket.clone();
+        let volumes = Rc::new(Volumes::new(&stored.root, bucket.prefix_keys())?);
+        let reader = Reader { bucket, volumes };
+        let map = load_map(&reader, stored.root.content.map.as_ref()).await?;
+        let own = {
+            let state = self.inner.state.borrow();
+            let same = state.stored.root.epoch == stored.root.epoch;
+            same && state.hold == Hold::Held && state.is_proved
+        };
+        Ok((own, map, reader))
+    }
+}
+
+/// What the key of an object says; none if it is not one that we make.
+fn parse(listed: &Listed) -> Option<Found> {
+    let name = listed.key.rsplit('/').next()?;
+    let (epoch, id) = name.split_once('-')?;
+    let epoch = u64::from_str_radix(epoch, 16).ok()?;
+    let id = u128::from_str_radix(id, 16).ok()?;
+    Some(Found {
+        key: listed.key.clone(),
+        id: id.to_be_bytes(),
+        epoch,
+        bytes: listed.size,
+    })
+}

@@ -1,0 +1,253 @@
+//! Garbage: what goes, what stays, and for whom.
+
+use std::time::Duration;
+
+use world::World;
+
+use super::super::compact::Patience;
+use super::super::name::object_key;
+use super::super::pin::Pin;
+use super::*;
+
+const EVERYTHING: Patience = Patience {
+    tail_segments: 1,
+    tail_extents: 1,
+    level_runs: 1,
+};
+
+fn compact_all(node: &Node, volume: &Volume<TestWorld>) {
+    let volume = volume.clone();
+    let done = async move { volume.compact_beyond(EVERYTHING).await };
+    node.world.run(done).expect("compacted");
+}
+
+fn collect(node: &Node, volume: &Volume<TestWorld>, deletes: Deletes) -> Collected {
+    let volume = volume.clone();
+    let done = async move { volume.collect(deletes).await };
+    node.world.run(done).expect("collected")
+}
+
+fn sweep(node: &Node, volume: &Volume<TestWorld>, scope: Scope) -> Swept {
+    let volume = volume.clone();
+    let done = async move { volume.sweep(scope, Deletes::Really).await };
+    node.world.run(done).expect("swept")
+}
+
+fn audit(node: &Node, volume: &Volume<TestWorld>) -> Audit {
+    let volume = volume.clone();
+    let audit = node.world.run(async move { volume.audit().await });
+    let audit = audit.expect("audited");
+    assert_eq!(audit.mistakes, Vec::<String>::new());
+    audit
+}
+
+fn take(node: &Node, volume: &Volume<TestWorld>, owner: u8, force: Option<Epoch>) {
+    let (volume, nonce) = (volume.clone(), node.nonce());
+    let take = async move { volume.take(&Node::owner(owner), nonce, force).await };
+    node.world.run(take).expect("taken");
+}
+
+fn fork(node: &Node, child: &'static str, number: u8) {
+    let fork = Fork::new("a", None, child, Id([number; 16]), Id([!number; 16]));
+    let (bucket, fork) = (node.bucket.clone(), fork.expect("names"));
+    let made = node.world.run(async move { bucket.fork(&fork).await });
+    made.expect("forked");
+}
+
+fn stored(store: &TestStore) -> usize {
+    let keys = store.keys().into_iter();
+    let own = keys.filter(|key| key.starts_with("nbd/a/"));
+    own.map(|key| store.object(&key).len()).sum()
+}
+
+/// Writes the same few pages again and again.
+fn overwrite(node: &Node, volume: &Volume<TestWorld>, rounds: u64, from: u64) {
+    for round in from..from + rounds {
+        let start = round * 7 % 50;
+        let stamps: Vec<u64> = (0..20).map(|page| round * 100 + page).collect();
+        node.sync(volume, vec![data(start, &stamps)]);
+        compact_all(node, volume);
+    }
+}
+
+#[test]
+fn space_comes_back_and_what_is_needed_stays() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = node.create("a");
+    let mut peak = 0;
+    for round in 0..30 {
+        overwrite(&node, &volume, 20, round * 20);
+        let seen = collect(&node, &volume, Deletes::Not);
+        let keys = store.keys().len();
+        let done = collect(&node, &volume, Deletes::Really);
+        assert_eq!(seen, done);
+        assert_eq!(
+            store.keys().len() as u64 + done.deleted_objects,
+            keys as u64,
+            "as many as it says"
+        );
+        peak = peak.max(stored(&store));
+        println!("stored {} after {done:?}", stored(&store));
+        let audit = audit(&node, &volume);
+        let there: BTreeSet<String> = store.keys().into_iter().collect();
+        assert!(audit.needed.is_subset(&there));
+    }
+    assert!(!volume.inner.state.borrow().map.ledger.chunks.is_empty());
+    // 70 pages of 4 KiB that do not compress are live, and 20 of a segment of the tail.
+    assert!(peak < 5 * 70 * 4096, "{peak} bytes for 70 pages");
+}
+
+#[test]
+fn a_fork_keeps_what_it_needs_and_nothing_newer() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = node.create("a");
+    overwrite(&node, &volume, 30, 0);
+    let before = node.read(&volume, 0, 70);
+    fork(&node, "child", 7);
+    overwrite(&node, &volume, 300, 30);
+    let first = collect(&node, &volume, Deletes::Really);
+    assert!(
+        first.held_objects > 0 && first.deleted_objects > first.held_objects,
+        "{first:?}"
+    );
+    let child = node.open("child").expect("opens");
+    assert!(node.read(&child, 0, 70) == before);
+    // Nobody needs the pin of a child whose name another volume has.
+    store.remove("nbd/child/root");
+    node.create("child");
+    let second = collect(&node, &volume, Deletes::Really);
+    assert_eq!(
+        second.deleted_objects, 0,
+        "what was learned of a pin is kept"
+    );
+    let volume = node.open("a").expect("opens");
+    take(&node, &volume, 1, None);
+    let third = collect(&node, &volume, Deletes::Really);
+    assert!(third.blocked_by.is_some(), "{third:?}");
+    let fourth = collect(&node, &volume, Deletes::Really);
+    assert_eq!((fourth.blocked_by, fourth.held_objects), (None, 0));
+    assert!(fourth.deleted_objects > 0);
+    audit(&node, &volume);
+}
+
+#[test]
+fn a_pin_without_a_child_blocks_until_its_child_is_burned() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = node.create("a");
+    overwrite(&node, &volume, 100, 0);
+    let pin = Pin {
+        child: [5; 16],
+        name: "late".to_owned(),
+        cut: None,
+    };
+    store.set(&pin.key("a"), Bytes::from(pin.encode(None)));
+    let blocked = || {
+        let collected = collect(&node, &volume, Deletes::Really);
+        assert_eq!(collected.deleted_objects, 0);
+        collected.blocked_by.expect("blocked")
+    };
+    assert_eq!(blocked(), pin.key("a"));
+    assert!(!store.keys().contains(&"nbd/late/root".to_owned()));
+    let world = node.world.clone();
+    node.world
+        .run(async move { world.sleep(Duration::from_secs(3600)).await });
+    // Burned, unpinned, free.
+    blocked();
+    assert!(store.keys().contains(&"nbd/late/root".to_owned()));
+    blocked();
+    assert!(!store.keys().contains(&pin.key("a")));
+    let collected = collect(&node, &volume, Deletes::Really);
+    assert!(collected.deleted_objects > 0);
+    let late = Fork::new("a", None, "late", Id([5; 16]), Id([6; 16])).expect("names");
+    let bucket = node.bucket.clone();
+    let late = node.world.run(async move { bucket.fork(&late).await });
+    late.expect_err("its child is burned");
+}
+
+#[test]
+fn what_is_under_way_is_not_swept_and_what_the_dead_left_is() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, Some("x"));
+    let volume = node.create("a");
+    overwrite(&node, &volume, 40, 0);
+    let upload = node.upload(&volume, vec![data(3, &[9_999])]);
+    let key = object_key("a", "seg", Epoch(1), Id(upload.reference.id));
+    let is_there = || store.keys().contains(&key);
+    sweep(&node, &volume, Scope::All);
+    assert!(is_there(), "it may be published yet");
+    // Another node may look; it does not know.
+    let there = Node::new(2, &store, Some("x"));
+    sweep(&there, &there.open("a").expect("opens"), Scope::All);
+    assert!(is_there());
+    // The same owner after a crash, which cannot know before its first publish.
+    let again = node.open("a").expect("opens");
+    again.resume(&Node::owner(1), Epoch(1)).expect("ours");
+    sweep(&node, &again, Scope::All);
+    assert!(is_there());
+    assert_eq!(
+        collect(&node, &again, Deletes::Really),
+        Collected::default()
+    );
+    node.sync(&again, vec![data(4, &[1])]);
+    sweep(&node, &again, Scope::Epoch(Epoch(1)));
+    assert!(!is_there());
+    // Of an epoch that is over, anybody.
+    let upload = node.upload(&again, vec![data(3, &[9_999])]);
+    let key = object_key("a", "seg", Epoch(1), Id(upload.reference.id));
+    let taker = there.open("a").expect("opens");
+    take(&there, &taker, 2, Some(Epoch(1)));
+    let third = Node::new(3, &store, Some("x"));
+    sweep(&third, &third.open("a").expect("opens"), Scope::All);
+    assert!(!store.keys().contains(&key));
+    audit(&there, &taker);
+    assert!(there.read(&taker, 4, 1) == page(1));
+}
+
+#[test]
+fn a_volume_restored_over_a_lost_map_is_never_swept() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = node.create("a");
+    overwrite(&node, &volume, 40, 0);
+    let mut change = node.change(&volume, Vec::new());
+    let id = Id([1; 16]);
+    let name = "s".to_owned();
+    change.snapshots = vec![SnapshotChange::Take { id, name }];
+    node.try_publish(&volume, &change).expect("published");
+    let before = node.read(&volume, 0, 70);
+    overwrite(&node, &volume, 40, 40);
+    let mut detach = node.change(&volume, Vec::new());
+    detach.state = Some(VolumeState::Detached);
+    node.try_publish(&volume, &detach).expect("detached");
+    let map = volume
+        .inner
+        .state
+        .borrow()
+        .stored
+        .root
+        .content
+        .map
+        .expect("a map");
+    store.remove(&object_key("a", "map", Epoch(map.epoch), Id(map.id)));
+    let wanted = Restore {
+        snapshot: "s".to_owned(),
+        id: Id([2; 16]),
+        before: "lost".to_owned(),
+    };
+    let bucket = node.bucket.clone();
+    let restored = node
+        .world
+        .run(async move { bucket.restore("a", &wanted).await });
+    restored.expect("restored");
+    let volume = node.open("a").expect("opens");
+    take(&node, &volume, 1, None);
+    assert!(node.read(&volume, 0, 70) == before);
+    let swept = sweep(&node, &volume, Scope::All);
+    assert!(swept.has_gaps && swept.deleted_objects == 0, "{swept:?}");
+    overwrite(&node, &volume, 40, 80);
+    collect(&node, &volume, Deletes::Really);
+    audit(&node, &volume);
+}
