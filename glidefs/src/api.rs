@@ -30,8 +30,8 @@ pub use server::{API_CONNECTIONS_MAX, BindError, bind, serve};
 use crate::config::Secret;
 use crate::control::{
     AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, ForkDocument,
-    ForkedDocument, IoDocument, MetersDocument, PruneQuery, PutDocument, Request, SalvageDocument,
-    SalvageRanges, ServerDocument, SnapshotDocument,
+    ForkedDocument, GcDocument, IoDocument, MetersDocument, OperationDocument, PruneQuery,
+    PutDocument, Request, SalvageDocument, SalvageRanges, ServerDocument, SnapshotDocument,
 };
 use crate::metrics;
 
@@ -111,6 +111,9 @@ impl Api {
             .route("/api/salvage", get(list_salvage))
             .route("/api/salvage/{id}", get(salvage_ranges))
             .route("/api/salvage/{id}/data", get(salvage_data))
+            .route("/api/gc", post(gc))
+            .route("/api/operations", get(operations))
+            .route("/api/operations/{id}", get(operation))
             .route("/api/server", get(server_document))
             .route("/api/metrics", get(meters))
             .route("/metrics", get(all_metrics))
@@ -287,6 +290,28 @@ async fn fork(State(api): State<Api>, name: Name, body: Body) -> Answer<ForkDocu
     let Path(name) = name?;
     let wanted = parse(&body?, "{\"name\": \"vm-bob\"}")?;
     let request = |reply| Request::Fork(name, wanted, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
+async fn gc(State(api): State<Api>, body: Body) -> Answer<OperationDocument> {
+    let body = body?;
+    let wanted = if body.is_empty() {
+        GcDocument::default()
+    } else {
+        parse(&body, "{\"export\": \"vm-alice\", \"dry_run\": true}")?
+    };
+    Ok(Json(
+        api.control.ask(|reply| Request::Gc(wanted, reply)).await?,
+    ))
+}
+
+async fn operations(State(api): State<Api>) -> Answer<Vec<OperationDocument>> {
+    Ok(Json(api.control.ask(Request::Operations).await?))
+}
+
+async fn operation(State(api): State<Api>, id: Name) -> Answer<OperationDocument> {
+    let Path(id) = id?;
+    let request = |reply| Request::Operation(id, reply);
     Ok(Json(api.control.ask(request).await?))
 }
 

@@ -13,6 +13,7 @@ mod check;
 mod client;
 mod export;
 mod fork;
+mod gc;
 mod key;
 pub(crate) mod output;
 mod process;
@@ -108,6 +109,11 @@ enum Command {
     Salvage {
         #[command(subcommand)]
         command: SalvageCommand,
+    },
+    /// Give space in the store back at once, or show how much that would be; what is worth it happens by itself
+    Gc {
+        #[command(subcommand)]
+        command: GcCommand,
     },
     /// Look at and change the passwords that open the prefix in the store; needs no running server
     Key {
@@ -292,6 +298,47 @@ enum SnapshotCommand {
         of: Of,
         /// Its name
         name: String,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum GcCommand {
+    /// Merge the map, move what is left of segments that are mostly dead, delete what nobody needs
+    Run {
+        /// The export; without it, all that the server has open for writing
+        export: Option<String>,
+        #[command(flatten)]
+        remote: Remote,
+        /// Change nothing, and tell what would be deleted
+        #[arg(long)]
+        dry_run: bool,
+        /// Return at once, with the id of the operation
+        #[arg(long)]
+        no_wait: bool,
+        /// Any text: asked again with the same one, it is the same operation
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show how far an operation is, and what it did
+    Show {
+        /// The operation's id, as `run` and `list` tell
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the operations of this server, oldest first
+    List {
+        #[command(flatten)]
+        remote: Remote,
         /// Print as JSON
         #[arg(long)]
         json: bool,
@@ -503,6 +550,7 @@ fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Fai
         Command::Snapshot { command } => snapshot::run(command),
         Command::Fork(arguments) => fork::run(arguments),
         Command::Salvage { command } => salvage::run(command),
+        Command::Gc { command } => gc::run(command),
         Command::Key { command } => key::run(command, environment),
         Command::Completions { shell } => {
             let mut script = Vec::new();

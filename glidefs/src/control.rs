@@ -54,6 +54,10 @@ pub enum Request {
     SalvageRanges(String, u64, Reply<SalvageRanges>),
     /// Some of them: offset and length.
     SalvageData(String, u64, u64, Reply<Bytes>),
+    /// Give space back, or show how much that would be. Returns at once.
+    Gc(GcDocument, Reply<OperationDocument>),
+    Operations(Reply<Vec<OperationDocument>>),
+    Operation(String, Reply<OperationDocument>),
     /// Drain everything and detach nothing: the first half of what SIGTERM does.
     DrainAll(Reply<Vec<ExportDocument>>),
     /// Numbers of the whole server.
@@ -114,6 +118,12 @@ pub struct ExportDocument {
     pub published_seq: u64,
     pub published_at: String,
     pub last_seq: u64,
+    /// Bytes of the export's own objects in the store, and of those that are dead and not deleted yet, as far as
+    /// this node knows; 0 where it has not opened the export.
+    #[serde(default)]
+    pub stored_bytes: u64,
+    #[serde(default)]
+    pub dead_bytes: u64,
     /// Set while unpublished writes are missing from the cache and nobody has accepted the loss.
     #[serde(default)]
     pub damage: Option<DamageDocument>,
@@ -150,6 +160,14 @@ pub struct IoDocument {
     /// Bytes of the frames in them before compression.
     #[serde(default)]
     pub packed_bytes: u64,
+    /// Bytes of segments that were moved because most of what lay beside them was dead, and objects that were
+    /// deleted in the store.
+    #[serde(default)]
+    pub repacked_bytes: u64,
+    #[serde(default)]
+    pub collected_objects: u64,
+    #[serde(default)]
+    pub collected_bytes: u64,
 }
 
 /// Everything that is counted, at one moment: what `/metrics` and `glidefs top` show.
@@ -341,6 +359,66 @@ pub enum SalvageKind {
     Data,
     /// Trimmed, or written as zeros.
     Zero,
+}
+
+/// What is to be given back.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct GcDocument {
+    /// Without it: all that are open here for writing.
+    pub export: Option<String>,
+    /// Nothing is changed.
+    pub dry_run: bool,
+    /// Asked again with the same one, it is the same operation.
+    pub request_id: Option<String>,
+}
+
+/// Something that takes longer than an answer should.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct OperationDocument {
+    pub id: String,
+    pub kind: String,
+    pub state: OperationState,
+    pub dry_run: bool,
+    /// Exports that are done, of so many; and the one that it is at.
+    pub done: u64,
+    pub total: u64,
+    pub at: String,
+    /// RFC 3339.
+    pub started_at: String,
+    pub ended_at: Option<String>,
+    /// What failed last. Other exports may be done all the same.
+    pub error: Option<String>,
+    pub exports: Vec<CollectedDocument>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    Running,
+    Done,
+    Failed,
+}
+
+/// What was given back of one export, or would be.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct CollectedDocument {
+    pub export: String,
+    /// Written anew, because most of what lay beside it was dead.
+    pub repacked_bytes: u64,
+    /// Nothing named them any more.
+    pub deleted_objects: u64,
+    pub deleted_bytes: u64,
+    /// Only snapshots and forks need them.
+    pub held_objects: u64,
+    pub held_bytes: u64,
+    /// Nothing ever named them: interrupted uploads.
+    pub swept_objects: u64,
+    pub swept_bytes: u64,
+    /// In the store afterwards, and what of it is in use.
+    pub stored_bytes: u64,
+    pub live_bytes: u64,
+    pub note: Option<String>,
 }
 
 /// A fork that was made.

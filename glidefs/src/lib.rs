@@ -14,6 +14,7 @@ pub mod export;
 pub mod meter;
 pub mod metrics;
 pub mod nbd;
+mod operations;
 mod race;
 mod repeats;
 pub mod shard;

@@ -7,6 +7,7 @@
 
 mod answer;
 mod forks;
+mod gc;
 mod leave;
 mod loss;
 mod meters;
@@ -32,6 +33,7 @@ use crate::export::open::Wish;
 use crate::export::registry::Registry;
 use crate::export::shelf::Shelf;
 use crate::export::site::{ExportConfig, Site};
+use crate::operations::Operations;
 use crate::repeats::Repeats;
 use crate::sync::SyncConfig;
 use crate::sync::attempt::PACKING_MAX;
@@ -139,6 +141,7 @@ impl<W: World> Shard<W> {
             shelf,
             meters: Meters::default(),
             repeats: Repeats::default(),
+            operations: Operations::default(),
             config: config.exports,
         });
         let registry = Rc::new(Registry::new(site));

@@ -30,7 +30,7 @@ use crate::export::open::adopt;
 use crate::export::site::Site;
 use crate::export::{Export, Role};
 use crate::race::{First, race};
-use crate::volume::{Volume, VolumeError};
+use crate::volume::{Tidied, Tidy, Volume, VolumeError};
 use attempt::Attempt;
 use backoff::Backoff;
 
@@ -62,6 +62,8 @@ pub struct SyncConfig {
     /// 500 MB/s where a store takes 100 ms.
     pub uploads_total_min: usize,
     pub uploads_total_max: usize,
+    /// When space in the store is given back.
+    pub tidy: Tidy,
 }
 
 impl Default for SyncConfig {
@@ -74,6 +76,7 @@ impl Default for SyncConfig {
             uploads_max: 16,
             uploads_total_min: 4,
             uploads_total_max: 16,
+            tidy: Tidy::default(),
         }
     }
 }
@@ -174,8 +177,10 @@ impl<W: World> Syncer<W> {
             let leave_at = self.leave_at();
             let leaving = leave_at.is_some_and(|at| at <= now);
             let orders = &self.export.orders;
-            let ordered =
-                orders.drain_to() > state.published || orders.has_snapshots() || self.must_grow();
+            let ordered = orders.drain_to() > state.published
+                || orders.has_snapshots()
+                || orders.is_carrying()
+                || self.must_grow();
             if ordered || dirty && (leaving || age >= delay || self.local.pressed()) {
                 return Work::Sync;
             }
@@ -236,6 +241,7 @@ impl<W: World> Syncer<W> {
                 }
                 Err(SyncError::Overtaken) => {}
                 Err(error) => {
+                    let error = self.explained(error).await;
                     failures += 1;
                     if self.failed(&error).await == Task::Ends {
                         return Task::Ends;
@@ -248,6 +254,25 @@ impl<W: World> Syncer<W> {
                     attempt.take_if(|attempt| attempt.is_replaceable());
                 }
             }
+        }
+    }
+
+    /// A page that is to be completed may be gone from the store because another owner has collected it: then this
+    /// one is fenced, and would never find out by publishing.
+    async fn explained(&self, error: SyncError) -> SyncError {
+        let is_missing = match &error {
+            SyncError::Volume(error) | SyncError::Read(ReadError::Volume(error)) => {
+                error.is_missing()
+            }
+            _ => false,
+        };
+        let volume = self.export.frames().volume();
+        match volume.filter(|_| is_missing) {
+            Some(volume) => match Box::pin(volume.check_epoch()).await {
+                Ok(()) => error,
+                Err(why) => why.into(),
+            },
+            None => error,
         }
     }
 
@@ -266,29 +291,44 @@ impl<W: World> Syncer<W> {
     fn after_publish(&self) -> Task {
         if self.export.role() != Role::Leaving {
             self.export.orders.news.notify_waiters();
-            self.tend_map();
+            self.tidy();
             return Task::GoesOn;
         }
+        self.discard();
         tracing::info!(export = %self.export.name(), "drained and detached: any node may open the volume now");
         self.export.end(Role::Closed);
         Task::Ends
     }
 
-    /// Folds and merges the map beside the next syncs, which carry the result.
-    fn tend_map(&self) {
+    /// Keeps the map short and gives space back, beside the next syncs, which carry the result.
+    fn tidy(&self) {
+        let Some(volume) = self.export.frames().volume() else {
+            return;
+        };
+        let (export, tidy) = (Rc::clone(&self.export), self.site.config.sync.tidy);
+        self.site.world.spawn(async move {
+            match Box::pin(volume.tidy(&tidy)).await {
+                Ok(tidied) => {
+                    export.causes.settle("map");
+                    count(&export, &tidied);
+                }
+                Err(error) if export.causes.raise("map", error.to_string()) => {
+                    tracing::warn!(export = %export.name(), %error, "the volume in the store is not tidied; tried again after the next sync");
+                }
+                Err(_told) => {}
+            }
+        });
+    }
+
+    /// Work on the map that was under way is lost with the detach; what it wrote is not left behind.
+    fn discard(&self) {
         let Some(volume) = self.export.frames().volume() else {
             return;
         };
         let export = Rc::clone(&self.export);
         self.site.world.spawn(async move {
-            match Box::pin(volume.compact_map()).await {
-                Ok(()) => {
-                    export.causes.settle("map");
-                }
-                Err(error) if export.causes.raise("map", error.to_string()) => {
-                    tracing::warn!(export = %export.name(), %error, "the map in the store is not compacted; tried again after the next sync");
-                }
-                Err(_told) => {}
+            if let Err(error) = Box::pin(volume.discard_fresh()).await {
+                tracing::info!(export = %export.name(), %error, "objects that nobody needs stay in the store: `glidefs gc run` sweeps them");
             }
         });
     }
@@ -444,6 +484,15 @@ impl<W: World> Syncer<W> {
             .set_size(root.size_bytes.max(self.export.size_bytes()));
         true
     }
+}
+
+/// What a pass did, for the meters.
+pub(crate) fn count<W: World>(export: &Export<W>, tidied: &Tidied) {
+    export.count(|io| {
+        io.repacked_bytes += tidied.repacked.moved_bytes;
+        io.collected_objects += tidied.collected.deleted_objects;
+        io.collected_bytes += tidied.collected.deleted_bytes;
+    });
 }
 
 fn verdict(error: &SyncError) -> Verdict {

@@ -42,6 +42,7 @@ mod probe;
 mod publish;
 mod reader;
 mod renew;
+mod repack;
 mod replaced;
 mod restore;
 mod retry;
@@ -58,10 +59,11 @@ mod tail;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tidy;
 mod writer;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -91,17 +93,21 @@ pub use collect::{Collected, Deletes};
 pub use error::VolumeError;
 pub use fork::{Fork, ForkView};
 pub use keyring::{KeyringCost, SlotView};
+pub use ledger::Totals;
 pub use metered::Metered;
 pub use name::VolumeName;
 pub use publish::Published;
+pub use repack::Repacked;
 pub use restore::Restore;
 pub use root::SNAPSHOTS_MAX;
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
 pub use slots::{Changed, InUse, KeyChange, Keyslots};
 pub use snapshots::{SnapshotChange, SnapshotView};
 pub use sweep::{Scope, Swept};
+pub use tidy::{Tidied, Tidy};
 
 use bucket::Loaded;
+use collect::Round;
 use extent::{Extent, ObjectName};
 use ledger::{ObjectId, Tally};
 use pins::PinBook;
@@ -170,10 +176,12 @@ struct Inner<W: World> {
     pins: PinBook,
     /// Objects that this handle made, or is making, and that no root is known to name.
     fresh: Fresh,
+    /// One pass of [`Volume::tidy`] at a time.
+    tidying: Semaphore,
 }
 
 /// Names that were given out.
-type Fresh = Rc<RefCell<BTreeSet<ObjectId>>>;
+type Fresh = Rc<RefCell<BTreeMap<ObjectId, ObjectName>>>;
 
 /// What the volume is now, as far as this handle knows.
 #[derive(Debug)]
@@ -184,11 +192,16 @@ struct Now {
     tail: Tail,
     /// Finished work on the map, for the next publish to carry.
     edits: Vec<Edit>,
-    /// Objects that were deleted in the store, until the ledger has forgotten them.
-    gone: BTreeSet<ObjectId>,
+    /// Objects that were deleted in the store, and their bytes, until the ledger has forgotten them.
+    gone: BTreeMap<ObjectId, u64>,
+    round: Round,
     hold: Hold,
     /// The store has said so: this handle opened or published the volume. Until then nothing is deleted (rule 14).
     is_proved: bool,
+    /// An epoch that did not end with a detach: uploads of it may lie about.
+    leavings: Option<Epoch>,
+    /// Changes of root and map.
+    installs: u64,
 }
 
 /// Whether this handle may publish.
@@ -286,9 +299,12 @@ impl<W: World> Volume<W> {
             map: loaded.map,
             tail: loaded.tail,
             edits: Vec::new(),
-            gone: BTreeSet::new(),
+            gone: BTreeMap::new(),
+            round: Round::default(),
             hold,
             is_proved: hold == Hold::Held,
+            leavings: None,
+            installs: 0,
         };
         let inner = Inner {
             bucket,
@@ -299,6 +315,7 @@ impl<W: World> Volume<W> {
             collecting: Semaphore::new(1),
             pins: PinBook::default(),
             fresh: Fresh::default(),
+            tidying: Semaphore::new(1),
         };
         Self {
             inner: Rc::new(inner),
@@ -309,6 +326,32 @@ impl<W: World> Volume<W> {
     pub fn root(&self) -> RootView {
         let now = self.inner.state.borrow();
         now.stored.root.view(&now.stored.etag)
+    }
+
+    /// A number that changes with the map: what a look-up found before may be gone by now.
+    pub(crate) fn version(&self) -> u64 {
+        self.inner.state.borrow().installs
+    }
+
+    /// Bytes in the store of what the map names and named. Segments of the tail are counted as live.
+    pub fn totals(&self) -> Totals {
+        let state = self.inner.state.borrow();
+        let tail = &state.stored.root.content.tail;
+        let own = tail
+            .iter()
+            .filter(|it| it.object.volume == state.stored.root.volume);
+        let tail_bytes: u64 = own.map(|it| it.object.bytes).sum();
+        let dead = state.dead();
+        Totals {
+            named_bytes: dead.named_bytes + tail_bytes,
+            live_bytes: dead.live_bytes + tail_bytes,
+            ..dead
+        }
+    }
+
+    /// Whether the next publish would bring finished work on the map.
+    pub(crate) fn has_edits(&self) -> bool {
+        !self.inner.state.borrow().edits.is_empty()
     }
 
     pub(crate) fn stored(&self) -> Stored {
@@ -422,6 +465,17 @@ impl<W: World> Volume<W> {
 }
 
 impl Now {
+    /// What is known to be dead, and not to be gone.
+    fn dead(&self) -> Totals {
+        let totals = self.map.ledger.totals();
+        let gone: u64 = self.gone.values().sum();
+        Totals {
+            dead_objects: totals.dead_objects.saturating_sub(self.gone.len() as u64),
+            dead_bytes: totals.dead_bytes.saturating_sub(gone),
+            ..totals
+        }
+    }
+
     /// Runs and tail as they will be once the finished work is published, and what that counted.
     fn shape(&self) -> (Shape, Vec<&Tally>) {
         let mut shape = Shape {

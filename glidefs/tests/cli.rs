@@ -11,9 +11,10 @@ use std::process::{Command, Output};
 
 use glidefs::api::{self, Api};
 use glidefs::control::{
-    CacheDocument, Control, ControlError, ControlErrorKind, ExportDocument, ExportMeters,
-    ForkDocument, ForkedDocument, IoDocument, LatenciesDocument, MetersDocument, Request,
-    SalvageDocument, SalvageKind, SalvageRange, SalvageRanges, ServerDocument, SnapshotDocument,
+    CacheDocument, CollectedDocument, Control, ControlError, ControlErrorKind, ExportDocument,
+    ExportMeters, ForkDocument, ForkedDocument, GcDocument, IoDocument, LatenciesDocument,
+    MetersDocument, OperationDocument, OperationState, Request, SalvageDocument, SalvageKind,
+    SalvageRange, SalvageRanges, ServerDocument, SnapshotDocument,
 };
 use glidefs::meter::store::StoreUse;
 use serde_json::Value;
@@ -466,6 +467,33 @@ fn snapshot_and_fork_commands_speak_to_the_api() {
 }
 
 #[test]
+fn gc_waits_and_tells_what_it_gave_back() {
+    let dir = folder();
+    let server = Server::start(Vec::new(), None);
+    let run = |arguments: &[&str]| {
+        let mut words = Vec::from(["gc"]);
+        words.extend(arguments);
+        words.extend(["--api", &server.url]);
+        glidefs(dir.path(), &words)
+    };
+    let done = stdout(&run(&["run", "vm-a"]));
+    assert!(done.contains("DELETED") && done.contains("3 MiB"), "{done}");
+    assert!(done.contains("vm-a: a note"), "{done}");
+    let begun = run(&["run", "--no-wait", "--dry-run", "--json"]);
+    let begun: Value = serde_json::from_str(&stdout(&begun)).expect("JSON");
+    assert_eq!(
+        (&begun["state"], &begun["dry_run"]),
+        (&"running".into(), &true.into())
+    );
+    let id = "09".repeat(16);
+    assert!(stdout(&run(&["run", "--no-wait"])).contains(&id));
+    let shown: Value = serde_json::from_str(&stdout(&run(&["show", &id, "--json"]))).expect("JSON");
+    assert_eq!(shown["exports"][0]["deleted_objects"], 3);
+    assert!(stdout(&run(&["list"])).contains(&id));
+    assert_eq!(code(&run(&["show", "08"])), 1);
+}
+
+#[test]
 fn salvage_is_listed_shown_and_written_into_an_image_that_was_not_there() {
     let dir = folder();
     let server = Server::start(Vec::new(), None);
@@ -519,6 +547,8 @@ fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
         published_seq: 1,
         published_at: String::new(),
         last_seq: 2,
+        stored_bytes: 0,
+        dead_bytes: 0,
         damage: None,
         io: IoDocument::default(),
     }
@@ -580,6 +610,42 @@ fn meters_of(export: ExportDocument) -> ExportMeters {
         decayed_reads: 0,
         store: Vec::new(),
         latency: LatenciesDocument::default(),
+    }
+}
+
+/// An operation that runs when it is asked for, and is done when it is looked at.
+fn operation(wanted: Option<&GcDocument>) -> OperationDocument {
+    let running = wanted.is_some();
+    let dry_run = wanted.is_some_and(|it| it.dry_run);
+    let collected = CollectedDocument {
+        export: "vm-a".to_owned(),
+        repacked_bytes: 4096,
+        deleted_objects: 3,
+        deleted_bytes: 3 << 20,
+        held_objects: 1,
+        held_bytes: 1 << 20,
+        swept_objects: 0,
+        swept_bytes: 0,
+        stored_bytes: 5 << 20,
+        live_bytes: 4 << 20,
+        note: Some("a note".to_owned()),
+    };
+    OperationDocument {
+        id: "09".repeat(16),
+        kind: "gc".to_owned(),
+        state: if running {
+            OperationState::Running
+        } else {
+            OperationState::Done
+        },
+        dry_run,
+        done: u64::from(!running),
+        total: 1,
+        at: String::new(),
+        started_at: "2026-11-26T12:00:00.000Z".to_owned(),
+        ended_at: None,
+        error: None,
+        exports: if running { Vec::new() } else { vec![collected] },
     }
 }
 
@@ -662,6 +728,19 @@ fn answer_copies(request: Request) -> bool {
             let byte = u8::try_from(at / 512).expect("small");
             let bytes = vec![byte; usize::try_from(len).expect("small")];
             reply.send(Ok(bytes.into())).is_ok()
+        }
+        other => answer_operations(other),
+    }
+}
+
+fn answer_operations(request: Request) -> bool {
+    let missing = || ControlError::new(ControlErrorKind::NotFound, "no operation of this id");
+    match request {
+        Request::Gc(wanted, reply) => reply.send(Ok(operation(Some(&wanted)))).is_ok(),
+        Request::Operations(reply) => reply.send(Ok(vec![operation(None)])).is_ok(),
+        Request::Operation(id, reply) => {
+            let found = (id == operation(None).id).then(|| operation(None));
+            reply.send(found.ok_or_else(missing)).is_ok()
         }
         other => panic!("{other:?} is answered elsewhere"),
     }

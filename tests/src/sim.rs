@@ -127,6 +127,12 @@ pub enum Plant {
     Rule13Conflict,
     /// A write of our own that lands late is taken for a stranger's.
     Rule13Intent,
+    /// The collector goes by a list of pins from before the root was published.
+    Rule20List,
+    /// A forker reads the parent's root before it pins.
+    Rule20Pin,
+    /// The sweep deletes whatever the root does not name.
+    Rule21,
     /// A snapshot goes with whatever cut is published next, also one from before it was asked for.
     Rule22,
     /// A sync waits ten times as long as it is told to.
@@ -134,13 +140,16 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Rule1,
         Self::Rule2,
         Self::Rule4,
         Self::Rule11,
         Self::Rule13Conflict,
         Self::Rule13Intent,
+        Self::Rule20List,
+        Self::Rule20Pin,
+        Self::Rule21,
         Self::Rule22,
         Self::Late,
     ];
@@ -153,6 +162,9 @@ impl Plant {
             Self::Rule11 => "rule11",
             Self::Rule13Conflict => "rule13-conflict",
             Self::Rule13Intent => "rule13-intent",
+            Self::Rule20List => "rule20-list",
+            Self::Rule20Pin => "rule20-pin",
+            Self::Rule21 => "rule21",
             Self::Rule22 => "rule22",
             Self::Late => "late",
         }

@@ -163,6 +163,21 @@ mod planted {
     }
 
     #[test]
+    fn a_collector_that_lists_pins_too_early_is_found() {
+        found(Plant::Rule20List, Scenario::Snapshots, 60);
+    }
+
+    #[test]
+    fn a_fork_that_is_pinned_too_late_is_found() {
+        found(Plant::Rule20Pin, Scenario::Snapshots, 60);
+    }
+
+    #[test]
+    fn a_sweep_of_what_is_under_way_is_found() {
+        found(Plant::Rule21, Scenario::Snapshots, 20);
+    }
+
+    #[test]
     fn a_snapshot_of_an_older_cut_is_found() {
         found(Plant::Rule22, Scenario::Snapshots, 40);
     }

@@ -74,7 +74,7 @@ const FORBIDDEN: [Rule; 7] = [
 ];
 
 /// Modules of glidefs, and those beside it that each may name. Tests of a module too.
-const MODULES: [(&str, &[&str]); 15] = [
+const MODULES: [(&str, &[&str]); 16] = [
     ("api", &["config", "control", "metrics"]),
     ("cli", &["api", "config", "control", "daemon", "meter"]),
     ("config", &["volume"]),
@@ -88,17 +88,33 @@ const MODULES: [(&str, &[&str]); 15] = [
     ("device", &[]),
     (
         "export",
-        &["control", "device", "meter", "repeats", "sync", "volume"],
+        &[
+            "control",
+            "device",
+            "meter",
+            "operations",
+            "repeats",
+            "sync",
+            "volume",
+        ],
     ),
     ("meter", &[]),
     ("metrics", &["control", "meter"]),
     ("nbd", &["device", "repeats"]),
     ("race", &[]),
+    ("operations", &["control"]),
     ("repeats", &[]),
     (
         "shard",
         &[
-            "control", "device", "export", "race", "repeats", "sync", "volume",
+            "control",
+            "device",
+            "export",
+            "operations",
+            "race",
+            "repeats",
+            "sync",
+            "volume",
         ],
     ),
     ("sync", &["export", "race", "volume"]),

@@ -10,7 +10,10 @@ use tower::ServiceExt;
 use world::sync::Receiver;
 
 use super::*;
-use crate::control::{ControlErrorKind, ExportMeters, SalvageKind, SalvageRange, testing};
+use crate::control::{
+    CollectedDocument, ControlErrorKind, ExportMeters, OperationState, SalvageKind, SalvageRange,
+    testing,
+};
 
 fn export(name: &str) -> ExportDocument {
     ExportDocument {
@@ -26,6 +29,8 @@ fn export(name: &str) -> ExportDocument {
         published_seq: 5,
         published_at: "2026-11-20T00:00:00.000Z".into(),
         last_seq: 7,
+        stored_bytes: 0,
+        dead_bytes: 0,
         damage: None,
         io: IoDocument {
             reads: 3,
@@ -102,6 +107,42 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
             }
             copies => answer_copies(copies),
         };
+    }
+}
+
+/// An operation that runs when it is asked for, and is done when it is looked at.
+fn operation(wanted: Option<&GcDocument>) -> OperationDocument {
+    let running = wanted.is_some();
+    let dry_run = wanted.is_some_and(|it| it.dry_run);
+    let collected = CollectedDocument {
+        export: "vm-a".to_owned(),
+        repacked_bytes: 4096,
+        deleted_objects: 3,
+        deleted_bytes: 3 << 20,
+        held_objects: 1,
+        held_bytes: 1 << 20,
+        swept_objects: 0,
+        swept_bytes: 0,
+        stored_bytes: 5 << 20,
+        live_bytes: 4 << 20,
+        note: Some("a note".to_owned()),
+    };
+    OperationDocument {
+        id: "09".repeat(16),
+        kind: "gc".to_owned(),
+        state: if running {
+            OperationState::Running
+        } else {
+            OperationState::Done
+        },
+        dry_run,
+        done: u64::from(!running),
+        total: 1,
+        at: String::new(),
+        started_at: "2026-11-26T12:00:00.000Z".to_owned(),
+        ended_at: None,
+        error: None,
+        exports: if running { Vec::new() } else { vec![collected] },
     }
 }
 
@@ -184,6 +225,19 @@ fn answer_copies(request: Request) -> bool {
             let byte = u8::try_from(at / 512).expect("small");
             let bytes = vec![byte; usize::try_from(len).expect("small")];
             reply.send(Ok(bytes.into())).is_ok()
+        }
+        other => answer_operations(other),
+    }
+}
+
+fn answer_operations(request: Request) -> bool {
+    let missing = || ControlError::new(ControlErrorKind::NotFound, "no operation of this id");
+    match request {
+        Request::Gc(wanted, reply) => reply.send(Ok(operation(Some(&wanted)))).is_ok(),
+        Request::Operations(reply) => reply.send(Ok(vec![operation(None)])).is_ok(),
+        Request::Operation(id, reply) => {
+            let found = (id == operation(None).id).then(|| operation(None));
+            reply.send(found.ok_or_else(missing)).is_ok()
         }
         other => panic!("{other:?} is answered elsewhere"),
     }
@@ -291,6 +345,29 @@ async fn what_is_only_in_the_store_is_listed_when_asked_for() {
         assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {body}");
         assert_eq!(body["error"]["kind"], "invalid");
     }
+}
+
+#[tokio::test]
+async fn space_is_given_back_by_an_operation() {
+    let api = Fixture::new(None, None);
+    for body in ["", "{}", "{\"export\": \"vm-a\", \"dry_run\": true}"] {
+        let (status, begun) = api.json("POST", "/api/gc", body).await;
+        assert_eq!(
+            (status, &begun["state"]),
+            (StatusCode::OK, &json!("running")),
+            "{body}"
+        );
+        assert_eq!(begun["dry_run"], body.contains("dry_run"));
+        let path = format!("/api/operations/{}", begun["id"].as_str().expect("text"));
+        let (status, done) = api.json("GET", &path, "").await;
+        assert_eq!((status, &done["done"]), (StatusCode::OK, &json!(1)));
+    }
+    let (_, all) = api.json("GET", "/api/operations", "").await;
+    assert_eq!(all[0]["kind"], "gc");
+    let (status, _) = api.json("GET", "/api/operations/x", "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (status, _) = api.json("POST", "/api/gc", "{\"name\": 1}").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

@@ -246,6 +246,11 @@ pub(super) fn salvage_path(id: &str, verb: &str) -> String {
     format!("/api/salvage/{}{verb}", escaped(id))
 }
 
+/// The path of an operation.
+pub(super) fn operation_path(id: &str) -> String {
+    format!("/api/operations/{}", escaped(id))
+}
+
 /// The path of a page of all exports: the first, or the one behind a name.
 pub(super) fn stored_path(after: Option<&str>) -> String {
     let after = after.map(|name| format!("&after={}", escaped(name)));
@@ -274,7 +279,7 @@ pub(super) fn block_on<T>(asking: impl Future<Output = Result<T, Failure>>) -> R
 }
 
 /// None if it took longer.
-async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     #[expect(
         clippy::disallowed_methods,
         reason = "edge: a command line waits in real time"

@@ -38,6 +38,8 @@ pub(crate) fn export(name: &str) -> ExportMeters {
             published_seq: 7,
             published_at: "2026-11-20T00:00:00.000Z".into(),
             last_seq: 8,
+            stored_bytes: 0,
+            dead_bytes: 0,
             damage: None,
             io: IoDocument {
                 reads: 4,

@@ -216,6 +216,8 @@ mod tests {
             published_seq: 0,
             published_at: String::new(),
             last_seq: 0,
+            stored_bytes: 0,
+            dead_bytes: 0,
             damage: None,
             io: IoDocument::default(),
         }

@@ -10,6 +10,8 @@ use world::{Instant, Peer};
 pub(crate) struct Clients {
     connections: RefCell<BTreeMap<Peer, u32>>,
     none_since: Cell<Option<Instant>>,
+    /// Work of the server's own that the export must stay open for.
+    holds: Cell<u32>,
 }
 
 /// Whether one export may be written by several clients at a time (a cluster filesystem).
@@ -24,6 +26,7 @@ impl Clients {
         Self {
             connections: RefCell::default(),
             none_since: Cell::new(Some(now)),
+            holds: Cell::new(0),
         }
     }
 
@@ -31,9 +34,22 @@ impl Clients {
         self.connections.borrow().values().sum()
     }
 
-    /// Since when nobody is connected; none while somebody is.
+    /// Since when nobody needs the export to be open; none while somebody does.
     pub(crate) fn none_since(&self) -> Option<Instant> {
-        self.none_since.get()
+        self.none_since.get().filter(|_| self.holds.get() == 0)
+    }
+
+    /// Keeps the export open, without a client.
+    pub(crate) fn hold(&self) {
+        self.holds.set(self.holds.get() + 1);
+    }
+
+    /// The grace time begins now, unless somebody is connected.
+    pub(crate) fn release(&self, now: Instant) {
+        self.holds.set(self.holds.get() - 1);
+        if self.none_since.get().is_some() {
+            self.none_since.set(Some(now));
+        }
     }
 
     /// Somebody other than `peer` who is connected already.

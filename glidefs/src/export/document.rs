@@ -17,6 +17,11 @@ pub(crate) fn of_export<W: World>(export: &Export<W>) -> ExportDocument {
     document.size_bytes = export.size_bytes();
     document.clients = export.clients.count();
     document.io = export.meter().io.get();
+    if let Some(volume) = export.frames().volume() {
+        let totals = volume.totals();
+        document.stored_bytes = totals.named_bytes + totals.dead_bytes;
+        document.dead_bytes = totals.dead_bytes;
+    }
     document
 }
 
@@ -45,6 +50,8 @@ pub(crate) fn of_parts(
         published_seq: published.unwrap_or_default().0,
         published_at: root.map_or_else(String::new, |r| r.cut_time.to_string()),
         last_seq: last.unwrap_or_default().0,
+        stored_bytes: 0,
+        dead_bytes: 0,
         damage: local.and_then(damage_of),
         io: IoDocument::default(),
     }

@@ -18,6 +18,8 @@ use crate::volume::{FrameRef, Source, Volume, VolumeError};
 
 /// Fetches of one export in flight; more wait their turn.
 const FETCHES_MAX: usize = 32;
+/// Look-ups of one read: each one but the last met a map that changed under it.
+const LOOKS_MAX: u32 = 8;
 /// Fills of one export on their way to the SSD; a frame beyond that is not kept.
 const FILLS_MAX: usize = 16;
 
@@ -102,6 +104,9 @@ impl<W: World> Frames<W> {
 
     /// Fills the parts of `out` (which holds `whole`) that belong to `wanted` (in order, within
     /// `whole`) as the published map has them. All fetches are begun before one is waited for.
+    ///
+    /// What a look-up found may be collected before it is fetched, if the map was changed in between: then
+    /// it is looked up again.
     pub(crate) async fn read(
         self: &Rc<Self>,
         wanted: &[PageRange],
@@ -110,6 +115,27 @@ impl<W: World> Frames<W> {
     ) -> Result<(), ReadError> {
         assert_eq!(out.len(), index(whole.bytes()), "buffer of {whole}");
         let volume = self.volume().ok_or(ReadError::NotYet)?;
+        let mut looks = 1;
+        loop {
+            let version = volume.version();
+            let error = match self.read_once(&volume, wanted, whole, out).await {
+                Err(ReadError::Volume(error)) if error.is_missing() => error,
+                outcome => return outcome,
+            };
+            if volume.version() == version || looks == LOOKS_MAX {
+                return Err(error.into());
+            }
+            looks += 1;
+        }
+    }
+
+    async fn read_once(
+        self: &Rc<Self>,
+        volume: &Volume<W>,
+        wanted: &[PageRange],
+        whole: PageRange,
+        out: &mut [u8],
+    ) -> Result<(), ReadError> {
         let mut waiting = Vec::new();
         for pages in wanted {
             let mut covered = pages.start;
@@ -121,7 +147,7 @@ impl<W: World> Frames<W> {
                     Source::Zero => part.fill(0),
                     Source::Frame { frame, skip } => {
                         if !self.kept(&frame, skip, run, part).await {
-                            let fetch = self.join(&volume, &frame);
+                            let fetch = self.join(volume, &frame);
                             waiting.push((run, skip, frame, fetch));
                         }
                     }

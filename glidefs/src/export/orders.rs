@@ -20,6 +20,8 @@ pub(crate) struct Orders {
     /// Change the list of snapshots, at a cut that is not before the one named: whatever was answered when
     /// it was asked for is in it.
     snapshots: RefCell<Vec<(Seq, SnapshotChange)>>,
+    /// Publish what was done to the map, also if nothing was written.
+    carry: Cell<bool>,
     /// Detach as soon as nobody is connected and nothing is dirty, not after the grace time.
     leave: Cell<bool>,
     /// Somebody waits to open the volume again: give a detach up that does not get through.
@@ -104,6 +106,20 @@ impl Orders {
     pub(crate) fn snapshots_done(&self, done: &[SnapshotChange]) {
         let mut waiting = self.snapshots.borrow_mut();
         waiting.retain(|(_, change)| !done.contains(change));
+    }
+
+    pub(crate) fn carry(&self) {
+        self.carry.set(true);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_carrying(&self) -> bool {
+        self.carry.get()
+    }
+
+    /// Something was published.
+    pub(crate) fn carried(&self) {
+        self.carry.set(false);
     }
 
     pub(crate) fn leave(&self) {

@@ -10,6 +10,7 @@ use world::sync::Semaphore;
 use super::clients::Sharing;
 use super::meter::Meters;
 use super::shelf::Shelf;
+use crate::operations::Operations;
 use crate::repeats::Repeats;
 use crate::sync::SyncConfig;
 use crate::sync::uploads::Uploads;
@@ -23,6 +24,7 @@ pub struct Site<W: World> {
     pub(crate) shelf: Shelf<W>,
     pub(crate) meters: Meters,
     pub(crate) repeats: Repeats,
+    pub(crate) operations: Operations,
     /// What our roots name as owner (rule 18).
     pub(crate) owner: Owner,
     pub(crate) config: ExportConfig,

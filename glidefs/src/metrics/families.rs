@@ -93,6 +93,21 @@ pub(super) const EXPORT_COUNTERS: &[Row<ExportMeters, f64>] = &[
         |e| float(e.export.io.uploaded_bytes),
     ),
     (
+        "glidefs_export_repacked_bytes",
+        "Bytes of segments written anew because most of what lay beside them was dead",
+        |e| float(e.export.io.repacked_bytes),
+    ),
+    (
+        "glidefs_export_collected_objects",
+        "Objects deleted in the store because nothing needs them any more",
+        |e| float(e.export.io.collected_objects),
+    ),
+    (
+        "glidefs_export_collected_bytes",
+        "Bytes of deleted objects",
+        |e| float(e.export.io.collected_bytes),
+    ),
+    (
         "glidefs_export_throttled_writes",
         "Writes delayed because of the dirty bound or a full cache",
         |e| float(e.throttled_writes),
@@ -132,6 +147,16 @@ pub(super) const EXPORT_GAUGES: &[Row<ExportMeters, f64>] = &[
         "glidefs_export_dirty_age_seconds",
         "Age of the oldest write that the store does not hold yet",
         |e| seconds(e.export.dirty_age_ms),
+    ),
+    (
+        "glidefs_export_stored_bytes",
+        "Bytes of the export's own objects in the store, as far as this node knows",
+        |e| float(e.export.stored_bytes),
+    ),
+    (
+        "glidefs_export_dead_bytes",
+        "The part of them that nothing names and that is not deleted yet, also because a snapshot or a fork needs it",
+        |e| float(e.export.dead_bytes),
     ),
     (
         "glidefs_export_sync_lag_seconds",

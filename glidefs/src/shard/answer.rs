@@ -9,8 +9,8 @@ use world::sync::Semaphore;
 use blockcache::{Epoch, Id, LocalVolume, Seq};
 
 use crate::control::{
-    ControlError, ControlErrorKind, DeleteQuery, ExportDocument, PromoteDocument, PutDocument,
-    Reply, Request, ServerDocument,
+    ControlError, ControlErrorKind, DeleteQuery, ExportDocument, OperationDocument,
+    PromoteDocument, PutDocument, Reply, Request, ServerDocument,
 };
 use crate::device::ConnectError;
 use crate::export::decide::Seen;
@@ -22,7 +22,7 @@ use crate::export::{Export, Role};
 use crate::shard::loss::{accept_loss, is_loss, not_accepted};
 use crate::shard::meters::meters;
 use crate::shard::stored::list_stored;
-use crate::shard::{forks, restore, salvage, snapshots};
+use crate::shard::{forks, gc, restore, salvage, snapshots};
 use crate::volume::VolumeError;
 
 /// Requests being answered at a time; more wait in the queue.
@@ -61,7 +61,7 @@ impl<W: World> Answers<W> {
     }
 }
 
-async fn perform<W: World>(registry: &Registry<W>, request: Request) {
+async fn perform<W: World>(registry: &Rc<Registry<W>>, request: Request) {
     match request {
         Request::List(reply) => send(reply, Ok(list(registry))),
         Request::ListStored(after, reply) => {
@@ -104,10 +104,25 @@ async fn perform<W: World>(registry: &Registry<W>, request: Request) {
         Request::SalvageData(id, at, len, reply) => {
             send(reply, salvage::data(registry, &id, at, len).await);
         }
+        Request::Gc(wanted, reply) => send(reply, gc::run(registry, &wanted)),
+        Request::Operations(reply) => send(reply, Ok(registry.site().operations.all())),
+        Request::Operation(id, reply) => send(reply, operation(registry, &id)),
         Request::DrainAll(reply) => send(reply, Ok(drain_all(registry).await)),
         Request::Server(reply) => send(reply, Ok(server(registry))),
         Request::Meters(reply) => send(reply, Ok(meters(registry))),
     }
+}
+
+fn operation<W: World>(registry: &Registry<W>, id: &str) -> Answer<OperationDocument> {
+    let found = registry.site().operations.get(id);
+    found.ok_or_else(|| {
+        let id: String = id.chars().take(64).collect();
+        let text = format!(
+            "operation `{}` is not known: it ended long ago, or before the last restart",
+            id.escape_debug()
+        );
+        ControlError::new(ControlErrorKind::NotFound, text)
+    })
 }
 
 fn send<T>(reply: Reply<T>, answer: Answer<T>) {

@@ -82,7 +82,7 @@ impl<W: World> Syncer<W> {
         let cut = cut.await?;
         let seq = match &cut {
             Some(cut) => cut.seq,
-            None if size_bytes.is_none() && !leaving && !self.export.orders.has_snapshots() => {
+            None if size_bytes.is_none() && !leaving && !self.is_asked_to_publish() => {
                 return Ok(None);
             }
             None => {
@@ -122,6 +122,12 @@ impl<W: World> Syncer<W> {
             },
             is_sent: Cell::new(false),
         }))
+    }
+
+    /// Also if nothing was written.
+    fn is_asked_to_publish(&self) -> bool {
+        let orders = &self.export.orders;
+        orders.has_snapshots() || orders.is_carrying()
     }
 
     /// Snapshots that were asked for up to this write go with the cut.
@@ -318,6 +324,7 @@ impl<W: World> Syncer<W> {
             self.export.orders.grown(size_bytes);
         }
         self.export.orders.snapshots_done(&attempt.snapshots);
+        self.export.orders.carried();
         self.export.count(|io| io.syncs += 1);
         Ok(())
     }

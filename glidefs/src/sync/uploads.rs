@@ -19,8 +19,9 @@ const QUEUE_MAX: f64 = 4.0;
 /// How often in one round trip the number may grow by one: a drain of a second should not wait for it.
 const GROWTH: usize = 4;
 
-/// Answers, after which the fastest one before them is forgotten: a store may have moved away.
-const MEMORY: u32 = 64;
+/// Answers, after which the fastest one is forgotten, for a store may have moved away: the number goes back to the
+/// least, and the fastest is looked for among so few. Looked for among many it would be one that waited itself.
+const MEMORY: u32 = 1024;
 
 /// The turns of a shard's uploads; whoever waits is served in order.
 #[derive(Debug)]
@@ -79,9 +80,8 @@ struct Window {
     limit: usize,
     min: usize,
     max: usize,
-    /// The fastest answer among the last [`MEMORY`] or fewer, and among as many before them.
+    /// The fastest answer since it was forgotten last, so many answers ago.
     fastest: Duration,
-    fastest_before: Duration,
     answers: u32,
     /// Answers until the limit may change again: those to what was asked under the limit before say
     /// nothing about this one.
@@ -96,7 +96,6 @@ impl Window {
             min,
             max: max.max(min),
             fastest: Duration::MAX,
-            fastest_before: Duration::MAX,
             answers: 0,
             pause: min,
         }
@@ -104,18 +103,23 @@ impl Window {
 
     /// `is_full`: all turns were taken; otherwise more of them would change nothing.
     fn answered(&mut self, took: Duration, is_full: bool) -> Change {
-        self.fastest = self.fastest.min(took);
-        let fastest = self.fastest.min(self.fastest_before);
         self.answers += 1;
-        if self.answers == MEMORY {
+        if self.answers >= MEMORY {
+            if self.limit > self.min {
+                self.limit -= 1;
+                return Change::Less;
+            }
             self.answers = 0;
-            self.fastest_before = std::mem::replace(&mut self.fastest, Duration::MAX);
+            self.fastest = Duration::MAX;
+            // Those that were asked beside many more.
+            self.pause = 2 * self.max;
         }
         self.pause = self.pause.saturating_sub(1);
         if self.pause > 0 {
             return Change::None;
         }
-        let queued = queued(self.limit, fastest, took);
+        self.fastest = self.fastest.min(took);
+        let queued = queued(self.limit, self.fastest, took);
         if queued > QUEUE_MAX && self.limit > self.min {
             self.limit -= 1;
             self.pause = self.limit;
@@ -146,7 +150,7 @@ mod tests {
     /// A store whose answers take `far`, and that takes one upload after another, each for `work`.
     fn settled(far: Duration, work: Duration) -> usize {
         let mut window = Window::new(4, 16);
-        for _ in 0..1000 {
+        for _ in 0..10 * MEMORY + 500 {
             let queue = u32::try_from(window.limit).expect("a few");
             window.answered((far + work).max(work * queue), true);
         }
@@ -167,7 +171,7 @@ mod tests {
     fn a_store_that_moves_away_is_followed_and_one_that_comes_back_too() {
         let mut window = Window::new(4, 16);
         let mut run = |far: Duration| {
-            for _ in 0..500 {
+            for _ in 0..3 * MEMORY {
                 let queue = u32::try_from(window.limit).expect("a few");
                 window.answered((far + 4 * MS).max(4 * MS * queue), true);
             }
@@ -202,18 +206,17 @@ mod tests {
             permit: uploads.turns.try_acquire().expect("free"),
             of: &uploads,
         };
-        turn().answered(MS);
-        let two = [turn(), turn()];
-        assert!(uploads.turns.try_acquire().is_err());
-        let [slow, failed] = two;
+        let is_full = || uploads.turns.try_acquire().is_err();
+        let first = turn();
+        assert!(is_full());
+        first.answered(MS);
+        let [slow, failed] = [turn(), turn()];
+        assert!(is_full());
+        // One that failed gives its turn back, and says nothing.
         drop(failed);
-        let kept = turn();
-        slow.answered(100 * MS);
-        kept.answered(100 * MS);
-        let _one = turn();
-        assert!(
-            uploads.turns.try_acquire().is_err(),
-            "its queue was too long"
-        );
+        let _kept = turn();
+        assert!(is_full());
+        slow.answered(MS);
+        assert!(!is_full());
     }
 }

@@ -37,81 +37,117 @@ pub(crate) async fn keep<W: World>(
     ledger: &Ledger,
     change: Change<'_>,
 ) -> Result<Kept, VolumeError> {
-    let Change { mut news, .. } = change;
-    let mut recent = ledger.recent.clone();
-    let counts = std::mem::take(&mut news.counts);
-    let fresh: BTreeSet<ObjectId> = {
-        let live = recent.live.iter().chain(&news.table.live);
-        live.map(|entry| entry.id).collect()
+    let Change {
+        news,
+        last,
+        cut,
+        gone,
+    } = change;
+    let mut books = Books {
+        recent: ledger.recent.clone(),
+        chunks: Vec::with_capacity(ledger.chunks.len()),
+        replaced: Vec::new(),
+        forgotten: dead_ids(&ledger.recent, gone),
+        last,
+        cut,
+        gone,
     };
-    let (here, mut elsewhere): (Vec<_>, Vec<_>) =
-        counts.into_iter().partition(|(id, _)| fresh.contains(id));
+    let elsewhere = books.take_in(maker, news);
     if ledger.chunks.is_empty() {
         report(maker, elsewhere.len());
-        elsewhere.clear();
     }
-    let before = dead_ids(&recent, change.gone);
-    let wrong = recent.apply(news.table, &here, change.last, change.gone);
-    report(maker, wrong);
-    let mut forgotten = before;
-    let flushes = recent.len() > RECENT_MAX;
-    let mut chunks = Vec::with_capacity(ledger.chunks.len());
-    let mut replaced = Vec::new();
-    let old: Vec<Option<Chunk>> = match ledger.chunks.as_slice() {
-        [] if flushes => vec![None],
-        chunks => chunks.iter().copied().map(Some).collect(),
-    };
-    for (at, chunk) in old.into_iter().enumerate() {
-        let first = chunk.map_or([0; 16], |chunk| chunk.first);
+    let flushes = books.recent.len() > RECENT_MAX;
+    if ledger.chunks.is_empty() && flushes {
+        books.begin_chunks(maker).await?;
+    }
+    for (at, chunk) in ledger.chunks.iter().enumerate() {
         let next = ledger.next(at);
-        let counts = within(&elsewhere, &first, next);
-        let news = if flushes {
-            recent.take_range(&first, next)
-        } else {
-            Table::default()
+        let counts = within(&elsewhere, &chunk.first, next);
+        let news = match flushes {
+            true => books.recent.take_range(&chunk.first, next),
+            false => Table::default(),
         };
-        match chunk {
-            Some(chunk) if counts.is_empty() && news.len() == 0 => {
-                chunks.push(chunk);
-                continue;
-            }
-            _ => {}
+        if counts.is_empty() && news.len() == 0 {
+            books.chunks.push(*chunk);
+            continue;
         }
-        let mut table = match &chunk {
-            Some(chunk) => load(reader, chunk, next).await?,
-            None => Table::default(),
-        };
-        forgotten.extend(dead_ids(&table, change.gone));
-        let wrong = table.apply(news, counts, change.last, change.gone);
+        let mut table = load(reader, chunk, next).await?;
+        books.forgotten.extend(dead_ids(&table, gone));
+        report(maker, table.apply(news, counts, last, gone));
+        let old = Dead::of(Kind::Ledger, &chunk.object, chunk.birth, last);
+        books.replaced.push(old);
+        books.put(maker, chunk.first, table).await?;
+    }
+    Ok(books.kept(ledger.has_gaps))
+}
+
+/// The next version in the making.
+#[derive(Debug)]
+struct Books<'a> {
+    recent: Table,
+    chunks: Vec<Chunk>,
+    /// Chunks that are not part of it any more.
+    replaced: Vec<Dead>,
+    forgotten: Vec<ObjectId>,
+    last: u64,
+    cut: u64,
+    gone: &'a BTreeSet<ObjectId>,
+}
+
+impl Books<'_> {
+    /// Returns the counts of what lies in chunks.
+    fn take_in<W: World>(&mut self, maker: &Maker<W>, news: News) -> Vec<(ObjectId, i64)> {
+        let live = self.recent.live.iter().chain(&news.table.live);
+        let fresh: BTreeSet<ObjectId> = live.map(|entry| entry.id).collect();
+        let counts = news.counts.into_iter();
+        let (here, elsewhere): (Vec<_>, Vec<_>) = counts.partition(|(id, _)| fresh.contains(id));
+        let wrong = self.recent.apply(news.table, &here, self.last, self.gone);
         report(maker, wrong);
-        if let Some(chunk) = chunk {
-            let old = Dead::of(Kind::Ledger, &chunk.object, chunk.birth, change.last);
-            replaced.push(old);
-        }
+        elsewhere
+    }
+
+    async fn begin_chunks<W: World>(&mut self, maker: &Maker<W>) -> Result<(), VolumeError> {
+        let table = std::mem::take(&mut self.recent);
+        self.put(maker, [0; 16], table).await
+    }
+
+    /// Uploads a chunk, or several, if it is too large.
+    async fn put<W: World>(
+        &mut self,
+        maker: &Maker<W>,
+        first: ObjectId,
+        table: Table,
+    ) -> Result<(), VolumeError> {
         for (low, table) in table.split(CHUNK_ENTRIES_MAX) {
-            let first = if low == [0; 16] { first } else { low };
             let totals = table.totals();
             let object = maker.put_index(Kind::Ledger, table.encode()).await?;
-            let birth = change.cut;
-            chunks.push(Chunk {
-                first,
+            self.chunks.push(Chunk {
+                first: first.max(low),
                 object,
-                birth,
+                birth: self.cut,
                 totals,
             });
         }
+        Ok(())
     }
-    let news = Table {
-        live: Vec::new(),
-        dead: replaced,
-    };
-    recent.apply(news, &[], change.last, &BTreeSet::new());
-    let ledger = Ledger {
-        chunks,
-        recent,
-        has_gaps: ledger.has_gaps,
-    };
-    Ok(Kept { ledger, forgotten })
+
+    fn kept(mut self, has_gaps: bool) -> Kept {
+        let replaced = Table {
+            live: Vec::new(),
+            dead: self.replaced,
+        };
+        self.recent
+            .apply(replaced, &[], self.last, &BTreeSet::new());
+        let ledger = Ledger {
+            chunks: self.chunks,
+            recent: self.recent,
+            has_gaps,
+        };
+        Kept {
+            ledger,
+            forgotten: self.forgotten,
+        }
+    }
 }
 
 /// All that a ledger lists. Tens of bytes for each object of the volume.
@@ -189,7 +225,7 @@ fn report<W: World>(maker: &Maker<W>, wrong: usize) {
         tracing::error!(
             export = maker.name,
             objects = wrong,
-            "the ledger counts what it does not have; these objects will never be collected: please report this"
+            "the ledger counts what it does not have; these objects will never be collected; check the export with `glidefs gc run --dry-run` and report this"
         );
     }
 }

@@ -12,12 +12,13 @@
 use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt};
-use world::World;
+use world::{Instant, World};
 
 use super::books::load;
-use super::ledger::{Dead, Ledger};
+use super::ledger::{Dead, Ledger, Totals};
 use super::name::object_key;
 use super::root::Root;
+use super::tidy::Tidy;
 use super::{Hold, Now, Volume, VolumeError, retry};
 
 /// Deletes in flight.
@@ -35,6 +36,15 @@ pub struct Collected {
     pub blocked_by: Option<String>,
 }
 
+/// What is known of earlier rounds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Round {
+    /// What was dead and not gone when the last one ended: held, most likely.
+    pub(crate) left: Totals,
+    /// When a pin held one up, if it was the last.
+    pub(crate) blocked_at: Option<Instant>,
+}
+
 /// Whether anything is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletes {
@@ -45,19 +55,19 @@ pub enum Deletes {
 
 impl<W: World> Volume<W> {
     /// One round. May be called at any time; may stop anywhere.
-    pub async fn collect(&self, deletes: Deletes) -> Result<Collected, VolumeError> {
+    pub async fn collect(&self, tidy: &Tidy, deletes: Deletes) -> Result<Collected, VolumeError> {
         let turn = self.inner.collecting.acquire().await;
         let _turn = turn.expect("nobody closes the semaphore");
         let Some((root, ledger)) = self.proved() else {
             return Ok(Collected::default());
         };
-        if ledger.totals().dead_objects == 0 {
+        if self.inner.state.borrow().dead().dead_objects == 0 {
             return Ok(Collected::default());
         }
         let bucket = &self.inner.bucket;
         let (name, volume) = (&self.inner.name, blockcache::Id(root.volume));
-        let only_looks = deletes == Deletes::Not;
-        let held = bucket.held(name, volume, &self.inner.pins, only_looks);
+        let cleans = (deletes == Deletes::Really).then_some(tidy.childless_wait);
+        let held = bucket.held(name, volume, &self.inner.pins, cleans);
         let held = Box::pin(held).await?;
         #[cfg(feature = "planted")]
         let held = if bucket.is_planted(super::Planted::ListBeforePublish) {
@@ -74,7 +84,12 @@ impl<W: World> Volume<W> {
         };
         self.collect_from(&ledger.recent.dead, &cuts, deletes, &mut collected)
             .await?;
-        let reader = self.reader(&self.inner.state.borrow());
+        let reader = {
+            let mut state = self.inner.state.borrow_mut();
+            let now = self.inner.bucket.world().now();
+            state.round.blocked_at = collected.blocked_by.is_some().then_some(now);
+            self.reader(&state)
+        };
         for (at, chunk) in ledger.chunks.iter().enumerate() {
             if chunk.totals.dead_objects > 0 {
                 let table = load(&reader, chunk, ledger.next(at)).await?;
@@ -82,6 +97,9 @@ impl<W: World> Volume<W> {
                     .await?;
             }
         }
+        // What stays is no reason for another round.
+        let mut state = self.inner.state.borrow_mut();
+        state.round.left = state.dead();
         Ok(collected)
     }
 
@@ -104,7 +122,9 @@ impl<W: World> Volume<W> {
     ) -> Result<(), VolumeError> {
         let left: Vec<Dead> = {
             let state = self.inner.state.borrow();
-            let left = dead.iter().filter(|dead| !state.gone.contains(&dead.id));
+            let left = dead
+                .iter()
+                .filter(|dead| !state.gone.contains_key(&dead.id));
             left.copied().collect()
         };
         let (held, doomed): (Vec<Dead>, Vec<Dead>) =
@@ -125,7 +145,8 @@ impl<W: World> Volume<W> {
             let id = blockcache::Id(dead.id);
             let key = object_key(name.as_str(), dead.kind.folder(), epoch, id);
             retry::delete(bucket.world(), bucket.store(), &key).await?;
-            self.inner.state.borrow_mut().gone.insert(dead.id);
+            let mut state = self.inner.state.borrow_mut();
+            state.gone.insert(dead.id, dead.bytes);
             Ok::<_, VolumeError>(())
         });
         futures_util::stream::iter(deleted)

@@ -2,7 +2,7 @@
 //! written here; nothing refers to them before the publish that carries the resulting [`Edit`]. One
 //! that is never carried leaves garbage, no more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use blockcache::Id;
@@ -11,12 +11,12 @@ use world::World;
 
 use super::extent::{Extent, ObjectName};
 use super::leaf::{LEAF_ENTRIES_MAX, LeafRow};
-use super::ledger::Counts;
+use super::ledger::{Counts, ObjectId};
 use super::merge::{Carry, Head, Step, decide};
 use super::nodes::open_leaf;
 use super::reader::Reader;
 use super::root::TailSegment;
-use super::runs::{Edit, LEVEL_RUNS_MAX, MergePlan, RUNS_MAX, Run, plan_merge};
+use super::runs::{Edit, LEVEL_RUNS_MAX, MergePlan, RUNS_MAX, Run, plan_merge, plan_merge_all};
 use super::sealed::Kind;
 use super::writer::{Maker, RunWriter, Written, Zeros};
 use super::{Hold, Now, Volume, VolumeError};
@@ -24,18 +24,12 @@ use super::{Hold, Now, Volume, VolumeError};
 /// A smaller leaf is carried over only where it is alone in its slot: else leaves would crumble.
 const CARRY_ENTRIES_MIN: usize = LEAF_ENTRIES_MAX / 4;
 
-/// From where [`Volume::compact_map`] works, well before a publish must.
-const PATIENCE: Patience = Patience {
-    tail_segments: 32,
-    tail_extents: 48 << 10,
-    level_runs: LEVEL_RUNS_MAX,
-};
 /// Finished pieces of work on the map that wait for a publish. At the bound no more is begun.
 const EDITS_MAX: usize = 8;
 
 /// Stored bytes of leaves that a merge reads at a time, shared by its inputs: a leaf in a request of its own
 /// cost as many requests as there are leaves, and a round trip for each.
-const READ_AHEAD_BYTES: u32 = 4 << 20;
+pub(crate) const READ_AHEAD_BYTES: u32 = 4 << 20;
 
 /// What is left as it is.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +39,21 @@ pub(crate) struct Patience {
     pub(crate) tail_extents: usize,
     /// Runs of one level, beyond which they are merged.
     pub(crate) level_runs: usize,
+    /// Entries above the oldest run, beyond which all runs are merged: what they hide is not counted before. Or this
+    /// share of what the oldest run has, if that is more.
+    pub(crate) upper_entries: u64,
+    pub(crate) upper_share: u64,
+}
+
+impl Patience {
+    /// Well before a publish must.
+    pub(crate) const USUAL: Self = Self {
+        tail_segments: 32,
+        tail_extents: 48 << 10,
+        level_runs: LEVEL_RUNS_MAX,
+        upper_entries: 4 << 10,
+        upper_share: 16,
+    };
 }
 
 impl<W: World> Volume<W> {
@@ -52,7 +61,7 @@ impl<W: World> Volume<W> {
     /// many. To be called after each publish, in a task of its own: publishes go on beside it, and
     /// a later one carries the result. Does nothing if there is nothing to do, or one call runs.
     pub async fn compact_map(&self) -> Result<(), VolumeError> {
-        self.compact_beyond(PATIENCE).await
+        self.compact_beyond(Patience::USUAL).await
     }
 
     pub(crate) async fn compact_beyond(&self, patience: Patience) -> Result<(), VolumeError> {
@@ -66,7 +75,8 @@ impl<W: World> Volume<W> {
                 zeros,
             } = work;
             let maker = self.maker(&self.inner.state.borrow());
-            let Written { run, tally } = fold(maker, extents, zeros, &segments).await?;
+            let folded = Box::pin(fold(maker, extents, zeros, &segments)).await?;
+            let Written { run, tally } = folded;
             let segments = segments.iter().map(|it| Id(it.id())).collect();
             self.finished(Edit::Fold {
                 segments,
@@ -77,11 +87,14 @@ impl<W: World> Volume<W> {
         let plan = {
             let state = self.inner.state.borrow();
             let room = state.edits.len() < EDITS_MAX && state.hold == Hold::Held;
-            room.then(|| plan_merge(&state.shape().0.runs, patience.level_runs))
-                .flatten()
+            let runs = room.then(|| state.shape().0.runs);
+            runs.and_then(|runs| {
+                let all = plan_merge_all(&runs, patience.upper_entries, patience.upper_share);
+                all.or_else(|| plan_merge(&runs, patience.level_runs))
+            })
         };
         match plan {
-            Some(plan) => self.merge(plan).await,
+            Some(plan) => Box::pin(self.merge(plan)).await,
             None => Ok(()),
         }
     }
@@ -110,7 +123,8 @@ impl<W: World> Volume<W> {
             let state = self.inner.state.borrow();
             (self.reader(&state), self.maker(&state))
         };
-        let Written { run, tally } = merge(&reader, maker, &plan).await?;
+        let input = MergeInput::default();
+        let Written { run, tally } = merge(&reader, maker, &plan, input).await?;
         let inputs = plan.inputs.iter().map(|run| run.id).collect();
         self.finished(Edit::Merge {
             inputs,
@@ -120,7 +134,7 @@ impl<W: World> Volume<W> {
         Ok(())
     }
 
-    fn finished(&self, edit: Edit) {
+    pub(crate) fn finished(&self, edit: Edit) {
         let mut state = self.inner.state.borrow_mut();
         // A publish may have folded the same segments meanwhile: then this is garbage.
         if state.shape().0.apply(&edit) {
@@ -174,11 +188,21 @@ pub(crate) async fn fold<W: World>(
     Ok(written)
 }
 
+/// What a merge takes in beside the runs.
+#[derive(Debug, Default)]
+pub(crate) struct MergeInput {
+    /// Newer than all runs, in order of address.
+    pub(crate) moved: Vec<Extent>,
+    /// Parts of which no leaf is carried over.
+    pub(crate) stale_parts: BTreeSet<ObjectId>,
+}
+
 /// Writes the union of runs as one. Holds a directory and a leaf per input, and [`READ_AHEAD_BYTES`].
 pub(crate) async fn merge<W: World>(
     reader: &Reader<W>,
     maker: Maker<W>,
     plan: &MergePlan,
+    input: MergeInput,
 ) -> Result<Written, VolumeError> {
     let zeros = if plan.bottom {
         Zeros::Drop
@@ -192,11 +216,20 @@ pub(crate) async fn merge<W: World>(
     let inputs = plan.inputs.iter();
     let cursor = |run| Cursor::new(reader, Rc::as_ref(run), ahead);
     let mut cursors: Vec<Cursor<'_, W>> = inputs.map(cursor).collect();
+    let mut moved = VecDeque::from(input.moved);
     loop {
-        let mut heads = Vec::with_capacity(cursors.len());
+        let mut heads = Vec::with_capacity(cursors.len() + 1);
         for cursor in &mut cursors {
-            heads.push(cursor.head(&writer, zeros).await?);
+            let carries = |row: &LeafRow| {
+                let entries = usize::try_from(row.entries).unwrap_or(usize::MAX);
+                let whole =
+                    entries >= CARRY_ENTRIES_MIN || writer.between_leaves(row.pages.start.0);
+                whole && !input.stale_parts.contains(&row.object.id.0)
+            };
+            heads.push(cursor.head(carries, zeros).await?);
         }
+        // First, so that it is the newest; and as the last of the inputs it has no number of a run.
+        heads.insert(0, moved.front().map_or(Head::Done, |it| Head::Extent(*it)));
         match decide(&heads) {
             Step::Finished => {
                 cursors.iter().for_each(|cursor| left.extend(&cursor.left));
@@ -204,20 +237,31 @@ pub(crate) async fn merge<W: World>(
                 written.tally.counts.extend(&left);
                 return Ok(written);
             }
-            Step::Carry(input) => writer.carry(cursors[input].take_row()).await?,
-            Step::Load(input) => cursors[input].load().await?,
+            Step::Carry(input) => writer.carry(cursors[input - 1].take_row()).await?,
+            Step::Load(input) => cursors[input - 1].load().await?,
             Step::Emit(extent) => {
                 let to = extent.end();
                 cursors.iter_mut().for_each(|cursor| cursor.advance(to));
+                pass(&mut moved, to);
                 writer.push(extent).await?;
             }
         }
     }
 }
 
+/// Drops what lies before a page.
+fn pass(extents: &mut VecDeque<Extent>, to: u64) {
+    while let Some(extent) = extents.pop_front() {
+        if let Some(left) = Head::Extent(extent).after(to) {
+            extents.push_front(left);
+            return;
+        }
+    }
+}
+
 /// A place in a run.
 #[derive(Debug)]
-struct Cursor<'a, W: World> {
+pub(crate) struct Cursor<'a, W: World> {
     reader: &'a Reader<W>,
     run: &'a Run,
     next_part: usize,
@@ -251,7 +295,7 @@ impl Ahead {
 }
 
 impl<'a, W: World> Cursor<'a, W> {
-    fn new(reader: &'a Reader<W>, run: &'a Run, ahead_max: u32) -> Self {
+    pub(crate) fn new(reader: &'a Reader<W>, run: &'a Run, ahead_max: u32) -> Self {
         Self {
             reader,
             run,
@@ -265,7 +309,12 @@ impl<'a, W: World> Cursor<'a, W> {
         }
     }
 
-    async fn head(&mut self, writer: &RunWriter<W>, zeros: Zeros) -> Result<Head, VolumeError> {
+    /// `carries` says which leaves may be carried over as they are.
+    pub(crate) async fn head(
+        &mut self,
+        carries: impl Fn(&LeafRow) -> bool,
+        zeros: Zeros,
+    ) -> Result<Head, VolumeError> {
         loop {
             if let Some(extent) = self.extents.front() {
                 return Ok(Head::Extent(*extent));
@@ -278,10 +327,8 @@ impl<'a, W: World> Cursor<'a, W> {
                 self.load().await?;
                 continue;
             }
-            let entries = usize::try_from(row.entries).unwrap_or(usize::MAX);
-            let whole = entries >= CARRY_ENTRIES_MIN || writer.between_leaves(row.pages.start.0);
             let clean = zeros == Zeros::Keep || !row.has_zeros;
-            let carry = if whole && clean {
+            let carry = if clean && carries(&row) {
                 Carry::Yes
             } else {
                 Carry::No
@@ -313,7 +360,7 @@ impl<'a, W: World> Cursor<'a, W> {
         row
     }
 
-    async fn load(&mut self) -> Result<(), VolumeError> {
+    pub(crate) async fn load(&mut self) -> Result<(), VolumeError> {
         let row = self.take_row();
         let stored = self.stored(&row).await?;
         let leaf = open_leaf(self.reader, &row, stored).await?;
@@ -353,13 +400,8 @@ impl<'a, W: World> Cursor<'a, W> {
         Ok(leaf)
     }
 
-    fn advance(&mut self, to: u64) {
+    pub(crate) fn advance(&mut self, to: u64) {
         self.done = to;
-        while let Some(extent) = self.extents.pop_front() {
-            if let Some(left) = Head::Extent(extent).after(to) {
-                self.extents.push_front(left);
-                return;
-            }
-        }
+        pass(&mut self.extents, to);
     }
 }

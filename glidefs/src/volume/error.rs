@@ -35,6 +35,12 @@ pub enum VolumeError {
     /// Bytes in the store are not what was published.
     #[error("object `{key}` is damaged: {what}")]
     Damaged { key: String, what: String },
+    /// Of a root that was current when it was read, an object is gone. The owner has published since and deleted
+    /// it, if the root is another one by now (rule 23); else somebody has deleted it.
+    #[error(
+        "object `{key}` is missing, though `{root}` named it: restore it; or, if an older `{root}` was put back, the newest version of that"
+    )]
+    Missing { key: String, root: String },
     /// Written by a later version (rule 31). `needs` is what the object itself says.
     #[error(
         "object `{key}` has format {found}, this version reads up to {known}: use glidefs {needs} or later"
@@ -54,6 +60,11 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// An object that a map names is gone.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing { .. })
+    }
+
     pub(crate) fn damaged(key: &str, what: impl Into<String>) -> Self {
         Self::Damaged {
             key: key.to_owned(),

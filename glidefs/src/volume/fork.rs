@@ -86,9 +86,16 @@ impl<W: World> Bucket<W> {
     pub async fn fork(&self, fork: &Fork) -> Result<RootView, VolumeError> {
         self.check_parent(fork).await?;
         #[cfg(feature = "planted")]
-        let early = match self.is_planted(super::Planted::PinAfterRoot) {
-            true => Some(self.forkable(fork).await?),
-            false => None,
+        let early = if self.is_planted(super::Planted::PinAfterRoot) {
+            let early = Box::pin(self.forkable(fork)).await?;
+            // Long enough for the owner to publish and collect; a process may be paused anywhere.
+            let mut chance = [0; 1];
+            self.world().fill_random(&mut chance);
+            let pause = std::time::Duration::from_millis(20) * u32::from(chance[0]);
+            self.world().sleep(pause).await;
+            Some(early)
+        } else {
+            None
         };
         self.put_pin(fork.parent.as_str(), &fork.pin(None)).await?;
         let first = self.forkable(fork).await?;
@@ -97,7 +104,7 @@ impl<W: World> Bucket<W> {
         let stored = if first.root.volumes.len() == 1 {
             first
         } else {
-            self.pin_ancestors(fork, &first.root).await?;
+            Box::pin(self.pin_ancestors(fork, &first.root)).await?;
             let again = self.forkable(fork).await?;
             let same = |stored: &Stored| (stored.root.volume, stored.root.volumes.clone());
             if same(&again) != same(&first) {
@@ -109,7 +116,7 @@ impl<W: World> Bucket<W> {
             again
         };
         let root = self.forked(fork, &stored.root)?;
-        let child = self.create_root(&fork.child, root).await?;
+        let child = Box::pin(self.create_root(&fork.child, root)).await?;
         if child.root.state == State::Deleted {
             return Err(VolumeError::Invalid(format!(
                 "volume `{}` was deleted after this fork had begun: fork again, with a new request id",

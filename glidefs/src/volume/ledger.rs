@@ -13,7 +13,7 @@
 //! An object has a **span**: the first and the last cut at which the volume's content named it. No snapshot and no
 //! fork outside of the span can need it (`docs/model.md`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use blockcache::Id;
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,7 @@ pub(crate) struct Table {
 
 /// Bytes in the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Totals {
+pub struct Totals {
     /// Of objects that the map names.
     pub named_bytes: u64,
     /// The part of them that it names.
@@ -115,7 +115,7 @@ pub(crate) struct Tally {
 #[derive(Clone, Debug)]
 pub(crate) struct Counts {
     volume: Id,
-    by_id: HashMap<ObjectId, i64>,
+    by_id: BTreeMap<ObjectId, i64>,
 }
 
 impl Tally {
@@ -152,7 +152,7 @@ impl Counts {
     pub(crate) fn new(volume: Id) -> Self {
         Self {
             volume,
-            by_id: HashMap::new(),
+            by_id: BTreeMap::new(),
         }
     }
 
@@ -182,9 +182,7 @@ impl Counts {
 
     fn sorted(&self) -> Vec<(ObjectId, i64)> {
         let changed = self.by_id.iter().filter(|(_, more)| **more != 0);
-        let mut sorted: Vec<(ObjectId, i64)> = changed.map(|(id, more)| (*id, *more)).collect();
-        sorted.sort_unstable();
-        sorted
+        changed.map(|(id, more)| (*id, *more)).collect()
     }
 }
 
@@ -226,6 +224,11 @@ impl Dead {
 }
 
 impl Totals {
+    /// Bytes of objects that the map names, and of which it names not all.
+    pub(crate) fn waste_bytes(&self) -> u64 {
+        self.named_bytes.saturating_sub(self.live_bytes)
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         self.named_bytes += other.named_bytes;
         self.live_bytes += other.live_bytes;

@@ -17,9 +17,6 @@ use super::{VolumeError, retry};
 
 /// Pins in one answer of the store.
 const PAGE: usize = 1000;
-/// From when on a pin without a child is that of a process that died: its child is burned. Nothing depends on
-/// this but that process, whose fork then fails.
-const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// What was learned of a volume's pins, and stays true while they are there.
 #[derive(Debug, Default)]
@@ -31,6 +28,12 @@ pub(crate) struct PinBook {
     /// The list before this one, for a build that breaks rule 20.
     #[cfg(feature = "planted")]
     pub(crate) before: RefCell<Option<Held>>,
+}
+
+impl PinBook {
+    pub(crate) fn forget(&self) {
+        self.held.borrow_mut().clear();
+    }
 }
 
 /// What a list of the pins says.
@@ -53,13 +56,14 @@ enum Pinned {
 
 impl<W: World> Bucket<W> {
     /// Lists the pins of a volume, and reads what was not read before: two requests for each new pin. Removes those
-    /// that hold nothing any more, unless it only looks.
+    /// that hold nothing any more, and burns children that do not come for so long (`Tidy::childless_wait`), unless
+    /// `cleans` is none.
     pub(crate) async fn held(
         &self,
         name: &VolumeName,
         volume: Id,
         book: &PinBook,
-        only_looks: bool,
+        cleans: Option<Duration>,
     ) -> Result<Held, VolumeError> {
         let folder = format!("{}pins/", name.prefix());
         let (mut held, mut after) = (Held::default(), None);
@@ -74,7 +78,7 @@ impl<W: World> Bucket<W> {
                     held.cuts.insert(cut);
                     continue;
                 }
-                match Box::pin(self.pinned(&listed.key, volume, book, only_looks)).await? {
+                match Box::pin(self.pinned(&listed.key, volume, book, cleans)).await? {
                     Pinned::Cut(cut) => {
                         held.cuts.insert(cut);
                         book.held.borrow_mut().insert(listed.key.clone(), cut);
@@ -103,7 +107,7 @@ impl<W: World> Bucket<W> {
         key: &str,
         volume: Id,
         book: &PinBook,
-        only_looks: bool,
+        cleans: Option<Duration>,
     ) -> Result<Pinned, VolumeError> {
         let object = match retry::get(self.world(), self.store(), key, Part::All).await {
             Ok(object) => object,
@@ -120,7 +124,7 @@ impl<W: World> Bucket<W> {
                 let mut childless = book.childless.borrow_mut();
                 *childless.entry(key.to_owned()).or_insert(now)
             };
-            if !only_looks && now.since(first) >= PATIENCE {
+            if cleans.is_some_and(|wait| now.since(first) >= wait) {
                 self.burn(&child, Id(pin.child)).await?;
             }
             let cut = pin.cut.map(|(_, cut)| Pinned::CutForNow(cut));
@@ -128,7 +132,7 @@ impl<W: World> Bucket<W> {
         };
         match needs(&pin, &root, volume) {
             Needs::Cut(cut) => return Ok(Pinned::Cut(cut)),
-            Needs::Nothing if !only_looks => {
+            Needs::Nothing if cleans.is_some() => {
                 retry::delete(self.world(), self.store(), key).await?;
             }
             Needs::Nothing | Needs::Unclear => {}

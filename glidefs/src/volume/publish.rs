@@ -28,7 +28,6 @@ use super::root::{Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX, TailSegment
 use super::runs::{Map, MapIndex, Run};
 use super::sealed::{Kind, ObjectRef};
 use super::snapshots;
-use super::writer::Maker;
 use super::{Hold, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState};
 
 /// Extents of the tail in memory at which a publish must fold.
@@ -82,6 +81,8 @@ impl<W: World> Volume<W> {
                 state.stored = *now;
                 state.hold = Hold::Held;
                 state.is_proved = true;
+                state.leavings = (base.root.state == State::Open).then_some(Epoch(base.root.epoch));
+                state.installs += 1;
                 Ok(state.stored.root.view(&state.stored.etag))
             }
             Swapped::Lost(now) => Err(owned(&now.root)),
@@ -101,6 +102,7 @@ impl<W: World> Volume<W> {
             return Err(fenced(epoch.0, root));
         }
         state.hold = Hold::Held;
+        state.leavings = Some(epoch);
         Ok(state.stored.root.view(&state.stored.etag))
     }
 
@@ -187,6 +189,18 @@ impl<W: World> Volume<W> {
         state.is_proved = true;
         state.stored = stored;
         view
+    }
+
+    /// Asks the store whether this handle's epoch is still the current one. What the map names may be gone only
+    /// because it is not (rule 23).
+    pub(crate) async fn check_epoch(&self) -> Result<(), VolumeError> {
+        let ours = self.inner.state.borrow().stored.root.clone();
+        let now = self.inner.bucket.read_root(&self.inner.name).await?;
+        let now = now.ok_or_else(|| vanished(&self.inner.name))?;
+        if now.root.epoch == ours.epoch && now.root.volume == ours.volume {
+            return Ok(());
+        }
+        Err(fenced(ours.epoch, &now.root))
     }
 
     async fn turn(&self) -> world::sync::SemaphorePermit<'_> {
@@ -296,7 +310,7 @@ impl<W: World> Volume<W> {
         let map = if tallies.is_empty() {
             self.inner.state.borrow().map.clone()
         } else {
-            let index = self.index(base, shape.runs, &tallies, cut, &maker);
+            let index = self.index(base, shape.runs, &tallies, cut);
             let (map, reference) = Box::pin(index).await?;
             root.content.map = Some(reference);
             map
@@ -312,11 +326,16 @@ impl<W: World> Volume<W> {
         runs: Vec<Rc<Run>>,
         tallies: &[Tally],
         cut: u64,
-        maker: &Maker<W>,
     ) -> Result<(Map, ObjectRef), VolumeError> {
-        let (reader, before, gone) = {
+        let (reader, maker, before, gone) = {
             let state = self.inner.state.borrow();
-            (self.reader(&state), state.map.clone(), state.gone.clone())
+            let gone = state.gone.keys().copied().collect();
+            (
+                self.reader(&state),
+                self.maker(&state),
+                state.map.clone(),
+                gone,
+            )
         };
         let last = base.root.content.cut_seq;
         let mut news = News::new(maker.volume, tallies, cut);
@@ -334,7 +353,7 @@ impl<W: World> Volume<W> {
             let live = change.news.table.live.iter();
             live.map(|entry| entry.id).collect()
         };
-        let kept = keep(&reader, maker, &before.ledger, change).await?;
+        let kept = keep(&reader, &maker, &before.ledger, change).await?;
         named.extend(kept.ledger.chunks.iter().map(|chunk| chunk.object.id));
         let index = MapIndex {
             birth: cut,

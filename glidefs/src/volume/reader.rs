@@ -12,7 +12,7 @@ use super::bucket::Bucket;
 use super::extent::ObjectName;
 use super::keyring::PrefixKeys;
 use super::keys::Secret;
-use super::name::object_key;
+use super::name::{VOLUMES, object_key};
 use super::root::Root;
 use super::sealed::{self, Kind, ObjectRef, Target};
 use super::{VolumeError, retry};
@@ -60,6 +60,11 @@ impl Volumes {
     /// The volume whose root this is.
     pub(crate) fn own(&self) -> Id {
         self.0.first().expect("a root names itself").volume
+    }
+
+    fn root_key(&self) -> String {
+        let own = self.0.first().expect("a root names itself");
+        format!("{VOLUMES}{}/root", own.name)
     }
 
     /// The volume's place in the root's list.
@@ -129,8 +134,8 @@ impl<W: World> Reader<W> {
         let got = match retry::get(world, store, &key, part).await {
             Ok(got) => got.bytes,
             Err(error) if error.kind == StoreErrorKind::NotFound => {
-                let what = "it is missing, though a map of the volume names it";
-                return Err(VolumeError::damaged(&key, what));
+                let root = self.volumes.root_key();
+                return Err(VolumeError::Missing { key, root });
             }
             Err(error) => return Err(error.into()),
         };

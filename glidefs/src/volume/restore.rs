@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use blockcache::{Epoch, Id};
-use world::{StoreErrorKind, World};
+use world::World;
 
 use super::books::{begin, load_all};
 use super::bucket::{Bucket, load_map, vanished};
@@ -91,11 +91,10 @@ impl<W: World> Volume<W> {
 }
 
 fn is_lost(error: &VolumeError) -> bool {
-    match error {
-        VolumeError::Damaged { .. } => true,
-        VolumeError::Store(error) => error.kind == StoreErrorKind::NotFound,
-        _ => false,
-    }
+    matches!(
+        error,
+        VolumeError::Damaged { .. } | VolumeError::Missing { .. }
+    )
 }
 
 /// Everything of its own that a root names or knows to be dead, as if nothing named it any more; and whether

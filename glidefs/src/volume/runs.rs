@@ -67,6 +67,10 @@ impl Part {
 }
 
 impl Run {
+    pub(crate) fn entries(&self) -> u64 {
+        self.parts.iter().map(|part| part.entries).sum()
+    }
+
     /// The parts that meet the pages.
     pub(crate) fn within(&self, pages: PageRange) -> &[Part] {
         let from = self.parts.partition_point(|part| part.end <= pages.start.0);
@@ -182,6 +186,22 @@ pub(crate) struct MergePlan {
     pub(crate) level: u8,
     /// Nothing older lies below: zeros need not be said.
     pub(crate) bottom: bool,
+}
+
+/// All runs, if those above the oldest have more entries than `entries_max`, and than this share of what the oldest
+/// has: what they hide is space that nobody knows of. Each entry is rewritten `share` times for each time that all is
+/// written anew.
+pub(crate) fn plan_merge_all(runs: &[Rc<Run>], entries_max: u64, share: u64) -> Option<MergePlan> {
+    let (oldest, upper) = runs.split_last()?;
+    let above: u64 = upper.iter().map(|run| run.entries()).sum();
+    if above <= entries_max.max(oldest.entries() / share) {
+        return None;
+    }
+    Some(MergePlan {
+        inputs: runs.to_vec(),
+        level: oldest.level.max(1),
+        bottom: true,
+    })
 }
 
 /// Picks the lowest level that has too many runs. Each entry is rewritten once per level.

@@ -14,6 +14,7 @@ use world::{Listed, World};
 use super::books::load;
 use super::bucket::{load_map, vanished};
 use super::ledger::ObjectId;
+use super::name::object_key;
 use super::reader::{Reader, Volumes};
 use super::root::{Root, Stored};
 use super::runs::Map;
@@ -63,16 +64,13 @@ impl<W: World> Volume<W> {
         }
         // Before the root is read: what is published in between is in the root then.
         let under_way = self.inner.fresh.borrow().clone();
-        let (root, own, names) = match Box::pin(self.named()).await? {
-            Some(named) => named,
-            None => {
-                swept.has_gaps = true;
-                return Ok(swept);
-            }
+        let Some((root, own, names)) = Box::pin(self.named()).await? else {
+            swept.has_gaps = true;
+            return Ok(swept);
         };
         let may_go = |it: &Found| match it.epoch.cmp(&root.epoch) {
             std::cmp::Ordering::Less => true,
-            std::cmp::Ordering::Equal => own && !under_way.contains(&it.id),
+            std::cmp::Ordering::Equal => own && !under_way.contains_key(&it.id),
             // Of an owner that came after the root was read.
             std::cmp::Ordering::Greater => false,
         };
@@ -95,6 +93,46 @@ impl<W: World> Volume<W> {
             .try_collect::<()>()
             .await?;
         Ok(swept)
+    }
+
+    /// Looks once for what an epoch left that did not end with a detach. To be called after a publish.
+    pub(crate) async fn sweep_leavings(&self) -> Result<(), VolumeError> {
+        let leavings = {
+            let state = self.inner.state.borrow();
+            state.leavings.filter(|_| state.is_proved)
+        };
+        if let Some(epoch) = leavings {
+            let swept = self.sweep(Scope::Epoch(epoch), super::Deletes::Really);
+            let swept = Box::pin(swept).await?;
+            self.inner.state.borrow_mut().leavings = None;
+            if swept.deleted_objects > 0 {
+                tracing::info!(
+                    export = %self.inner.name,
+                    objects = swept.deleted_objects,
+                    bytes = swept.deleted_bytes,
+                    "swept what an interrupted owner had left"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what this handle made and no root names, after the publish with which it gave the volume up: nothing
+    /// that it sent before can land any more.
+    pub(crate) async fn discard_fresh(&self) -> Result<(), VolumeError> {
+        assert_eq!(self.inner.state.borrow().hold, Hold::Free, "it is given up");
+        // A pass that is under way makes more of them.
+        let turn = self.inner.tidying.acquire().await;
+        let _turn = turn.expect("nobody closes the semaphore");
+        let fresh = std::mem::take(&mut *self.inner.fresh.borrow_mut());
+        let (bucket, name) = (&self.inner.bucket, &self.inner.name);
+        for object in fresh.into_values() {
+            for folder in ["seg", "map"] {
+                let key = object_key(name.as_str(), folder, object.epoch, object.id);
+                retry::delete(bucket.world(), bucket.store(), &key).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn found(&self, scope: Scope) -> Result<Vec<Found>, VolumeError> {

@@ -36,12 +36,13 @@ impl<W: World> Maker<W> {
     /// A name that never was and never will be again (rule 12).
     pub(crate) fn fresh_name(&self) -> ObjectName {
         let id = self.bucket.world().random_id();
-        self.fresh.borrow_mut().insert(id);
-        ObjectName {
+        let name = ObjectName {
             volume: self.volume,
             epoch: self.epoch,
             id: Id(id),
-        }
+        };
+        self.fresh.borrow_mut().insert(id, name);
+        name
     }
 
     pub(crate) fn compression(&self) -> Compression {

@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, ForkDocument,
-    MakeForkDocument, PromoteDocument, Request, RestoreDocument, ServerDocument, SnapshotDocument,
-    TakeSnapshotDocument,
+    GcDocument, MakeForkDocument, OperationDocument, OperationState, PromoteDocument, Request,
+    RestoreDocument, ServerDocument, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::nbd::{Limits, Server};
 use glidefs::shard::{Shard, ShardConfig};
@@ -127,6 +128,26 @@ impl Node {
             .control
             .ask(|reply| Request::Fork(NAME.to_owned(), wanted, reply));
         asked.await
+    }
+
+    /// Gives space back, and waits until that is done.
+    pub(crate) async fn gc(&self) -> Result<OperationDocument> {
+        let wanted = GcDocument {
+            export: Some(NAME.to_owned()),
+            ..GcDocument::default()
+        };
+        let asked = self.control.ask(|reply| Request::Gc(wanted, reply));
+        let mut operation = asked.await?;
+        while operation.state == OperationState::Running {
+            self.sim.sleep(Duration::from_millis(20)).await;
+            let id = operation.id.clone();
+            let asked = self.control.ask(|reply| Request::Operation(id, reply));
+            operation = asked.await?;
+        }
+        match operation.error {
+            None => Ok(operation),
+            Some(error) => bail!("gc: {error}"),
+        }
     }
 
     pub(crate) async fn delete_snapshot(

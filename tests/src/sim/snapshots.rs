@@ -42,7 +42,8 @@ impl Album {
                 album.number.set(album.number.get() + 1);
                 let number = album.number.get();
                 sim.note(format_args!("the operator makes number {number}"));
-                let name = match sim.chance(|chance| chance.below(8)) {
+                let name = match sim.chance(|chance| chance.below(10)) {
+                    8 | 9 => node.gc().await.ok().map(|_| "more space".to_owned()),
                     0 | 1 => album.drop_one(&sim, &node).await,
                     2 | 3 => album.fork(&model, &node, number).await,
                     4 => album.fork_of_snapshot(&sim, &node, number).await,
@@ -151,8 +152,11 @@ impl Album {
     /// The same where nothing happens to the node.
     pub(super) async fn check_surely(&self, stage: &Stage, node: &Node) -> Result<()> {
         let alive = self.check(stage, node).await?;
-        alive
-            .then_some(())
-            .context("a host crashed that nobody touched")
+        ensure!(alive, "a host crashed that nobody touched");
+        let names: Vec<String> = self.taken.borrow().keys().cloned().collect();
+        for fork in names.iter().filter(|name| !name.contains('@')) {
+            stage.audit(node.host, fork).await?;
+        }
+        Ok(())
     }
 }

@@ -1,15 +1,18 @@
 //! What every scenario stands on: settings drawn from the seed, nodes and guests, the judgement.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use blockcache::CacheConfig;
 use glidefs::device::Access;
 use glidefs::nbd::wire::export;
 use glidefs::shard::ShardConfig;
-use glidefs::volume::{BucketConfig, Compression, KeyringCost};
+use glidefs::volume::{
+    Audit, Bucket, BucketConfig, Compression, KeyringCost, Metered, Tidy, Volume,
+};
 use world::World;
 use world::sim::{DiskFaults, HostId, Odds, Sim, SimWorld, StoreFaults};
 
@@ -28,6 +31,8 @@ const READ_BYTES: u32 = 64 * 1024;
 /// How often a connection, a read or a question is tried again, a second apart.
 pub(super) const TRIES_MAX: u32 = 400;
 pub(super) const TRY_PAUSE: Duration = Duration::from_secs(1);
+/// Objects that may be left when an operator has cleaned up.
+const LEFT_MAX: usize = 4;
 /// Of the runs that are sealed.
 const PASSWORD: &str = "correct horse battery staple";
 /// No healthy system leaves a request unanswered for so long.
@@ -140,6 +145,68 @@ impl Stage {
         self.run.seed % 10 < 5
     }
 
+    /// How keen a node is to give space back: three of four are, so that all that can go wrong with it goes wrong with
+    /// these few pages.
+    fn tidy(&self) -> Tidy {
+        let usual = Tidy::default();
+        match self.run.seed / 10 % 4 {
+            0 => usual,
+            1 => Tidy {
+                tail_segments: 2,
+                childless_wait: Duration::from_secs(5),
+                ..usual.thorough()
+            },
+            2 => Tidy {
+                blocked_wait: Duration::from_secs(2),
+                ..usual.thorough()
+            },
+            _ => Tidy {
+                tail_segments: 4,
+                upper_entries: 40,
+                dead_objects: 8,
+                dead_bytes: u64::MAX,
+                childless_wait: Duration::from_secs(60),
+                ..usual.thorough()
+            },
+        }
+    }
+
+    /// Everything that the export needs is there, and its ledger tells the truth (rules 20, 21, 26). Nothing happens
+    /// to the host.
+    pub(super) async fn audit(&self, host: HostId, name: &str) -> Result<Audit> {
+        let (config, name) = (self.config(host).bucket, name.to_owned());
+        let of = name.clone();
+        let call = self.sim.call(host, |world| audit(world, config, of));
+        let pid = call.pid();
+        let audit = call.await;
+        self.sim.kill(pid);
+        let audit = audit.context("a host crashed that nobody touched")?;
+        let audit = audit.with_context(|| format!("audit of {name}"))?;
+        let there: BTreeSet<String> = self.sim.keys().into_iter().collect();
+        let missing: Vec<&String> = audit.needed.difference(&there).collect();
+        ensure!(missing.is_empty(), "{name} needs what is gone: {missing:?}");
+        ensure!(audit.mistakes.is_empty(), "{name}: {:?}", audit.mistakes);
+        Ok(audit)
+    }
+
+    /// An operator collects, sweeps, and looks at what is left: nothing that nobody knows.
+    async fn clean(&self, node: &Node) -> Result<()> {
+        let collected = node.gc().await?;
+        self.sim.note(format_args!("gc: {collected:?}"));
+        let audit = self.audit(node.host, NAME).await?;
+        let own = |key: &&String| {
+            ["seg", "map"]
+                .iter()
+                .any(|folder| key.starts_with(&format!("nbd/{NAME}/{folder}/")))
+        };
+        let keys = self.sim.keys();
+        let known = |key: &&String| audit.needed.contains(*key) || audit.dead.contains(*key);
+        let unknown: Vec<&String> = keys.iter().filter(own).filter(|it| !known(it)).collect();
+        // What a request of the dead leaves that lands after the sweep, and what is on its way.
+        ensure!(unknown.len() <= LEFT_MAX, "nobody knows {unknown:?}");
+        Ok(())
+    }
+
     fn config(&self, host: HostId) -> ShardConfig {
         let s = &self.settings;
         let size = 64 * 1024 + s.chunks * u64::from(s.chunk_bytes);
@@ -159,6 +226,7 @@ impl Stage {
         config.exports.sync.publish_interval_min = s.interval;
         config.exports.sync.blocks_per_batch = s.blocks_per_batch;
         config.exports.sync.cut_extents_max = s.cut_extents_max;
+        config.exports.sync.tidy = self.tidy();
         plant(self.run.plant, &mut config);
         config
     }
@@ -538,8 +606,17 @@ impl Stage {
         let heir = self.start_surely(heir).await?;
         self.take(&heir).await?;
         self.judge(&heir, Judge::Store).await?;
+        self.clean(&heir).await?;
+        self.judge(&heir, Judge::Store).await?;
         Ok(heir)
     }
+}
+
+async fn audit(world: SimWorld, config: BucketConfig, name: String) -> Result<Audit> {
+    let store = Metered::new(world.clone(), world.store());
+    let bucket = Bucket::open(world, store, config).await?;
+    let volume: Volume<SimWorld> = bucket.open_volume(&name).await?;
+    Ok(Box::pin(volume.audit()).await?)
 }
 
 /// One page, or several.
@@ -618,6 +695,9 @@ fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
     config.exports.snapshots_of_any_cut = plant == Some(Plant::Rule22);
     config.bucket.planted = match plant {
         Some(Plant::Rule13Conflict) => Some(glidefs::volume::Planted::OwnConflict),
+        Some(Plant::Rule20List) => Some(glidefs::volume::Planted::ListBeforePublish),
+        Some(Plant::Rule20Pin) => Some(glidefs::volume::Planted::PinAfterRoot),
+        Some(Plant::Rule21) => Some(glidefs::volume::Planted::SweepByAge),
         _ => None,
     };
 }

@@ -31,7 +31,7 @@ fn read_cold(node: &Node) -> Result<Vec<u8>, VolumeError> {
 fn assert_named(outcome: Result<Vec<u8>, VolumeError>, expected: &[u8], key: &str, how: &str) {
     match outcome {
         Ok(bytes) => assert!(bytes == expected, "{key} {how}: other data"),
-        Err(VolumeError::Damaged { key: named, .. }) => {
+        Err(VolumeError::Damaged { key: named, .. } | VolumeError::Missing { key: named, .. }) => {
             assert_eq!(named, key, "{how}");
         }
         Err(VolumeError::Newer { key: named, .. }) => assert_eq!(named, key, "{how}"),

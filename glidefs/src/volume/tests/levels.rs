@@ -28,6 +28,7 @@ enum Op {
     CompactAll,
     Reopen,
     Collect,
+    Repack,
     Snapshot,
     DropSnapshot,
     /// Of the oldest snapshot; opens it again.
@@ -51,6 +52,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         4 => Just(Op::CompactAll),
         1 => Just(Op::Reopen),
         2 => Just(Op::Collect),
+        2 => Just(Op::Repack),
         1 => Just(Op::Snapshot),
         1 => Just(Op::DropSnapshot),
         1 => Just(Op::Restore),
@@ -134,6 +136,8 @@ impl Checked {
                     tail_segments: 1,
                     tail_extents: 1,
                     level_runs: 1,
+                    upper_entries: u64::MAX,
+                    upper_share: u64::MAX,
                 };
                 let done = async move { volume.compact_beyond(patience).await };
                 self.node.world.run(done).expect("compacted");
@@ -148,6 +152,14 @@ impl Checked {
             Op::Collect => {
                 self.collect();
                 self.check_ledger();
+            }
+            Op::Repack => {
+                // Carries what is finished.
+                self.add(PageRange::new(9, 10), false);
+                self.publish();
+                let volume = self.volume.clone();
+                let done = async move { volume.repack(&Tidy::default().thorough()).await };
+                self.node.world.run(done).expect("repacked");
             }
             Op::Snapshot => {
                 self.publish();
@@ -222,7 +234,7 @@ impl Checked {
 
     fn collect(&self) -> Collected {
         let volume = self.volume.clone();
-        let done = async move { volume.collect(Deletes::Really).await };
+        let done = async move { volume.collect(&Tidy::default(), Deletes::Really).await };
         self.node.world.run(done).expect("collected")
     }
 
@@ -253,7 +265,7 @@ impl Checked {
         let keys = self.node.store.keys().into_iter();
         let unknown = keys.filter(|key| {
             let id = key.rsplit('-').next().unwrap_or(key);
-            let is_fresh = fresh.iter().any(|fresh| Id(*fresh).to_string() == id);
+            let is_fresh = fresh.keys().any(|fresh| Id(*fresh).to_string() == id);
             let known = audit.needed.contains(key) || audit.dead.contains(key);
             let is_object = key.contains("nbd/a/seg/") || key.contains("nbd/a/map/");
             is_object && !known && !is_fresh
@@ -534,6 +546,8 @@ fn a_merge_reads_neighbouring_leaves_together() {
             tail_segments: 1,
             tail_extents: 1,
             level_runs: RUNS_MAX,
+            upper_entries: u64::MAX,
+            upper_share: u64::MAX,
         };
         let volume = checked.volume.clone();
         let done = async move { volume.compact_beyond(only_fold).await };

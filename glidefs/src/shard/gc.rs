@@ -1,0 +1,195 @@
+//! Giving space back when somebody asks for it, and showing how much that would be. What is worth it happens by
+//! itself after each sync (`volume/tidy.rs`).
+
+use std::rc::Rc;
+
+use blockcache::Id;
+use world::World;
+
+use super::answer::{Answer, ids_of_request, open, refusal, volume_failure, wait_for};
+use crate::control::{
+    CollectedDocument, ControlError, ControlErrorKind, GcDocument, OperationDocument,
+    OperationState,
+};
+use crate::export::open::Wish;
+use crate::export::registry::{Registry, check_name};
+use crate::export::{Export, Role};
+use crate::volume::{Collected, Deletes, Scope, Swept, Tidy, Volume, VolumeError};
+
+/// Passes over one export: each but the last one moves as much as a pass may.
+const PASSES_MAX: u32 = 1000;
+
+/// Begins an operation. Asked again with the same request id, it is the same one.
+pub(super) fn run<W: World>(
+    registry: &Rc<Registry<W>>,
+    wanted: &GcDocument,
+) -> Answer<OperationDocument> {
+    let site = registry.site();
+    let names = match &wanted.export {
+        Some(name) => {
+            check_name(name).map_err(refusal)?;
+            vec![name.clone()]
+        }
+        None => {
+            let exports = registry.exports();
+            let open = exports.iter().filter(|it| it.role() == Role::ReadWrite);
+            open.map(|it| it.name().to_owned()).collect()
+        }
+    };
+    let id = match &wanted.request_id {
+        Some(request) => {
+            let export = wanted.export.as_deref().unwrap_or("");
+            let dry = if wanted.dry_run { "dry" } else { "" };
+            ids_of_request(&["gc", export, dry], request)?[0]
+        }
+        None => Id(site.world.random_id()),
+    };
+    let id = id.to_string();
+    if let Some(known) = site.operations.get(&id) {
+        return Ok(known);
+    }
+    let operation = OperationDocument {
+        id: id.clone(),
+        kind: "gc".to_owned(),
+        state: OperationState::Running,
+        dry_run: wanted.dry_run,
+        done: 0,
+        total: names.len() as u64,
+        at: String::new(),
+        started_at: site.world.unix_time().to_string(),
+        ended_at: None,
+        error: None,
+        exports: Vec::new(),
+    };
+    site.operations.begin(operation.clone())?;
+    let deletes = match wanted.dry_run {
+        true => Deletes::Not,
+        false => Deletes::Really,
+    };
+    let registry = Rc::clone(registry);
+    site.world.spawn(async move {
+        let site = registry.site();
+        let mut failure = None;
+        for name in names {
+            site.operations.at(&id, &name);
+            match Box::pin(gc(&registry, &name, deletes)).await {
+                Ok(collected) => site.operations.collected(&id, collected),
+                // The others are not to suffer from it.
+                Err(error) => failure = Some(format!("`{name}`: {error}")),
+            }
+        }
+        let now = site.world.unix_time().to_string();
+        site.operations.end(&id, failure, now);
+    });
+    Ok(operation)
+}
+
+async fn gc<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    deletes: Deletes,
+) -> Answer<CollectedDocument> {
+    let (door, export) = open(registry, name, Wish::default()).await?;
+    // So that it does not detach in the middle, if nobody is connected.
+    export.clients.hold();
+    drop(door);
+    let collected = Box::pin(gc_of(registry, &export, deletes)).await;
+    export.clients.release(registry.site().world.now());
+    export.orders.wake.notify_one();
+    collected
+}
+
+async fn gc_of<W: World>(
+    registry: &Registry<W>,
+    export: &Export<W>,
+    deletes: Deletes,
+) -> Answer<CollectedDocument> {
+    let Some(volume) = export.frames().volume() else {
+        let text = "the store has not been reached since the start: try again when it answers";
+        return Err(ControlError::new(ControlErrorKind::Unavailable, text));
+    };
+    let tidy = registry.site().config.sync.tidy.thorough();
+    let owns = export.role() == Role::ReadWrite;
+    let mut repacked_bytes = 0;
+    if owns && deletes == Deletes::Really {
+        repacked_bytes = Box::pin(repack(export, &volume, &tidy)).await?;
+        volume.forget_pins();
+    }
+    let failed = |error: VolumeError| volume_failure(&error);
+    let collected = match owns {
+        true => Box::pin(volume.collect(&tidy, deletes))
+            .await
+            .map_err(failed)?,
+        false => Collected::default(),
+    };
+    let swept = Box::pin(volume.sweep(Scope::All, deletes)).await;
+    let swept = swept.map_err(failed)?;
+    if deletes == Deletes::Really {
+        export.count(|io| {
+            io.collected_objects += collected.deleted_objects + swept.deleted_objects;
+            io.collected_bytes += collected.deleted_bytes + swept.deleted_bytes;
+        });
+    }
+    let note = note(owns, &collected, &swept);
+    let totals = volume.totals();
+    Ok(CollectedDocument {
+        export: export.name().to_owned(),
+        repacked_bytes,
+        deleted_objects: collected.deleted_objects,
+        deleted_bytes: collected.deleted_bytes,
+        held_objects: collected.held_objects,
+        held_bytes: collected.held_bytes,
+        swept_objects: swept.deleted_objects,
+        swept_bytes: swept.deleted_bytes,
+        stored_bytes: totals.named_bytes + totals.dead_bytes,
+        live_bytes: totals.live_bytes,
+        note,
+    })
+}
+
+fn note(owns: bool, collected: &Collected, swept: &Swept) -> Option<String> {
+    if !owns {
+        return Some(
+            "another node owns it: only what interrupted owners left was looked for".to_owned(),
+        );
+    }
+    if let Some(pin) = &collected.blocked_by {
+        return Some(format!(
+            "nothing was deleted: `{pin}` holds everything until its fork is there, or known not to come; run this again"
+        ));
+    }
+    swept.has_gaps.then(|| {
+        "nothing was swept: the export was restored over a map that could not be read, so what its snapshots need is not known"
+            .to_owned()
+    })
+}
+
+/// Merges the map, and moves what is left of segments that are mostly dead, until there is nothing to gain.
+async fn repack<W: World>(export: &Export<W>, volume: &Volume<W>, tidy: &Tidy) -> Answer<u64> {
+    let mut moved = 0;
+    for _ in 0..PASSES_MAX {
+        publish_edits(export, volume).await?;
+        let tidied = Box::pin(volume.tidy(tidy)).await;
+        let tidied = tidied.map_err(|error| volume_failure(&error))?;
+        crate::sync::count(export, &tidied);
+        moved += tidied.repacked.moved_bytes;
+        if !volume.has_edits() {
+            return Ok(moved);
+        }
+    }
+    publish_edits(export, volume).await?;
+    Ok(moved)
+}
+
+async fn publish_edits<W: World>(export: &Export<W>, volume: &Volume<W>) -> Answer<()> {
+    if !volume.has_edits() {
+        return Ok(());
+    }
+    let failures = export.orders.failures();
+    export.orders.carry();
+    let carried = wait_for(export, failures, || !export.orders.is_carrying()).await;
+    carried.map_err(|why| {
+        let text = format!("what was repacked is not published yet: {why}; run this again");
+        ControlError::new(ControlErrorKind::Unavailable, text)
+    })
+}

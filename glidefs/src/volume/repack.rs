@@ -1,0 +1,330 @@
+//! Repacking: what is left of segments that are mostly dead moves into new ones, so that their space comes back.
+//!
+//! ```text
+//! ledger -> victims: the emptiest segments        bounded by the pages that are left of them
+//!        -> scan: what the runs still name of them, in order of address
+//!        -> a few victims at a time: one GET each, their pages into new segments, in order of address
+//!        -> one merge of all runs, with the moved extents on top
+//! ```
+//!
+//! The merge is an edit of the map like any other: the next publish carries it, and the victims are dead from that
+//! root on. Nothing here changes what a page holds, so it does not matter what is written meanwhile: that lies in the
+//! tail, or in a run that is folded on top.
+//!
+//! Choosing the emptiest first is greedy cleaning (Rosenblum, Ousterhout: "The design and implementation of a
+//! log-structured file system", 1992).
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use blockcache::{PAGE_BYTES, PageRange};
+use bytes::Bytes;
+use world::World;
+
+use super::books::load;
+use super::compact::{Cursor, MergeInput, READ_AHEAD_BYTES, merge};
+use super::extent::{Extent, FRAME_PAGES_MAX, ObjectName};
+use super::ledger::{Entry, Ledger, ObjectId};
+use super::merge::{Step, decide};
+use super::reader::Reader;
+use super::runs::{Edit, MergePlan, Run};
+use super::sealed::{Frame, Hash, Kind, Target};
+use super::segment::plain_len;
+use super::tidy::Tidy;
+use super::writer::{Written, Zeros};
+use super::{FrameContent, Hold, PlainFrame, Uploaded, Volume, VolumeError};
+
+/// A segment of which more than this is live, in percent, is never a victim.
+const LIVE_PERCENT_MAX: u64 = 90;
+/// A part of the map of which less than this is live, in percent, is written anew.
+const PART_PERCENT_MAX: u64 = 50;
+/// Pages that one pass moves at most: 512 MiB. Bounds its memory (60 bytes for each extent), and how long folds wait. Few in
+/// unit tests, which are to need several.
+const PAGES_MAX: u64 = if cfg!(test) { 64 } else { 128 << 10 };
+/// Stored bytes of victims in memory at a time.
+const GROUP_BYTES_MAX: u64 = 16 << 20;
+/// Pages of one new segment.
+const SEGMENT_PAGES: u64 = 25 * FRAME_PAGES_MAX;
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repacked {
+    pub victims: u64,
+    pub victim_bytes: u64,
+    pub moved_bytes: u64,
+}
+
+/// What is to be written anew.
+#[derive(Debug, Default)]
+struct Victims {
+    segments: Vec<Entry>,
+    parts: BTreeSet<ObjectId>,
+}
+
+impl<W: World> Volume<W> {
+    /// One pass, if there is enough to gain. The next publish carries it.
+    pub(crate) async fn repack(&self, tidy: &Tidy) -> Result<Repacked, VolumeError> {
+        let Ok(_turn) = self.inner.compacting.try_acquire() else {
+            return Ok(Repacked::default());
+        };
+        let (reader, maker, ledger, runs) = {
+            let state = self.inner.state.borrow();
+            // The ledger must have counted everything that the runs are made of.
+            let ready = state.hold == Hold::Held && state.is_proved && state.edits.is_empty();
+            if !ready || !tidy.is_wasteful(&state.map.ledger.totals()) {
+                return Ok(Repacked::default());
+            }
+            let map = &state.map;
+            let (ledger, runs) = (Rc::clone(&map.ledger), map.runs.clone());
+            (self.reader(&state), self.maker(&state), ledger, runs)
+        };
+        let victims = choose(&reader, &ledger, tidy).await?;
+        let Some(bottom) = runs.last() else {
+            return Ok(Repacked::default());
+        };
+        if victims.segments.is_empty() && victims.parts.is_empty() {
+            return Ok(Repacked::default());
+        }
+        let left = scan(&reader, &runs, &victims.segments).await?;
+        let (moved, uploads) = Box::pin(self.moved(&reader, &victims.segments, left)).await?;
+        let plan = MergePlan {
+            inputs: runs.clone(),
+            level: bottom.level,
+            bottom: true,
+        };
+        let input = MergeInput {
+            moved,
+            stale_parts: victims.parts,
+        };
+        let Written { run, mut tally } = Box::pin(merge(&reader, maker, &plan, input)).await?;
+        let new = uploads.iter().map(|uploaded| uploaded.in_tail(0));
+        tally.takes_in(&new.collect::<Vec<_>>());
+        self.finished(Edit::Merge {
+            inputs: runs.iter().map(|run| run.id).collect(),
+            output: run,
+            tally,
+        });
+        Ok(Repacked {
+            victims: victims.segments.len() as u64,
+            victim_bytes: victims.segments.iter().map(|it| it.bytes).sum(),
+            moved_bytes: uploads.iter().map(Uploaded::bytes).sum(),
+        })
+    }
+
+    /// Writes what is left of the victims into new segments. Returns where it is now, in order of address.
+    async fn moved(
+        &self,
+        reader: &Reader<W>,
+        victims: &[Entry],
+        mut left: Vec<Extent>,
+    ) -> Result<(Vec<Extent>, Vec<Uploaded>), VolumeError> {
+        let (mut moved, mut uploads) = (Vec::with_capacity(left.len()), Vec::new());
+        let own = reader.volumes.own();
+        let mut rest = victims;
+        while !rest.is_empty() {
+            let (group, next) = rest.split_at(group_len(rest));
+            rest = next;
+            let ids: BTreeSet<ObjectId> = group.iter().map(|victim| victim.id).collect();
+            let in_group = |extent: &mut Extent| matches!(&extent.spot, Some(it) if ids.contains(&it.segment.id.0));
+            let extents: Vec<Extent> = left.extract_if(.., in_group).collect();
+            let mut bodies = Vec::with_capacity(group.len());
+            for victim in group {
+                let name = ObjectName {
+                    volume: own,
+                    epoch: blockcache::Epoch(victim.epoch),
+                    id: blockcache::Id(victim.id),
+                };
+                let whole = 0..u32::try_from(victim.bytes).unwrap_or(u32::MAX);
+                let body = reader.stored(Kind::Segment, name, whole).await?;
+                bodies.push((victim.id, body));
+            }
+            for chunk in segments(&extents) {
+                let frames = Box::pin(read(reader, &bodies, chunk)).await?;
+                let uploaded = Box::pin(self.upload(frames)).await?;
+                moved.extend(uploaded.extents.iter().copied());
+                uploads.push(uploaded);
+            }
+        }
+        moved.sort_unstable_by_key(Extent::start);
+        Ok((moved, uploads))
+    }
+}
+
+/// The emptiest segments, and parts of the map of which little is left.
+async fn choose<W: World>(
+    reader: &Reader<W>,
+    ledger: &Ledger,
+    tidy: &Tidy,
+) -> Result<Victims, VolumeError> {
+    let mut victims = Victims::default();
+    let mut add = |live: &[Entry]| {
+        for entry in live {
+            let percent = |share: u64| entry.live * 100 <= entry.whole * share;
+            match entry.kind {
+                Kind::Segment if percent(LIVE_PERCENT_MAX) => victims.segments.push(*entry),
+                Kind::MapPart if percent(PART_PERCENT_MAX) => {
+                    victims.parts.insert(entry.id);
+                }
+                _ => {}
+            }
+        }
+    };
+    add(&ledger.recent.live);
+    for (at, chunk) in ledger.chunks.iter().enumerate() {
+        add(&load(reader, chunk, ledger.next(at)).await?.live);
+    }
+    let share =
+        |it: &Entry| u128::from(it.live) * u128::from(u32::MAX) / u128::from(it.whole.max(1));
+    victims
+        .segments
+        .sort_unstable_by_key(|it| (share(it), it.id));
+    // To half of the waste that is worth a pass, so that passes are not many.
+    let totals = ledger.totals();
+    let left = tidy.waste_bytes.max(totals.live_bytes / tidy.waste_share) / 2;
+    let goal = totals.waste_bytes().saturating_sub(left);
+    let (mut pages, mut freed) = (0, 0);
+    let enough = victims.segments.iter().position(|it| {
+        pages += it.live;
+        freed += it.bytes.saturating_sub(it.live_bytes());
+        pages > PAGES_MAX || freed > goal
+    });
+    // The one with which it is enough is taken too: a segment is far smaller than a pass.
+    let len = enough.map_or(victims.segments.len(), |last| last + 1);
+    victims.segments.truncate(len);
+    Ok(victims)
+}
+
+/// What the runs name of the victims, in order of address.
+async fn scan<W: World>(
+    reader: &Reader<W>,
+    runs: &[Rc<Run>],
+    victims: &[Entry],
+) -> Result<Vec<Extent>, VolumeError> {
+    let ids: BTreeSet<ObjectId> = victims.iter().map(|victim| victim.id).collect();
+    let own = reader.volumes.own();
+    let inputs = u32::try_from(runs.len()).expect("a map has few runs");
+    let ahead = READ_AHEAD_BYTES / inputs.max(1);
+    let mut cursors: Vec<Cursor<'_, W>> = runs
+        .iter()
+        .map(|run| Cursor::new(reader, Rc::as_ref(run), ahead))
+        .collect();
+    let mut left = Vec::new();
+    loop {
+        let mut heads = Vec::with_capacity(cursors.len());
+        for cursor in &mut cursors {
+            heads.push(cursor.head(|_| false, Zeros::Keep).await?);
+        }
+        match decide(&heads) {
+            Step::Finished => return Ok(left),
+            Step::Carry(input) | Step::Load(input) => cursors[input].load().await?,
+            Step::Emit(extent) => {
+                let to = extent.end();
+                cursors.iter_mut().for_each(|cursor| cursor.advance(to));
+                let segment = extent.spot.map(|spot| spot.segment);
+                let is_left = segment.is_some_and(|it| it.volume == own && ids.contains(&it.id.0));
+                if is_left {
+                    left.push(extent);
+                }
+            }
+        }
+    }
+}
+
+/// How many of the victims are taken together: one at least.
+fn group_len(victims: &[Entry]) -> usize {
+    let mut bytes = 0;
+    let end = victims.iter().position(|victim| {
+        bytes += victim.bytes;
+        bytes > GROUP_BYTES_MAX
+    });
+    end.unwrap_or(victims.len()).max(1)
+}
+
+/// Extents as they go into one segment each.
+fn segments(extents: &[Extent]) -> Vec<&[Extent]> {
+    let (mut segments, mut from, mut pages) = (Vec::new(), 0, 0);
+    for (at, extent) in extents.iter().enumerate() {
+        let more = extent.pages.pages();
+        if pages + more > SEGMENT_PAGES && at > from {
+            segments.push(&extents[from..at]);
+            (from, pages) = (at, 0);
+        }
+        pages += more;
+    }
+    if from < extents.len() {
+        segments.push(&extents[from..]);
+    }
+    segments
+}
+
+/// The pages of the extents as frames: neighbours together, as long as a frame may be.
+async fn read<W: World>(
+    reader: &Reader<W>,
+    bodies: &[(ObjectId, Bytes)],
+    extents: &[Extent],
+) -> Result<Vec<PlainFrame>, VolumeError> {
+    let mut frames: Vec<(PageRange, Vec<u8>)> = Vec::new();
+    for extent in extents {
+        let bytes = Box::pin(pages_of(reader, bodies, extent)).await?;
+        let joins = frames.last().is_some_and(|(pages, _)| {
+            pages.end == extent.pages.start
+                && pages.pages() + extent.pages.pages() <= FRAME_PAGES_MAX
+        });
+        match frames.last_mut().filter(|_| joins) {
+            Some((pages, data)) => {
+                pages.end = extent.pages.end;
+                data.extend_from_slice(&bytes);
+            }
+            None => frames.push((extent.pages, bytes)),
+        }
+    }
+    let frames = frames.into_iter().map(|(pages, data)| PlainFrame {
+        pages,
+        content: FrameContent::Data(Bytes::from(data)),
+    });
+    Ok(frames.collect())
+}
+
+/// The bytes of an extent, cut out of the frame that holds them.
+async fn pages_of<W: World>(
+    reader: &Reader<W>,
+    bodies: &[(ObjectId, Bytes)],
+    extent: &Extent,
+) -> Result<Vec<u8>, VolumeError> {
+    let spot = extent.spot.expect("only data is left of a segment");
+    let pages = spot.frame_range(extent.pages.start);
+    let target = Target {
+        kind: Kind::Segment,
+        object: spot.segment,
+        offset: spot.offset,
+        stored: spot.stored,
+        frame: Frame {
+            number: spot.number,
+            pages,
+            codec: spot.codec,
+            plain: plain_len(pages),
+        },
+        hash: Hash::Half(spot.hash),
+    };
+    let short = || {
+        reader.damaged(
+            Kind::Segment,
+            spot.segment,
+            "it is shorter than the map says",
+        )
+    };
+    let body = bodies.iter().find(|(id, _)| *id == spot.segment.id.0);
+    let from = usize::try_from(spot.offset).map_err(|_wide| short())?;
+    let stored = usize::try_from(spot.stored).map_err(|_wide| short())?;
+    let stored = body.and_then(|(_, body)| {
+        let end = from.checked_add(stored).filter(|end| *end <= body.len())?;
+        Some(body.slice(from..end))
+    });
+    let mut plain = reader.open(target, stored.ok_or_else(short)?).await?;
+    let page = usize::try_from(PAGE_BYTES).expect("4096");
+    let skip = usize::from(spot.skip) * page;
+    let len = usize::try_from(extent.pages.bytes()).expect("at most a frame");
+    plain.drain(..skip);
+    plain.truncate(len);
+    Ok(plain)
+}
