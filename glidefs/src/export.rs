@@ -27,6 +27,7 @@ pub(crate) mod frames;
 pub(crate) mod meter;
 pub(crate) mod open;
 pub(crate) mod orders;
+mod reader;
 pub mod registry;
 pub mod shelf;
 pub mod site;

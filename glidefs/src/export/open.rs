@@ -12,6 +12,7 @@ use world::World;
 
 use super::decide::{Ours, Plan, Records, Refusal, Seen, decide};
 use super::document::owner_text;
+use super::reader;
 use super::registry::check_name;
 use super::shelf::Asked;
 use super::site::Site;
@@ -172,9 +173,7 @@ impl<W: World> Site<W> {
             (Plan::Damaged { records }, Some(volume), Some(local)) => {
                 Ok(Attempted::Opened(self.damaged(volume, &local, records)))
             }
-            (Plan::ReadOnly, Some(volume), _) => {
-                Ok(Attempted::Opened(self.read_only(volume).await?))
-            }
+            (Plan::ReadOnly, Some(volume), _) => self.read_only(volume).await,
             (plan, volume, local) => {
                 unreachable!("{plan:?} with volume {volume:?} and local {local:?}")
             }
@@ -349,7 +348,7 @@ impl<W: World> Site<W> {
         })
     }
 
-    async fn read_only(&self, volume: Volume<W>) -> Result<Rc<Export<W>>, ConnectError> {
+    async fn read_only(&self, volume: Volume<W>) -> Result<Attempted<W>, ConnectError> {
         let root = volume.root();
         if let Some(local) = self.cache.volume(root.volume)
             && local.state().is_some_and(|state| state.attached)
@@ -362,7 +361,13 @@ impl<W: World> Site<W> {
         if let Some(held_back) = self.news("read-only", &root.name) {
             tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, held_back, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
         }
-        Ok(self.export(Role::ReadOnly, opened(&root), None, Some(volume)))
+        let pinned = Box::pin(volume.pin_to_read(&self.owner.host)).await;
+        let Some(pin) = pinned.map_err(|error| unavailable(&root.name, &error))? else {
+            return Ok(Attempted::Raced);
+        };
+        let export = self.export(Role::ReadOnly, opened(&root), None, Some(volume.clone()));
+        reader::watch(self, &export, volume, pin);
+        Ok(Attempted::Opened(export))
     }
 
     /// Opens a snapshot for reading.

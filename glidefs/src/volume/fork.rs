@@ -72,6 +72,7 @@ impl Fork {
             child: self.id.0,
             name: self.child.to_string(),
             cut,
+            reader: None,
         }
     }
 }
@@ -145,11 +146,12 @@ impl<W: World> Bucket<W> {
             match object {
                 Ok(object) => {
                     let pin = Pin::decode(&key, &object.bytes, self.root_mac())?;
-                    forks.push(ForkView {
+                    let fork = ForkView {
                         id: Id(pin.child),
                         name: pin.name,
                         is_direct: pin.cut.is_none(),
-                    });
+                    };
+                    forks.extend(pin.reader.is_none().then_some(fork));
                 }
                 // Removed meanwhile.
                 Err(error) if error.kind == StoreErrorKind::NotFound => {}
@@ -208,6 +210,7 @@ impl<W: World> Bucket<W> {
             child: root.volume,
             name: root.name.clone(),
             cut: None,
+            reader: None,
         };
         let key = wanted.key(&named.name);
         let missing = || VolumeError::damaged(&key, "it is missing, though a fork needs it");

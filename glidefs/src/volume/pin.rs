@@ -26,6 +26,28 @@ pub(crate) struct Pin {
     /// The volume's cut that it needs: epoch and seq. None: what the child's root will name as its parent's;
     /// and until there is one, everything.
     pub(crate) cut: Option<(u64, u64)>,
+    /// Set: no fork is made, somebody reads the cut. Then `child` is a random id, and `name` the volume's own.
+    pub(crate) reader: Option<Reader>,
+}
+
+/// Who reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reader {
+    /// For people.
+    pub(crate) host: String,
+    /// Unix time, by its clock.
+    pub(crate) since_ms: u64,
+}
+
+/// Of a reader's host name, what is more is cut off.
+const HOST_BYTES_MAX: usize = 255;
+
+impl Reader {
+    pub(crate) fn new(host: &str, since_ms: u64) -> Self {
+        let end = host.floor_char_boundary(HOST_BYTES_MAX);
+        let host = host[..end].to_owned();
+        Self { host, since_ms }
+    }
 }
 
 impl Pin {
@@ -71,6 +93,7 @@ mod tests {
             child: [7; 16],
             name: "child".to_owned(),
             cut: Some((3, 41)),
+            reader: None,
         }
     }
 

@@ -49,8 +49,10 @@ pub(crate) struct Held {
 enum Pinned {
     /// As long as it is there.
     Cut(u64),
-    /// Its child is not there yet.
+    /// Its child is not there yet, or it is a reader's, which may die.
     CutForNow(u64),
+    /// A reader died. Nobody makes a fork of what it read.
+    Nothing,
     Unclear,
 }
 
@@ -86,6 +88,7 @@ impl<W: World> Bucket<W> {
                     Pinned::CutForNow(cut) => {
                         held.cuts.insert(cut);
                     }
+                    Pinned::Nothing => {}
                     Pinned::Unclear => held.blocked_by = Some(listed.key.clone()),
                 }
             }
@@ -116,6 +119,15 @@ impl<W: World> Bucket<W> {
             Err(error) => return Err(error.into()),
         };
         let pin = Pin::decode(key, &object.bytes, self.root_mac())?;
+        if let (Some(reader), Some((_, cut))) = (&pin.reader, pin.cut) {
+            if !reader.is_gone(self.world().unix_time()) {
+                return Ok(Pinned::CutForNow(cut));
+            }
+            if cleans.is_some() {
+                retry::delete(self.world(), self.store(), key).await?;
+            }
+            return Ok(Pinned::Nothing);
+        }
         let child = VolumeName::parse(&pin.name)?;
         let root = self.read_root(&child).await?.map(|stored| stored.root);
         let Some(root) = root else {

@@ -150,6 +150,7 @@ fn a_pin_without_a_child_blocks_until_its_child_is_burned() {
         child: [5; 16],
         name: "late".to_owned(),
         cut: None,
+        reader: None,
     };
     store.set(&pin.key("a"), Bytes::from(pin.encode(None)));
     let blocked = || {
@@ -257,5 +258,43 @@ fn a_volume_restored_over_a_lost_map_is_never_swept() {
     assert!(swept.has_gaps && swept.deleted_objects == 0, "{swept:?}");
     overwrite(&node, &volume, 40, 80);
     collect(&node, &volume, Deletes::Really);
+    audit(&node, &volume);
+}
+
+#[test]
+fn what_a_reader_reads_stays_until_it_lets_go_or_is_gone_for_days() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, Some("x"));
+    let volume = node.create("a");
+    overwrite(&node, &volume, 30, 0);
+    let there = Node::new(2, &store, Some("x"));
+    let late = there.open("a").expect("opens");
+    let before = node.read(&volume, 0, 70);
+    let pin_of = |volume: &Volume<TestWorld>| {
+        let volume = volume.clone();
+        let pinned = async move { volume.pin_to_read("host-2").await };
+        there.world.run(pinned).expect("the store answers")
+    };
+    let reader = there.open("a").expect("opens");
+    let pin = pin_of(&reader).expect("nothing has changed");
+    overwrite(&node, &volume, 300, 30);
+    collect(&node, &volume, Deletes::Really);
+    assert!(there.read(&reader, 0, 70) == before);
+    assert!(pin_of(&late).is_none(), "what it read is not held");
+    let lets_go = async move { pin.release().await };
+    there.world.run(lets_go).expect("released");
+    overwrite(&node, &volume, 40, 330);
+    let free = collect(&node, &volume, Deletes::Really);
+    assert_eq!((free.held_objects, free.blocked_by), (0, None));
+
+    let reader = there.open("a").expect("opens");
+    let forgotten = pin_of(&reader).expect("nothing has changed");
+    overwrite(&node, &volume, 40, 370);
+    assert!(collect(&node, &volume, Deletes::Really).held_objects > 0);
+    let world = node.world.clone();
+    node.world
+        .run(async move { world.sleep(Duration::from_secs(8 * 24 * 3600)).await });
+    assert_eq!(collect(&node, &volume, Deletes::Really).held_objects, 0);
+    drop(forgotten);
     audit(&node, &volume);
 }

@@ -7,7 +7,7 @@ use super::super::keyring::{Fresh, Keyring, KeyringCost};
 use super::super::keys::{Secret, Wrapped};
 use super::super::leaf::{Directory, Leaf, LeafBuilder, LeafRow};
 use super::super::ledger::{Chunk, Dead, Entry, Ledger, Table, Totals};
-use super::super::pin::Pin;
+use super::super::pin::{Pin, Reader};
 use super::super::root::{
     self, Boot, Content, DataKey, Group, Image, NamedVolume, Parent, Predecessor, Root, RootOwner,
     Snapshot, State, TailSegment,
@@ -524,9 +524,20 @@ fn golden_pin() {
         child: [7; 16],
         name: "child".to_owned(),
         cut: Some((3, 1_000)),
+        reader: None,
     };
     let golden = golden!("pin-1");
     assert_golden("pin-1", &pin.encode(None), &golden);
+    let key = pin.key("parent");
+    assert_eq!(Pin::decode(&key, &golden, None).expect("readable"), pin);
+    let pin = Pin {
+        child: [8; 16],
+        name: "parent".to_owned(),
+        cut: Some((3, 1_000)),
+        reader: Some(Reader::new("node-a", 1_795_132_800_000)),
+    };
+    let golden = golden!("pin-1-reader");
+    assert_golden("pin-1-reader", &pin.encode(None), &golden);
     let key = pin.key("parent");
     assert_eq!(Pin::decode(&key, &golden, None).expect("readable"), pin);
 }

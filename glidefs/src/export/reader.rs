@@ -1,0 +1,48 @@
+//! A read-only export of a volume that another node owns: as long as somebody is connected, or may be about to
+//! connect, its owner keeps what the export reads (`volume/reading.rs`).
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use world::World;
+
+use super::site::Site;
+use super::{Export, Role};
+use crate::race::{First, race};
+use crate::volume::{RENEW_AFTER, ReadPin, Volume};
+
+/// From the open, or from the end of the last connection, until the export is closed.
+const UNUSED_MAX: Duration = Duration::from_secs(60);
+
+/// Closes the export, and lets its pin go, once nobody uses it.
+pub(super) fn watch<W: World>(
+    site: &Site<W>,
+    export: &Rc<Export<W>>,
+    volume: Volume<W>,
+    mut pin: ReadPin<W>,
+) {
+    let (export, world) = (Rc::clone(export), site.world.clone());
+    let (task, host) = (world.clone(), site.owner.host.clone());
+    task.spawn(async move {
+        loop {
+            let is_used = export.clients.count() > 0;
+            let wait = if is_used { RENEW_AFTER } else { UNUSED_MAX };
+            let news = export.orders.news.notified();
+            if let First::Left(()) = race(news, world.sleep(wait)).await {
+                continue;
+            }
+            if is_used {
+                let renewed = Box::pin(volume.renew_read_pin(&mut pin, &host)).await;
+                if let Err(error) = renewed {
+                    tracing::warn!(export = %export.name(), %error, "the pin of a reader is not renewed; tried again tomorrow, and it holds for a week");
+                }
+            } else if export.clients.count() == 0 {
+                break;
+            }
+        }
+        export.end(Role::Closed);
+        if let Err(error) = pin.release().await {
+            tracing::info!(export = %export.name(), %error, "the pin of a reader stays for a week");
+        }
+    });
+}
