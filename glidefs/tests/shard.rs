@@ -8,9 +8,9 @@ use blockcache::{Cache, CacheConfig};
 use bytes::Bytes;
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
-    ForkDocument, MakeForkDocument, MetersDocument, PromoteDocument, PruneQuery, PutDocument,
-    Request, RestoreDocument, SalvageDocument, SalvageKind, SalvageRanges, SnapshotDocument,
-    TakeSnapshotDocument,
+    ForkDocument, GcDocument, MakeForkDocument, MetersDocument, OperationDocument, OperationState,
+    PromoteDocument, PruneQuery, PutDocument, Request, RestoreDocument, SalvageDocument,
+    SalvageKind, SalvageRanges, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::clients::Sharing;
@@ -2077,5 +2077,113 @@ fn exports_take_turns_at_the_uploads() {
         let meanwhile = uploaded().await - early;
         assert!(meanwhile < 50, "{meanwhile} of {BLOCKS} were before it");
         assert_eq!(node.drain("large").await.dirty_bytes, 0);
+    });
+}
+
+/// Waits for the end of a collection that an operator asked for.
+async fn gc(node: &Node, wanted: GcDocument) -> OperationDocument {
+    let asked = node.control.ask(|reply| Request::Gc(wanted, reply)).await;
+    let mut operation = asked.expect("begun");
+    while operation.state == OperationState::Running {
+        node.sim.sleep(Duration::from_millis(100)).await;
+        let id = operation.id.clone();
+        let asked = node.control.ask(|reply| Request::Operation(id, reply));
+        operation = asked.await.expect("known");
+    }
+    operation
+}
+
+#[test]
+fn an_operator_sees_what_would_come_back_then_gets_it_back_and_nothing_is_lost() {
+    const PAGES: u64 = 200;
+    simulate(600, |sim| async move {
+        let node = start(&sim, "a").await;
+        let device = node.connect("vm").await.expect("created");
+        for round in 1..=20_u8 {
+            for page_no in 0..PAGES {
+                write(&device, page_no, round).await;
+            }
+            node.drain("vm").await;
+        }
+        let stored = || -> u64 {
+            let objects = sim.objects();
+            let own = objects.iter().filter(|(key, _)| key.starts_with("nbd/vm/"));
+            own.map(|(_, body)| body.len() as u64).sum()
+        };
+        let keys = sim.keys();
+        let wanted = GcDocument {
+            export: Some("vm".to_owned()),
+            dry_run: true,
+            ..GcDocument::default()
+        };
+        let looked = gc(&node, wanted.clone()).await;
+        assert_eq!((looked.state, &looked.error), (OperationState::Done, &None));
+        assert_eq!(sim.keys(), keys, "a dry run changes nothing");
+        let before = stored();
+        let wanted = GcDocument {
+            dry_run: false,
+            request_id: Some("once".to_owned()),
+            ..wanted
+        };
+        let done = gc(&node, wanted.clone()).await;
+        let after = &done.exports[0];
+        assert!(
+            after.deleted_objects >= 19 && stored() < before / 4,
+            "{done:?}"
+        );
+        let again = gc(&node, wanted).await;
+        assert_eq!(again, done, "asked again, it is the same operation");
+        // All that are open, and one that is not.
+        assert_eq!(gc(&node, GcDocument::default()).await.total, 1);
+        let wanted = GcDocument {
+            export: Some("nobody".to_owned()),
+            ..GcDocument::default()
+        };
+        let failed = gc(&node, wanted).await;
+        assert_eq!(failed.state, OperationState::Failed);
+        assert!(failed.error.is_some_and(|why| why.contains("nobody")));
+        for page_no in 0..PAGES {
+            assert_eq!(stamp(&device, page_no).await, 20);
+        }
+        // Also for a node that has nothing in its cache.
+        drop(device);
+        let (name, how) = ("vm".to_owned(), DeleteQuery::default());
+        let asked = node.control.ask(|reply| Request::Delete(name, how, reply));
+        asked.await.expect("given up");
+        let there = start(&sim, "b").await;
+        let device = there.connect("vm").await.expect("opened");
+        for page_no in 0..PAGES {
+            assert_eq!(stamp(&device, page_no).await, 20);
+        }
+    });
+}
+
+#[test]
+fn a_reader_of_another_nodes_export_reads_on_while_that_one_gives_space_back() {
+    simulate(601, |sim| async move {
+        let owner = start(&sim, "a").await;
+        let device = owner.connect("vm").await.expect("created");
+        for page_no in 0..100 {
+            write(&device, page_no, 1).await;
+        }
+        owner.drain("vm").await;
+        let there = start(&sim, "b").await;
+        let reader = there.connect("vm").await.expect("read-only");
+        for round in 2..=20_u8 {
+            for page_no in 0..100 {
+                write(&device, page_no, round).await;
+            }
+            owner.drain("vm").await;
+        }
+        let held = gc(&owner, GcDocument::default()).await;
+        assert!(held.exports[0].held_objects > 0, "{held:?}");
+        for page_no in 0..100 {
+            assert_eq!(stamp(&reader, page_no).await, 1);
+        }
+        drop(reader);
+        sim.sleep(Duration::from_secs(120)).await;
+        let free = gc(&owner, GcDocument::default()).await;
+        assert_eq!(free.exports[0].held_objects, 0, "{free:?}");
+        assert!(free.exports[0].deleted_objects > 0, "{free:?}");
     });
 }

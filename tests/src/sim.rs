@@ -23,6 +23,7 @@ mod guest;
 mod loss;
 pub(crate) mod node;
 mod snapshots;
+mod space;
 mod stage;
 mod takeover;
 
@@ -31,6 +32,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use world::sim::{Sim, SimConfig};
+
+pub use space::{SpacePoint, SpaceRun};
 
 /// Steps of tasks in one run; the longest take a tenth.
 const STEPS_MAX: u64 = 6_000_000;

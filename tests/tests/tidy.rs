@@ -93,6 +93,7 @@ const MODULES: [(&str, &[&str]); 16] = [
             "device",
             "meter",
             "operations",
+            "race",
             "repeats",
             "sync",
             "volume",

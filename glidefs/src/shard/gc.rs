@@ -14,7 +14,7 @@ use crate::control::{
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
-use crate::volume::{Collected, Deletes, Scope, Swept, Tidy, Volume, VolumeError};
+use crate::volume::{Collected, Deletes, Scope, Swept, Tidied, Tidy, Volume, VolumeError};
 
 /// Passes over one export: each but the last one moves as much as a pass may.
 const PASSES_MAX: u32 = 1000;
@@ -110,10 +110,10 @@ async fn gc_of<W: World>(
     };
     let tidy = registry.site().config.sync.tidy.thorough();
     let owns = export.role() == Role::ReadWrite;
-    let mut repacked_bytes = 0;
+    let mut tidied = Tidied::default();
     if owns && deletes == Deletes::Really {
-        repacked_bytes = Box::pin(repack(export, &volume, &tidy)).await?;
         volume.forget_pins();
+        tidied = Box::pin(repack(export, &volume, &tidy)).await?;
     }
     let failed = |error: VolumeError| volume_failure(&error);
     let collected = match owns {
@@ -132,11 +132,12 @@ async fn gc_of<W: World>(
     }
     let note = note(owns, &collected, &swept);
     let totals = volume.totals();
+    let (before, repacked) = (tidied.collected, tidied.repacked);
     Ok(CollectedDocument {
         export: export.name().to_owned(),
-        repacked_bytes,
-        deleted_objects: collected.deleted_objects,
-        deleted_bytes: collected.deleted_bytes,
+        repacked_bytes: repacked.moved_bytes,
+        deleted_objects: before.deleted_objects + collected.deleted_objects,
+        deleted_bytes: before.deleted_bytes + collected.deleted_bytes,
         held_objects: collected.held_objects,
         held_bytes: collected.held_bytes,
         swept_objects: swept.deleted_objects,
@@ -165,20 +166,22 @@ fn note(owns: bool, collected: &Collected, swept: &Swept) -> Option<String> {
 }
 
 /// Merges the map, and moves what is left of segments that are mostly dead, until there is nothing to gain.
-async fn repack<W: World>(export: &Export<W>, volume: &Volume<W>, tidy: &Tidy) -> Answer<u64> {
-    let mut moved = 0;
+async fn repack<W: World>(export: &Export<W>, volume: &Volume<W>, tidy: &Tidy) -> Answer<Tidied> {
+    let mut all = Tidied::default();
     for _ in 0..PASSES_MAX {
         publish_edits(export, volume).await?;
         let tidied = Box::pin(volume.tidy(tidy)).await;
         let tidied = tidied.map_err(|error| volume_failure(&error))?;
         crate::sync::count(export, &tidied);
-        moved += tidied.repacked.moved_bytes;
+        all.repacked.moved_bytes += tidied.repacked.moved_bytes;
+        all.collected.deleted_objects += tidied.collected.deleted_objects;
+        all.collected.deleted_bytes += tidied.collected.deleted_bytes;
         if !volume.has_edits() {
-            return Ok(moved);
+            return Ok(all);
         }
     }
     publish_edits(export, volume).await?;
-    Ok(moved)
+    Ok(all)
 }
 
 async fn publish_edits<W: World>(export: &Export<W>, volume: &Volume<W>) -> Answer<()> {
