@@ -170,7 +170,7 @@ async fn repack<W: World>(export: &Export<W>, volume: &Volume<W>, tidy: &Tidy) -
     let mut all = Tidied::default();
     for _ in 0..PASSES_MAX {
         publish_edits(export, volume).await?;
-        let tidied = Box::pin(volume.tidy(tidy)).await;
+        let tidied = Box::pin(volume.tidy_in_turn(tidy)).await;
         let tidied = tidied.map_err(|error| volume_failure(&error))?;
         crate::sync::count(export, &tidied);
         all.repacked.moved_bytes += tidied.repacked.moved_bytes;

@@ -41,6 +41,8 @@ const PART_PERCENT_MAX: u64 = 50;
 /// Pages that one pass moves at most: 512 MiB. Bounds its memory (60 bytes for each extent), and how long folds wait. Few in
 /// unit tests, which are to need several.
 const PAGES_MAX: u64 = if cfg!(test) { 64 } else { 128 << 10 };
+/// And this share of what is live: until the victims are deleted, it is in the store twice.
+const MOVED_SHARE: u64 = 12;
 /// Stored bytes of victims in memory at a time.
 const GROUP_BYTES_MAX: u64 = 16 << 20;
 /// Pages of one new segment.
@@ -182,11 +184,13 @@ async fn choose<W: World>(
     let totals = ledger.totals();
     let left = tidy.waste_bytes.max(totals.live_bytes / tidy.waste_share) / 2;
     let goal = totals.waste_bytes().saturating_sub(left);
-    let (mut pages, mut freed) = (0, 0);
+    let moved_max = totals.live_bytes / MOVED_SHARE;
+    let (mut pages, mut moved, mut freed) = (0, 0, 0);
     let enough = victims.segments.iter().position(|it| {
         pages += it.live;
+        moved += it.live_bytes();
         freed += it.bytes.saturating_sub(it.live_bytes());
-        pages > PAGES_MAX || freed > goal
+        pages > PAGES_MAX || moved > moved_max || freed > goal
     });
     // The one with which it is enough is taken too: a segment is far smaller than a pass.
     let len = enough.map_or(victims.segments.len(), |last| last + 1);

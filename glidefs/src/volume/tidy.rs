@@ -17,8 +17,7 @@ use super::{Volume, VolumeError};
 /// From when on it is worth doing something. Shares are of the bytes that are live: a share of 8 is an eighth.
 ///
 /// What is stored over what is live is at most 1 + 1/`waste_share` + 1/`upper_share` + 1/`dead_share`, and the
-/// tail, between passes that keep up. Less waste costs more moves: of pages that are overwritten at random, a
-/// seventh costs about three bytes moved for each one written.
+/// tail, between passes that keep up. Less waste costs more moves (docs/space.md).
 #[derive(Clone, Copy, Debug)]
 pub struct Tidy {
     /// Segments that are partly dead are repacked from this waste on, and from this many bytes.
@@ -45,13 +44,13 @@ pub struct Tidy {
 impl Default for Tidy {
     fn default() -> Self {
         Self {
-            waste_share: 7,
+            waste_share: 8,
             waste_bytes: 16 << 20,
             tail_segments: 32,
             upper_share: 16,
             upper_entries: 4 << 10,
             dead_share: 32,
-            dead_bytes: 64 << 20,
+            dead_bytes: 16 << 20,
             dead_objects: 512,
             blocked_wait: Duration::from_secs(600),
             childless_wait: Duration::from_secs(3600),
@@ -110,9 +109,20 @@ impl<W: World> Volume<W> {
     /// One pass over everything that is worth it. To be called after each publish, in a task of its own; a later
     /// publish carries what it did to the map. Does nothing while another call does.
     pub async fn tidy(&self, tidy: &Tidy) -> Result<Tidied, VolumeError> {
-        let Ok(_turn) = self.inner.tidying.try_acquire() else {
-            return Ok(Tidied::default());
-        };
+        match self.inner.tidying.try_acquire() {
+            Ok(_turn) => Box::pin(self.pass(tidy)).await,
+            Err(_busy) => Ok(Tidied::default()),
+        }
+    }
+
+    /// The same, once no other call is under way.
+    pub async fn tidy_in_turn(&self, tidy: &Tidy) -> Result<Tidied, VolumeError> {
+        let turn = self.inner.tidying.acquire().await;
+        let _turn = turn.expect("nobody closes the semaphore");
+        Box::pin(self.pass(tidy)).await
+    }
+
+    async fn pass(&self, tidy: &Tidy) -> Result<Tidied, VolumeError> {
         self.compact_beyond(tidy.patience()).await?;
         let repacked = Box::pin(self.repack(tidy)).await?;
         let collected = if self.is_worth_a_round(tidy) {
