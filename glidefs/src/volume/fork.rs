@@ -142,6 +142,10 @@ impl<W: World> Bucket<W> {
         while forks.len() < count_max
             && let Some(key) = self.first_key(&folder, after.as_deref()).await?
         {
+            if key[folder.len()..].starts_with('~') {
+                // A collector's, and behind all pins.
+                break;
+            }
             let object = retry::get(self.world(), self.store(), &key, Part::All).await;
             match object {
                 Ok(object) => {

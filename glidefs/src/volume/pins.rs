@@ -15,6 +15,8 @@ use super::pin::Pin;
 use super::root::{Root, State};
 use super::{VolumeError, retry};
 
+/// With this begins what is no pin: see `put_marker`. Ids are hexadecimal, and sort before it.
+const MARKER: &str = "~";
 /// Pins in one answer of the store.
 const PAGE: usize = 1000;
 
@@ -68,6 +70,10 @@ impl<W: World> Bucket<W> {
         cleans: Option<Duration>,
     ) -> Result<Held, VolumeError> {
         let folder = format!("{}pins/", name.prefix());
+        let marker = match cleans {
+            Some(_) => Some(self.put_marker(&folder).await?),
+            None => None,
+        };
         let (mut held, mut after) = (Held::default(), None);
         let mut seen = BTreeSet::new();
         loop {
@@ -75,6 +81,9 @@ impl<W: World> Bucket<W> {
             let page = retry::list(world, store, &folder, after.as_deref(), PAGE).await?;
             for listed in &page {
                 seen.insert(listed.key.clone());
+                if listed.key.starts_with(&format!("{folder}{MARKER}")) {
+                    continue;
+                }
                 let cut = book.held.borrow().get(&listed.key).copied();
                 if let Some(cut) = cut {
                     held.cuts.insert(cut);
@@ -97,11 +106,32 @@ impl<W: World> Bucket<W> {
                 break;
             }
         }
+        if let Some(marker) = marker {
+            if !seen.contains(&marker) {
+                held.blocked_by = Some(marker.clone());
+            }
+            let left = seen
+                .iter()
+                .filter(|key| key[folder.len()..].starts_with(MARKER));
+            for key in left {
+                retry::delete(self.world(), self.store(), key).await?;
+            }
+        }
         book.held.borrow_mut().retain(|key, _| seen.contains(key));
         book.childless
             .borrow_mut()
             .retain(|key, _| seen.contains(key));
         Ok(held)
+    }
+
+    /// A list that is old, or cut short, or the empty answer of something on the way, would cost a fork its data. So
+    /// what was put right before must be in it; it sorts behind all pins.
+    async fn put_marker(&self, folder: &str) -> Result<String, VolumeError> {
+        let key = format!("{folder}{MARKER}{}", Id(self.world().random_id()));
+        let body =
+            bytes::Bytes::from_static(b"a list of pins that does not show this is not believed\n");
+        retry::create(self.world(), self.store(), &key, body).await?;
+        Ok(key)
     }
 
     /// What a pin holds.

@@ -211,6 +211,15 @@ impl TestStore {
         store
     }
 
+    /// From here on.
+    pub(crate) fn flawed(&self, flaw: Flaw) {
+        self.0.borrow_mut().flaw = Some(flaw);
+    }
+
+    pub(crate) fn sound(&self) {
+        self.0.borrow_mut().flaw = None;
+    }
+
     pub(crate) fn versioned() -> Self {
         let store = Self::default();
         store.0.borrow_mut().versioned = true;

@@ -298,3 +298,30 @@ fn what_a_reader_reads_stays_until_it_lets_go_or_is_gone_for_days() {
     drop(forgotten);
     audit(&node, &volume);
 }
+
+#[test]
+fn a_list_of_pins_that_does_not_show_what_was_just_put_is_not_believed() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = node.create("a");
+    overwrite(&node, &volume, 30, 0);
+    let before = node.read(&volume, 0, 70);
+    fork(&node, "child", 7);
+    overwrite(&node, &volume, 100, 30);
+    store.flawed(Flaw::ListsLate);
+    let collected = collect(&node, &volume, Deletes::Really);
+    assert_eq!(collected.deleted_objects, 0);
+    assert!(
+        collected
+            .blocked_by
+            .is_some_and(|key| key.contains("/pins/~"))
+    );
+    store.sound();
+    assert!(node.read(&node.open("child").expect("opens"), 0, 70) == before);
+    assert!(collect(&node, &volume, Deletes::Really).deleted_objects > 0);
+    assert!(
+        !store.keys().iter().any(|key| key.contains('~')),
+        "no marker stays"
+    );
+    assert!(node.read(&node.open("child").expect("opens"), 0, 70) == before);
+}
