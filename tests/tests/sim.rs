@@ -159,7 +159,7 @@ mod planted {
 
     #[test]
     fn an_own_write_that_is_taken_for_a_strangers_is_found() {
-        found(Plant::Rule13Intent, Scenario::Weather, 40);
+        found(Plant::Rule13Intent, Scenario::Weather, 400);
     }
 
     #[test]
