@@ -2187,3 +2187,36 @@ fn a_reader_of_another_nodes_export_reads_on_while_that_one_gives_space_back() {
         assert!(free.exports[0].deleted_objects > 0, "{free:?}");
     });
 }
+
+#[test]
+fn who_reads_a_snapshot_reads_on_when_it_is_deleted() {
+    simulate(602, |sim| async move {
+        let owner = start(&sim, "a").await;
+        let device = owner.connect("vm").await.expect("created");
+        for page_no in 0..100 {
+            write(&device, page_no, 1).await;
+        }
+        owner.snapshot("vm", "s").await;
+        let there = start(&sim, "b").await;
+        let reader = there.connect("vm@s").await.expect("a snapshot");
+        let again = there.connect("vm@s").await.expect("shared");
+        owner.delete_snapshot("vm", "s").await.expect("deleted");
+        for round in 2..=20_u8 {
+            for page_no in 0..100 {
+                write(&device, page_no, round).await;
+            }
+            owner.drain("vm").await;
+        }
+        let held = gc(&owner, GcDocument::default()).await;
+        assert!(held.exports[0].held_objects > 0, "{held:?}");
+        there.connect("vm@s").await.expect_err("deleted");
+        drop(again);
+        for page_no in 0..100 {
+            assert_eq!(stamp(&reader, page_no).await, 1);
+        }
+        drop(reader);
+        sim.sleep(Duration::from_secs(120)).await;
+        let free = gc(&owner, GcDocument::default()).await;
+        assert_eq!(free.exports[0].held_objects, 0, "{free:?}");
+    });
+}

@@ -394,13 +394,25 @@ impl<W: World> Site<W> {
         })
     }
 
-    /// A snapshot that was opened, as an export.
-    pub(crate) fn snapshot_export(&self, name: &str, volume: Volume<W>) -> Rc<Export<W>> {
+    /// A snapshot that was opened, as an export. It can be read to the end, also if it is deleted meanwhile.
+    pub(crate) async fn snapshot_export(
+        &self,
+        name: &str,
+        volume: Volume<W>,
+    ) -> Result<Rc<Export<W>>, ConnectError> {
+        let pinned = Box::pin(volume.pin_to_read(&self.owner.host)).await;
+        let Some(pin) = pinned.map_err(|error| unavailable(name, &error))? else {
+            return Err(ConnectError::Unavailable(format!(
+                "`{name}` was deleted while it was opened; connect again to see what has that name now"
+            )));
+        };
         let opened = Opened {
             name: name.to_owned(),
             ..opened(&volume.root())
         };
-        self.export(Role::ReadOnly, opened, None, Some(volume))
+        let export = self.export(Role::ReadOnly, opened, None, Some(volume.clone()));
+        reader::watch(self, &export, volume, pin);
+        Ok(export)
     }
 
     fn cache_failed(&self, name: &str, error: &CacheError) -> ConnectError {

@@ -1,5 +1,5 @@
-//! A read-only export of a volume that another node owns: as long as somebody is connected, or may be about to
-//! connect, its owner keeps what the export reads (`volume/reading.rs`).
+//! A read-only export, of a snapshot or of a volume that another node owns: as long as somebody is connected, or may
+//! be about to connect, its owner keeps what the export reads (`volume/reading.rs`).
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,14 +24,21 @@ pub(super) fn watch<W: World>(
     let (export, world) = (Rc::clone(export), site.world.clone());
     let (task, host) = (world.clone(), site.owner.host.clone());
     task.spawn(async move {
+        let mut renew_at = world.now() + RENEW_AFTER;
         loop {
             let is_used = export.clients.count() > 0;
-            let wait = if is_used { RENEW_AFTER } else { UNUSED_MAX };
+            // Clients that come and go do not put it off.
+            let wake_at = if is_used {
+                renew_at
+            } else {
+                world.now() + UNUSED_MAX
+            };
             let news = export.orders.news.notified();
-            if let First::Left(()) = race(news, world.sleep(wait)).await {
+            if let First::Left(()) = race(news, world.sleep_until(wake_at)).await {
                 continue;
             }
             if is_used {
+                renew_at = world.now() + RENEW_AFTER;
                 let renewed = Box::pin(volume.renew_read_pin(&mut pin, &host)).await;
                 if let Err(error) = renewed {
                     tracing::warn!(export = %export.name(), %error, "the pin of a reader is not renewed; tried again tomorrow, and it holds for a week");

@@ -124,7 +124,7 @@ impl<W: World> Registry<W> {
         {
             return Ok(before);
         }
-        let export = self.site.snapshot_export(&name, opened);
+        let export = Box::pin(self.site.snapshot_export(&name, opened)).await?;
         self.open.borrow_mut().insert(name, Rc::clone(&export));
         Ok(export)
     }

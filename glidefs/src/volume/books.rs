@@ -52,8 +52,9 @@ pub(crate) async fn keep<W: World>(
         cut,
         gone,
     };
-    let elsewhere = books.take_in(maker, news);
-    if ledger.chunks.is_empty() {
+    let mut has_gaps = ledger.has_gaps;
+    let elsewhere = books.take_in(maker, news, has_gaps);
+    if ledger.chunks.is_empty() && !has_gaps {
         report(maker, elsewhere.len());
     }
     let flushes = books.recent.len() > RECENT_MAX;
@@ -71,14 +72,22 @@ pub(crate) async fn keep<W: World>(
             books.chunks.push(*chunk);
             continue;
         }
-        let mut table = load(reader, chunk, next).await?;
+        // A chunk that is lost must not keep the volume from being published. What it listed stays for good.
+        let mut table = known(load(reader, chunk, next).await)?.unwrap_or_else(|lost| {
+            has_gaps = true;
+            tracing::error!(export = maker.name, error = %lost, "a part of the ledger is lost: no data is, but what it listed will never be collected; to get the space back, copy the volume into a new one");
+            Table::default()
+        });
         books.forgotten.extend(dead_ids(&table, gone));
-        report(maker, table.apply(news, counts, last, gone));
+        let wrong = table.apply(news, counts, last, gone);
+        if !has_gaps {
+            report(maker, wrong);
+        }
         let old = Dead::of(Kind::Ledger, &chunk.object, chunk.birth, last);
         books.replaced.push(old);
         books.put(maker, chunk.first, table).await?;
     }
-    Ok(books.kept(ledger.has_gaps))
+    Ok(books.kept(has_gaps))
 }
 
 /// The next version in the making.
@@ -96,13 +105,20 @@ struct Books<'a> {
 
 impl Books<'_> {
     /// Returns the counts of what lies in chunks.
-    fn take_in<W: World>(&mut self, maker: &Maker<W>, news: News) -> Vec<(ObjectId, i64)> {
+    fn take_in<W: World>(
+        &mut self,
+        maker: &Maker<W>,
+        news: News,
+        has_gaps: bool,
+    ) -> Vec<(ObjectId, i64)> {
         let live = self.recent.live.iter().chain(&news.table.live);
         let fresh: BTreeSet<ObjectId> = live.map(|entry| entry.id).collect();
         let counts = news.counts.into_iter();
         let (here, elsewhere): (Vec<_>, Vec<_>) = counts.partition(|(id, _)| fresh.contains(id));
         let wrong = self.recent.apply(news.table, &here, self.last, self.gone);
-        report(maker, wrong);
+        if !has_gaps {
+            report(maker, wrong);
+        }
         elsewhere
     }
 
@@ -184,6 +200,17 @@ pub(crate) async fn begin<W: World>(
         gone: &BTreeSet::new(),
     };
     Ok(keep(reader, maker, &empty, change).await?.ledger)
+}
+
+/// Tells a chunk that is lost from one that cannot be read right now.
+pub(crate) fn known(
+    loaded: Result<Table, VolumeError>,
+) -> Result<Result<Table, VolumeError>, VolumeError> {
+    match loaded {
+        Err(lost @ (VolumeError::Damaged { .. } | VolumeError::Missing { .. })) => Ok(Err(lost)),
+        Err(error) => Err(error),
+        Ok(table) => Ok(Ok(table)),
+    }
 }
 
 /// One chunk.

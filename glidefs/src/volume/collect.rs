@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use futures_util::{StreamExt, TryStreamExt};
 use world::{Instant, World};
 
-use super::books::load;
+use super::books::{known, load};
 use super::ledger::{Dead, Ledger, Totals};
 use super::name::object_key;
 use super::root::Root;
@@ -87,19 +87,25 @@ impl<W: World> Volume<W> {
         let reader = {
             let mut state = self.inner.state.borrow_mut();
             let now = self.inner.bucket.world().now();
-            state.round.blocked_at = collected.blocked_by.is_some().then_some(now);
+            if deletes == Deletes::Really {
+                state.round.blocked_at = collected.blocked_by.is_some().then_some(now);
+            }
             self.reader(&state)
         };
         for (at, chunk) in ledger.chunks.iter().enumerate() {
             if chunk.totals.dead_objects > 0 {
-                let table = load(&reader, chunk, ledger.next(at)).await?;
+                // What a lost one lists stays for good.
+                let table = known(load(&reader, chunk, ledger.next(at)).await)?;
+                let table = table.unwrap_or_default();
                 self.collect_from(&table.dead, &cuts, deletes, &mut collected)
                     .await?;
             }
         }
         // What stays is no reason for another round.
         let mut state = self.inner.state.borrow_mut();
-        state.round.left = state.dead();
+        if deletes == Deletes::Really && collected.blocked_by.is_none() {
+            state.round.left = state.dead();
+        }
         Ok(collected)
     }
 

@@ -178,6 +178,7 @@ impl<W: World> Volume<W> {
             unnamed.remove(&id);
         });
         state.map = map;
+        state.installs += 1;
         let mut shape = super::Shape {
             runs: state.map.runs.clone(),
             tail: tail.clone(),

@@ -21,7 +21,7 @@ use blockcache::{PAGE_BYTES, PageRange};
 use bytes::Bytes;
 use world::World;
 
-use super::books::load;
+use super::books::{known, load};
 use super::compact::{Cursor, MergeInput, READ_AHEAD_BYTES, merge};
 use super::extent::{Extent, FRAME_PAGES_MAX, ObjectName};
 use super::ledger::{Entry, Ledger, ObjectId};
@@ -173,7 +173,8 @@ async fn choose<W: World>(
     };
     add(&ledger.recent.live);
     for (at, chunk) in ledger.chunks.iter().enumerate() {
-        add(&load(reader, chunk, ledger.next(at)).await?.live);
+        let table = known(load(reader, chunk, ledger.next(at)).await)?;
+        add(&table.unwrap_or_default().live);
     }
     let share =
         |it: &Entry| u128::from(it.live) * u128::from(u32::MAX) / u128::from(it.whole.max(1));

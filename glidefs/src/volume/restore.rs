@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use blockcache::{Epoch, Id};
 use world::World;
 
-use super::books::{begin, load_all};
+use super::books::{self, begin, load_all};
 use super::bucket::{Bucket, load_map, vanished};
 use super::ledger::{Dead, ObjectId, Table};
 use super::publish::Swapped;
@@ -69,13 +69,18 @@ impl<W: World> Volume<W> {
             };
             (self.reader(&state), state.map.clone(), maker)
         };
-        let live = load_all(&reader, &map.ledger).await?.live;
+        // A lost part of the ledger may have listed what is live again, so nothing is said to be dead.
+        let (live, is_lost) = match books::known(load_all(&reader, &map.ledger).await)? {
+            Ok(table) => (table.live, map.ledger.has_gaps),
+            Err(_lost) => (Vec::new(), true),
+        };
         let mut named: BTreeSet<ObjectId> = live.iter().map(|entry| entry.id).collect();
         named.extend(root.content.tail.iter().map(TailSegment::id));
-        let (mut dead, has_gaps) = match known(&reader, &base.root).await {
-            Ok(known) => known,
+        let (mut dead, has_gaps) = match ended(&reader, &base.root).await {
+            Ok((dead, has_gaps)) if !is_lost => (dead, has_gaps),
+            Ok(_) => (Vec::new(), true),
             // It is restored because of that, perhaps.
-            Err(error) if is_lost(&error) => (Vec::new(), true),
+            Err(VolumeError::Damaged { .. } | VolumeError::Missing { .. }) => (Vec::new(), true),
             Err(error) => return Err(error),
         };
         dead.retain(|dead| !named.contains(&dead.id));
@@ -90,16 +95,9 @@ impl<W: World> Volume<W> {
     }
 }
 
-fn is_lost(error: &VolumeError) -> bool {
-    matches!(
-        error,
-        VolumeError::Damaged { .. } | VolumeError::Missing { .. }
-    )
-}
-
 /// Everything of its own that a root names or knows to be dead, as if nothing named it any more; and whether
 /// there may be more.
-async fn known<W: World>(
+async fn ended<W: World>(
     reader: &Reader<W>,
     root: &Root,
 ) -> Result<(Vec<Dead>, bool), VolumeError> {

@@ -11,7 +11,7 @@ use blockcache::Epoch;
 use futures_util::{StreamExt, TryStreamExt};
 use world::{Listed, World};
 
-use super::books::load;
+use super::books::{known, load};
 use super::bucket::{load_map, vanished};
 use super::ledger::ObjectId;
 use super::name::object_key;
@@ -124,7 +124,12 @@ impl<W: World> Volume<W> {
         // A pass that is under way makes more of them.
         let turn = self.inner.tidying.acquire().await;
         let _turn = turn.expect("nobody closes the semaphore");
-        let fresh = std::mem::take(&mut *self.inner.fresh.borrow_mut());
+        // A publish may have landed without an answer, and the one that repeated it planned other objects.
+        let Some((_, _, named)) = Box::pin(self.named()).await? else {
+            return Ok(());
+        };
+        let mut fresh = std::mem::take(&mut *self.inner.fresh.borrow_mut());
+        fresh.retain(|id, _| !named.contains(id));
         let (bucket, name) = (&self.inner.bucket, &self.inner.name);
         for object in fresh.into_values() {
             for folder in ["seg", "map"] {
@@ -185,7 +190,10 @@ impl<W: World> Volume<W> {
         };
         add(&ledger.recent);
         for (at, chunk) in ledger.chunks.iter().enumerate() {
-            add(&load(&reader, chunk, ledger.next(at)).await?);
+            let Ok(table) = known(load(&reader, chunk, ledger.next(at)).await)? else {
+                return Ok(None);
+            };
+            add(&table);
         }
         Ok(Some((root, own, names)))
     }

@@ -122,9 +122,9 @@ impl<W: World> Volume<W> {
         Box::pin(self.pass(tidy)).await
     }
 
+    /// What cannot be repacked, for an object is damaged, does not keep the rest from being collected.
     async fn pass(&self, tidy: &Tidy) -> Result<Tidied, VolumeError> {
-        self.compact_beyond(tidy.patience()).await?;
-        let repacked = Box::pin(self.repack(tidy)).await?;
+        let repacked = Box::pin(self.rewrite(tidy)).await;
         let collected = if self.is_worth_a_round(tidy) {
             Box::pin(self.collect(tidy, Deletes::Really)).await?
         } else {
@@ -132,9 +132,14 @@ impl<W: World> Volume<W> {
         };
         Box::pin(self.sweep_leavings()).await?;
         Ok(Tidied {
-            repacked,
+            repacked: repacked?,
             collected,
         })
+    }
+
+    async fn rewrite(&self, tidy: &Tidy) -> Result<Repacked, VolumeError> {
+        self.compact_beyond(tidy.patience()).await?;
+        Box::pin(self.repack(tidy)).await
     }
 
     /// Reads all pins anew in the next round: forks may have been deleted, or flattened.

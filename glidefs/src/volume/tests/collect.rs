@@ -325,3 +325,130 @@ fn a_list_of_pins_that_does_not_show_what_was_just_put_is_not_believed() {
     );
     assert!(node.read(&node.open("child").expect("opens"), 0, 70) == before);
 }
+
+fn discard(node: &Node, volume: &Volume<TestWorld>) {
+    let volume = volume.clone();
+    let done = async move { volume.discard_fresh().await };
+    node.world.run(done).expect("discarded");
+}
+
+/// The root that lands names another map index than the one that the repeated publish had planned.
+#[test]
+fn what_a_publish_named_whose_answer_was_lost_is_not_discarded() {
+    use StoreErrorKind::{Retry, Unknown};
+    for is_detach in [false, true] {
+        let store = TestStore::default();
+        let node = Node::new(1, &store, None);
+        let volume = node.create("a");
+        overwrite(&node, &volume, 30, 0);
+        let before = node.read(&volume, 0, 70);
+        assert!(volume.has_edits(), "the publish carries work on the map");
+        let mut change = node.change(&volume, Vec::new());
+        change.state = is_detach.then_some(VolumeState::Detached);
+        store.fail("replace", [Fault::After(Unknown)]);
+        store.fail("get", vec![Fault::Before(Retry); 5]);
+        node.try_publish(&volume, &change).expect_err("an outage");
+        store.heal();
+        node.try_publish(&volume, &change).expect("it has landed");
+        if !is_detach {
+            let mut detach = node.change(&volume, Vec::new());
+            detach.state = Some(VolumeState::Detached);
+            node.try_publish(&volume, &detach).expect("detached");
+        }
+        discard(&node, &volume);
+        let again = node.open("a").expect("opens");
+        assert!(node.read(&again, 0, 70) == before);
+        let audit = audit(&node, &again);
+        let there: BTreeSet<String> = store.keys().into_iter().collect();
+        assert!(audit.needed.is_subset(&there));
+    }
+}
+
+#[test]
+fn a_publish_changes_the_version_by_which_readers_look_again() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = node.create("a");
+    let before = volume.version();
+    node.sync(&volume, vec![data(3, &[1])]);
+    assert!(volume.version() > before);
+}
+
+#[test]
+fn a_blocked_round_or_a_look_does_not_hide_what_could_be_deleted() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = node.create("a");
+    overwrite(&node, &volume, 100, 0);
+    let dead = collect(&node, &volume, Deletes::Not);
+    assert!(dead.deleted_objects > 0);
+    let tidy = Tidy {
+        dead_objects: 1,
+        waste_bytes: u64::MAX,
+        ..Tidy::default()
+    };
+    let tidied = volume.clone();
+    let tidied = node.world.run(async move { tidied.tidy(&tidy).await });
+    assert!(tidied.expect("tidied").collected.deleted_objects > 0);
+}
+
+/// A chunk of the ledger is gone, or does not decode.
+#[test]
+fn a_lost_part_of_the_ledger_costs_space_and_nothing_else() {
+    for is_damaged in [false, true] {
+        let store = TestStore::default();
+        let node = Node::new(1, &store, None);
+        let volume = node.create("a");
+        overwrite(&node, &volume, 60, 0);
+        node.sync(&volume, vec![data(3, &[1])]);
+        let chunks = volume.inner.state.borrow().map.ledger.chunks.clone();
+        assert!(!chunks.is_empty());
+        for chunk in chunks {
+            let object = chunk.object.name();
+            let key = object_key("a", "map", object.epoch, object.id);
+            assert!(store.keys().contains(&key));
+            if is_damaged {
+                store.set(&key, Bytes::from_static(b"not a chunk"));
+            } else {
+                store.remove(&key);
+            }
+        }
+        let mut snapshot = node.change(&volume, Vec::new());
+        snapshot.snapshots = vec![SnapshotChange::Take {
+            id: Id([9; 16]),
+            name: "s".to_owned(),
+        }];
+        node.try_publish(&volume, &snapshot).expect("published");
+        let before = node.read(&volume, 0, 70);
+        overwrite(&node, &volume, 60, 60);
+        let after = node.read(&volume, 0, 70);
+        assert!(volume.inner.state.borrow().map.ledger.has_gaps);
+        collect(&node, &volume, Deletes::Really);
+        assert!(sweep(&node, &volume, Scope::All).has_gaps);
+        let again = volume.clone();
+        let repacked = async move { again.repack(&Tidy::default().thorough()).await };
+        node.world.run(repacked).expect("repacked");
+        node.sync(&volume, vec![data(69, &[1])]);
+        collect(&node, &volume, Deletes::Really);
+        assert!(node.read(&volume, 0, 69) == after[..69 * 4096]);
+        let mut detach = node.change(&volume, Vec::new());
+        detach.state = Some(VolumeState::Detached);
+        node.try_publish(&volume, &detach).expect("detached");
+        let restore = Restore {
+            snapshot: "s".to_owned(),
+            id: Id([8; 16]),
+            before: "before".to_owned(),
+        };
+        let bucket = node.bucket.clone();
+        let restored = node
+            .world
+            .run(async move { bucket.restore("a", &restore).await });
+        restored.expect("restored");
+        let restored = node.open("a").expect("opens");
+        assert!(node.read(&restored, 0, 70) == before);
+        take(&node, &restored, 1, None);
+        overwrite(&node, &restored, 30, 200);
+        collect(&node, &restored, Deletes::Really);
+        assert!(node.read(&node.open("a").expect("opens"), 0, 70) == node.read(&restored, 0, 70));
+    }
+}
