@@ -29,9 +29,10 @@ pub use server::{API_CONNECTIONS_MAX, BindError, bind, serve};
 
 use crate::config::Secret;
 use crate::control::{
-    AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, ForkDocument,
-    ForkedDocument, GcDocument, IoDocument, MetersDocument, OperationDocument, PruneQuery,
-    PutDocument, Request, SalvageDocument, SalvageRanges, ServerDocument, SnapshotDocument,
+    AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
+    ForkDocument, ForkedDocument, GcDocument, IoDocument, MetersDocument, OperationDocument,
+    PruneQuery, PutDocument, Request, SalvageDocument, SalvageRanges, ServerDocument,
+    SnapshotDocument,
 };
 use crate::metrics;
 
@@ -190,13 +191,21 @@ async fn delete_one(
     State(api): State<Api>,
     name: Name,
     query: Result<Query<DeleteQuery>, QueryRejection>,
-) -> Answer<ExportDocument> {
+) -> Result<Response, ApiError> {
     let (Path(name), Query(how)) = (name?, query?);
-    let answer = api
-        .control
-        .ask(|reply| Request::Delete(name, how, reply))
-        .await?;
-    Ok(Json(answer))
+    if how.purge {
+        let request = |reply| Request::Purge(name, how, reply);
+        let operation = api.control.ask(request).await?;
+        return Ok(Json(operation).into_response());
+    }
+    if how.request_id.is_some() {
+        let text =
+            "`request_id` goes with `purge=true`: a DELETE without that may be repeated as it is";
+        return Err(ControlError::new(ControlErrorKind::Invalid, text).into());
+    }
+    let request = |reply| Request::Delete(name, how, reply);
+    let answer = api.control.ask(request).await?;
+    Ok(Json(answer).into_response())
 }
 
 async fn accept_loss(State(api): State<Api>, name: Name, body: Body) -> Answer<ExportDocument> {

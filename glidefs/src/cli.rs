@@ -15,6 +15,7 @@ mod export;
 mod fork;
 mod gc;
 mod key;
+mod operation;
 pub(crate) mod output;
 mod process;
 mod salvage;
@@ -169,13 +170,22 @@ enum ExportCommand {
     Get(Named),
     /// Upload everything written so far; returns when it is in the store
     Drain(Named),
-    /// Drain, give up ownership and forget locally; the data stays in the store
+    /// Drain, give up ownership and forget locally; the data stays in the store, unless it is purged
     Delete {
         #[command(flatten)]
         named: Named,
         /// Drop unpublished writes that can never be published
         #[arg(long)]
         accept_loss: bool,
+        /// Delete the volume and its snapshots in the store, for good; forks of it stay whole
+        #[arg(long)]
+        purge: bool,
+        /// Return at once; `glidefs gc show` tells how far it is
+        #[arg(long, requires = "purge")]
+        no_wait: bool,
+        /// Repeated with the same text, the purge is the same one
+        #[arg(long, requires = "purge")]
+        request_id: Option<String>,
     },
     /// Show the forks that were made of an export, and those of them, as a tree
     Forks {

@@ -27,6 +27,8 @@ pub enum Request {
     /// Drain, detach and forget; refused while clients are connected, and where something would be
     /// lost that nobody has accepted to lose.
     Delete(String, DeleteQuery, Reply<ExportDocument>),
+    /// The same, and then the volume itself.
+    Purge(String, DeleteQuery, Reply<OperationDocument>),
     /// Go on without the writes that are missing.
     AcceptLoss(String, AcceptLossDocument, Reply<ExportDocument>),
     /// Returns once everything answered before the call is in the store.
@@ -259,11 +261,15 @@ pub struct AcceptLossDocument {
 }
 
 /// What may stand behind the `?` of a DELETE.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeleteQuery {
     /// Unpublished writes that can never be published may be dropped.
     pub accept_loss: bool,
+    /// Delete the volume in the store too. The answer is an operation then.
+    pub purge: bool,
+    /// Of a purge: repeated, it does not delete what has the name by then.
+    pub request_id: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
@@ -380,7 +386,7 @@ pub struct OperationDocument {
     pub kind: String,
     pub state: OperationState,
     pub dry_run: bool,
-    /// Exports that are done, of so many; and the one that it is at.
+    /// Exports that are done, of so many; and the one that it is at. Of a purge: objects that are deleted, and 0.
     pub done: u64,
     pub total: u64,
     pub at: String,
@@ -401,7 +407,7 @@ pub enum OperationState {
 }
 
 /// What was given back of one export, or would be.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct CollectedDocument {
     pub export: String,
     /// Written anew, because most of what lay beside it was dead.

@@ -63,6 +63,20 @@ impl Operations {
         });
     }
 
+    /// Of a purge, of which nobody knows before how much there is.
+    pub(crate) fn deleted(&self, id: &str, export: &str, objects: u64) {
+        self.change(id, |it| {
+            it.done = objects;
+            if it.at != export {
+                export.clone_into(&mut it.at);
+            }
+        });
+    }
+
+    pub(crate) fn purged(&self, id: &str, exports: Vec<CollectedDocument>) {
+        self.change(id, |it| it.exports = exports);
+    }
+
     pub(crate) fn end(&self, id: &str, error: Option<String>, now: String) {
         self.change(id, |it| {
             it.at.clear();

@@ -11,6 +11,7 @@ mod gc;
 mod leave;
 mod loss;
 mod meters;
+mod purge;
 mod restore;
 mod salvage;
 mod snapshots;

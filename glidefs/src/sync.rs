@@ -468,6 +468,7 @@ impl<W: World> Syncer<W> {
             cache: self.site.owner.cache,
             local: Some(&state),
             create_bytes: None,
+            over_deleted: false,
         };
         let plan = decide(&Seen::Root(root.clone()), ours);
         let records = Records::Keep;

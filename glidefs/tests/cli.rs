@@ -494,6 +494,28 @@ fn gc_waits_and_tells_what_it_gave_back() {
 }
 
 #[test]
+fn a_purge_is_asked_for_by_name_and_waited_for() {
+    let dir = folder();
+    let server = Server::start(Vec::new(), None);
+    let run = |arguments: &[&str]| {
+        let mut words = Vec::from(["export", "delete", "vm-a"]);
+        words.extend(arguments);
+        words.extend(["--api", &server.url]);
+        glidefs(dir.path(), &words)
+    };
+    let begun = run(&["--purge", "--no-wait", "--request-id", "a b&c", "--json"]);
+    let begun: Value = serde_json::from_str(&stdout(&begun)).expect("JSON");
+    assert_eq!(begun["kind"], "purge");
+    let at = begun["at"].as_str().expect("a text");
+    for part in ["vm-a", "purge: true", "accept_loss: false", "\"a b&c\""] {
+        assert!(at.contains(part), "{at}");
+    }
+    let done = stdout(&run(&["--purge"]));
+    assert!(done.contains("DELETED") && done.contains("3 MiB"), "{done}");
+    assert_eq!(code(&run(&["--no-wait"])), 2, "only a purge takes long");
+}
+
+#[test]
 fn salvage_is_listed_shown_and_written_into_an_image_that_was_not_there() {
     let dir = folder();
     let server = Server::start(Vec::new(), None);
@@ -785,6 +807,12 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
                     ControlError::new(ControlErrorKind::Conflict, "a client is connected");
                 refusal.export = find(&name).map(Box::new);
                 reply.send(Err(refusal)).is_ok()
+            }
+            Request::Purge(name, how, reply) => {
+                let mut purge = operation(Some(&GcDocument::default()));
+                "purge".clone_into(&mut purge.kind);
+                (purge.total, purge.at) = (0, format!("{name} {how:?}"));
+                reply.send(Ok(purge)).is_ok()
             }
             Request::Promote(name, wanted, reply) => {
                 let mut promoted = export(&name, 0);

@@ -83,6 +83,12 @@ impl Node {
         drained.expect("drained")
     }
 
+    async fn put(&self, name: &str, size_gb: f64) -> Result<ExportDocument, ControlError> {
+        let (name, wanted) = (name.to_owned(), PutDocument { size_gb });
+        let asked = self.control.ask(|reply| Request::Put(name, wanted, reply));
+        asked.await
+    }
+
     async fn get(&self, name: &str) -> ExportDocument {
         let name = name.to_owned();
         let got = self.control.ask(|reply| Request::Get(name, reply)).await;
@@ -724,7 +730,10 @@ fn a_node_that_lost_its_volume_to_another_is_fenced_and_says_what_it_holds() {
         let refused = a.connect("vm").await.expect_err("salvage");
         assert!(refused.to_string().contains("unpublished"), "{refused}");
         let delete = async |accept_loss| {
-            let how = DeleteQuery { accept_loss };
+            let how = DeleteQuery {
+                accept_loss,
+                ..DeleteQuery::default()
+            };
             let asked = a
                 .control
                 .ask(|reply| Request::Delete("vm".to_owned(), how, reply));
@@ -2218,5 +2227,78 @@ fn who_reads_a_snapshot_reads_on_when_it_is_deleted() {
         sim.sleep(Duration::from_secs(120)).await;
         let free = gc(&owner, GcDocument::default()).await;
         assert_eq!(free.exports[0].held_objects, 0, "{free:?}");
+    });
+}
+
+async fn purge(
+    node: &Node,
+    name: &str,
+    request_id: Option<&str>,
+) -> Result<OperationDocument, ControlError> {
+    let how = DeleteQuery {
+        purge: true,
+        request_id: request_id.map(str::to_owned),
+        ..DeleteQuery::default()
+    };
+    let name = name.to_owned();
+    let asked = node.control.ask(|reply| Request::Purge(name, how, reply));
+    let mut operation = asked.await?;
+    while operation.state == OperationState::Running {
+        node.sim.sleep(Duration::from_millis(10)).await;
+        let id = operation.id.clone();
+        let asked = node.control.ask(|reply| Request::Operation(id, reply));
+        operation = asked.await?;
+    }
+    Ok(operation)
+}
+
+#[test]
+fn a_purged_export_is_gone_everywhere_and_its_forks_stay() {
+    simulate(603, |sim| async move {
+        let node = start(&sim, "a").await;
+        let device = node.connect("vm").await.expect("created");
+        for page_no in 0..20 {
+            write(&device, page_no, 1).await;
+        }
+        node.fork("vm", "job").await;
+        let refused = purge(&node, "vm", None).await.expect_err("a client");
+        assert_eq!(refused.kind, ControlErrorKind::Conflict);
+        drop(device);
+        sim.sleep(Duration::from_secs(1)).await;
+        let held = purge(&node, "vm", Some("r")).await.expect("purged");
+        assert_eq!(held.error, None);
+        let note = held.exports[0].note.clone().expect("it is held");
+        assert!(note.contains("forks of it: job"), "{note}");
+        // Also where exports are created on connect.
+        let there = start(&sim, "b").await;
+        for node in [&node, &there] {
+            let gone = node.connect("vm").await.expect_err("deleted");
+            assert!(gone.to_string().contains("was deleted"), "{gone}");
+        }
+        let taken = there.put("vm", 1.0).await.expect_err("its fork needs it");
+        assert_eq!(taken.kind, ControlErrorKind::Conflict);
+        let job = there.connect("job").await.expect("whole");
+        for page_no in 0..20 {
+            assert_eq!(stamp(&job, page_no).await, 1);
+        }
+        let elsewhere = purge(&node, "job", None).await.expect_err("open there");
+        assert!(elsewhere.message.contains("promote it here"), "{elsewhere}");
+        drop(job);
+        sim.sleep(Duration::from_secs(1)).await;
+        let done = purge(&there, "job", None).await.expect("purged");
+        let names: Vec<&str> = done.exports.iter().map(|it| it.export.as_str()).collect();
+        assert_eq!(names, ["job", "vm"]);
+        assert!(done.exports[1].deleted_objects > 0, "{done:?}");
+        let left: Vec<String> = sim.keys();
+        let left = left.iter().filter(|key| key.starts_with("nbd/"));
+        assert_eq!(left.collect::<Vec<_>>(), ["nbd/job/root", "nbd/vm/root"]);
+
+        there.put("vm", 1.0).await.expect("the name is free");
+        let again = there.connect("vm").await.expect("new");
+        assert_eq!(stamp(&again, 0).await, 0);
+        // The same request does not delete what has the name by now.
+        let same = purge(&node, "vm", Some("r")).await.expect("known");
+        assert_eq!(same.id, held.id);
+        assert_eq!(stamp(&again, 1).await, 0);
     });
 }

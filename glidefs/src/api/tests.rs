@@ -85,6 +85,13 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
                 refusal.export = exports.get(&name).cloned().map(Box::new);
                 reply.send(Err(refusal)).is_ok()
             }
+            Request::Purge(name, how, reply) => {
+                let mut purge = operation(Some(&GcDocument::default()));
+                "purge".clone_into(&mut purge.kind);
+                purge.id = how.request_id.unwrap_or_default();
+                purge.at = name;
+                reply.send(Ok(purge)).is_ok()
+            }
             Request::AcceptLoss(name, wanted, reply) => {
                 let mut left = export(&name);
                 left.last_seq = wanted.kept_seq;

@@ -257,7 +257,7 @@ pub(super) fn stored_path(after: Option<&str>) -> String {
     format!("/api/exports?stored=true{}", after.unwrap_or_default())
 }
 
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     let mut text = String::new();
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

@@ -6,10 +6,12 @@ use std::time::Duration;
 use hyper::{Method, StatusCode};
 use serde::Serialize;
 
-use super::client::{Client, Said, block_on, export_path, stored_path};
+use super::client::{Client, Said, block_on, escaped, export_path, stored_path};
 use super::text::{bytes_text, duration_text, table};
-use super::{ExportCommand, Failure, Named, output};
-use crate::control::{AcceptLossDocument, ExportDocument, PromoteDocument, PutDocument};
+use super::{ExportCommand, Failure, Named, gc, operation, output};
+use crate::control::{
+    AcceptLossDocument, DeleteQuery, ExportDocument, PromoteDocument, PutDocument,
+};
 
 /// Pages of a list of everything.
 const PAGES_MAX: u32 = 1000;
@@ -37,9 +39,19 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
         }
         ExportCommand::Forks { of, json } => return super::fork::tree(&of, json),
         ExportCommand::Drain(named) => change(&named, Method::POST, "/drain", String::new())?,
-        ExportCommand::Delete { named, accept_loss } => {
-            let query = if accept_loss { "?accept_loss=true" } else { "" };
-            change(&named, Method::DELETE, query, String::new())?;
+        ExportCommand::Delete {
+            named,
+            accept_loss,
+            purge,
+            no_wait,
+            request_id,
+        } => {
+            let how = DeleteQuery {
+                accept_loss,
+                purge,
+                request_id,
+            };
+            return delete(&named, &how, !no_wait);
         }
         ExportCommand::AcceptLoss { named, kept_seq } => {
             let wanted = AcceptLossDocument { kept_seq };
@@ -61,8 +73,7 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
             change(&named, Method::POST, "/promote", json(&wanted))?;
         }
         ExportCommand::Grow { named, size_gb } => {
-            let found = find(&named)?;
-            if found.is_none() {
+            if find(&named)?.is_none() {
                 return Err(Failure::refused(format!(
                     "there is no export `{}` to grow; `glidefs export create` makes one",
                     named.name
@@ -70,16 +81,7 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
             }
             change(&named, Method::PUT, "", json(&PutDocument { size_gb }))?;
         }
-        ExportCommand::Create { named, size_gb } => {
-            if let Some(found) = find(&named)? {
-                return Err(Failure::refused(format!(
-                    "export `{}` exists already, with {}; `glidefs export grow` changes its size",
-                    found.name,
-                    bytes_text(found.size_bytes)
-                )));
-            }
-            change(&named, Method::PUT, "", json(&PutDocument { size_gb }))?;
-        }
+        ExportCommand::Create { named, size_gb } => create(&named, size_gb)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -102,6 +104,39 @@ async fn list_all(client: &Client<'_>) -> Result<Vec<ExportDocument>, Failure> {
          (docs/http-api.md)",
         exports.len()
     )))
+}
+
+fn create(named: &Named, size_gb: f64) -> Result<(), Failure> {
+    // The name of one that was purged is free.
+    if let Some(found) = find(named)?.filter(|found| found.role != "deleted") {
+        return Err(Failure::refused(format!(
+            "export `{}` exists already, with {}; `glidefs export grow` changes its size",
+            found.name,
+            bytes_text(found.size_bytes)
+        )));
+    }
+    change(named, Method::PUT, "", json(&PutDocument { size_gb }))
+}
+
+fn delete(named: &Named, how: &DeleteQuery, waits: bool) -> Result<ExitCode, Failure> {
+    let query = delete_query(how);
+    if how.purge {
+        let client = Client::new(&named.remote)?;
+        let path = export_path(&named.name, &query);
+        let path = (Method::DELETE, path.as_str());
+        let purged = operation::run(&client, path, String::new(), waits);
+        return gc::show(&block_on(purged)?, named.json);
+    }
+    change(named, Method::DELETE, &query, String::new())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn delete_query(how: &DeleteQuery) -> String {
+    let mut query = format!("?accept_loss={}&purge={}", how.accept_loss, how.purge);
+    if let Some(request) = &how.request_id {
+        query.push_str(&format!("&request_id={}", escaped(request)));
+    }
+    query
 }
 
 /// What goes along with a request.

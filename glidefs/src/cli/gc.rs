@@ -1,18 +1,13 @@
 //! `glidefs gc …`: giving space in the store back, from a shell. What is worth it happens by itself.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use hyper::Method;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::client::{Client, Said, block_on, operation_path, within};
+use super::client::{Client, Said, block_on, operation_path};
 use super::text::{bytes_text, table};
-use super::{Failure, GcCommand, output};
+use super::{Failure, GcCommand, operation, output};
 use crate::control::{CollectedDocument, GcDocument, OperationDocument, OperationState};
-
-/// Between two looks at an operation.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) fn run(command: GcCommand) -> Result<ExitCode, Failure> {
     match command {
@@ -30,7 +25,9 @@ pub(super) fn run(command: GcCommand) -> Result<ExitCode, Failure> {
                 dry_run,
                 request_id,
             };
-            let operation = block_on(begun(&client, &wanted, no_wait))?;
+            let body = serde_json::to_string(&wanted).expect("our documents are JSON");
+            let path = (Method::POST, "/api/gc");
+            let operation = block_on(operation::run(&client, path, body, !no_wait))?;
             show(&operation, json)
         }
         GcCommand::Show { id, remote, json } => {
@@ -52,44 +49,7 @@ pub(super) fn run(command: GcCommand) -> Result<ExitCode, Failure> {
     }
 }
 
-async fn begun(
-    client: &Client<'_>,
-    wanted: &GcDocument,
-    no_wait: bool,
-) -> Result<OperationDocument, Failure> {
-    let body = serde_json::to_string(wanted).expect("our documents are JSON");
-    let said: Said<OperationDocument> = client.change(Method::POST, "/api/gc", body).await?;
-    let mut operation = said.or_refused()?;
-    if no_wait {
-        return Ok(operation);
-    }
-    let bar = progress(operation.total);
-    while operation.state == OperationState::Running {
-        bar.set_position(operation.done);
-        bar.set_message(operation.at.clone());
-        // Nothing else runs meanwhile: it waits for time alone.
-        within(LOOK_EVERY, std::future::pending::<()>()).await;
-        let said: Said<OperationDocument> = client.look(&operation_path(&operation.id)).await?;
-        operation = said.or_refused()?;
-    }
-    bar.finish_and_clear();
-    Ok(operation)
-}
-
-fn progress(exports: u64) -> ProgressBar {
-    let target = if output::is_watched() {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
-    let style = ProgressStyle::with_template("{spinner} {pos} of {len} exports, {elapsed}: {msg}");
-    let style = style.expect("a template of known fields");
-    let bar = ProgressBar::with_draw_target(Some(exports), target).with_style(style);
-    bar.enable_steady_tick(LOOK_EVERY);
-    bar
-}
-
-fn show(operation: &OperationDocument, json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn show(operation: &OperationDocument, json: bool) -> Result<ExitCode, Failure> {
     if json {
         output::json(operation);
     } else {
@@ -122,9 +82,13 @@ fn state_text(operation: &OperationDocument) -> &'static str {
 
 fn text(operation: &OperationDocument) -> String {
     if operation.state == OperationState::Running {
+        let done = match operation.total {
+            0 => format!("{} objects deleted", operation.done),
+            total => format!("{} of {total} exports", operation.done),
+        };
         return format!(
-            "running: {} of {} exports; `glidefs gc show {}` shows how far it is",
-            operation.done, operation.total, operation.id
+            "running: {done}; `glidefs gc show {}` shows how far it is",
+            operation.id
         );
     }
     if operation.exports.is_empty() {

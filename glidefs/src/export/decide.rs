@@ -103,6 +103,8 @@ pub(crate) struct Ours<'a> {
     pub(crate) cache: Id,
     pub(crate) local: Option<&'a LocalVolume>,
     pub(crate) create_bytes: Option<u64>,
+    /// Also where a volume of the name was deleted.
+    pub(crate) over_deleted: bool,
 }
 
 pub(crate) fn decide(seen: &Seen, ours: Ours<'_>) -> Plan {
@@ -122,7 +124,11 @@ pub(crate) fn decide(seen: &Seen, ours: Ours<'_>) -> Plan {
         },
         Seen::Root(root) => match root.state {
             VolumeState::Open | VolumeState::Detached => decide_with_root(root, ours),
-            VolumeState::Deleted => Plan::Refuse(Refusal::Deleted),
+            // Only who asks for a new volume gets one: a guest that was away must not find an empty disk.
+            VolumeState::Deleted => match ours.create_bytes.filter(|_| ours.over_deleted) {
+                Some(size_bytes) => Plan::Create { size_bytes },
+                None => Plan::Refuse(Refusal::Deleted),
+            },
             VolumeState::Pending | VolumeState::Suspended => {
                 Plan::Refuse(Refusal::NotInThisVersion)
             }

@@ -7,7 +7,7 @@ use world::{UnixTime, World};
 
 use super::{Export, Role};
 use crate::control::{DamageDocument, ExportDocument, IoDocument};
-use crate::volume::{Owner, RootView};
+use crate::volume::{Owner, RootView, VolumeState};
 
 /// What an open export shows.
 pub(crate) fn of_export<W: World>(export: &Export<W>) -> ExportDocument {
@@ -40,7 +40,11 @@ pub(crate) fn of_parts(
             .map(|r| r.size_bytes)
             .or(local.map(|l| l.size_bytes))
             .unwrap_or(0),
-        role: "closed".to_owned(),
+        role: match root.map(|r| r.state) {
+            Some(VolumeState::Deleted) => "deleted",
+            _ => "closed",
+        }
+        .to_owned(),
         epoch: epoch.unwrap_or_default().0,
         owner: root.map_or_else(String::new, |r| owner_text(r.owner.as_ref())),
         parent: root.and_then(|r| r.parent.clone()),

@@ -28,6 +28,8 @@ const OPEN_ATTEMPTS_MAX: u32 = 4;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wish {
     pub(crate) create_bytes: Option<u64>,
+    /// Create it also where a volume of the name was deleted.
+    pub(crate) over_deleted: bool,
     /// Take the volume from another owner, if the root still has this epoch.
     pub(crate) force: Option<Epoch>,
     pub(crate) floor: Floor,
@@ -105,6 +107,7 @@ impl<W: World> Site<W> {
             cache: self.owner.cache,
             local: local.as_ref(),
             create_bytes: wish.create_bytes,
+            over_deleted: wish.over_deleted,
         };
         let plan = decide(seen, ours);
         let (Plan::ReadOnly, Some(force), Some(root)) = (&plan, wish.force, root) else {
@@ -188,6 +191,9 @@ impl<W: World> Site<W> {
             Ok(volume) => {
                 tracing::info!(export = name, size_bytes, "created");
                 self.attach(volume.root(), Some(volume)).await
+            }
+            Err(error @ VolumeError::Needed { .. }) => {
+                Err(ConnectError::Refused(error.to_string()))
             }
             Err(error) => {
                 // Another creator may have won, and our own lost answer may have been a success:
@@ -470,7 +476,9 @@ pub(crate) fn refused(name: &str, refusal: Refusal) -> ConnectError {
         Refusal::Vanished => ConnectError::Unavailable(format!(
             "`{name}` is known to this node's cache, but its root is not in the store; restore the object, or drop the local copy with `DELETE /api/exports/{name}?accept_loss=true`"
         )),
-        Refusal::Deleted => ConnectError::Unknown(format!("export `{name}` was deleted")),
+        Refusal::Deleted => ConnectError::Unknown(format!(
+            "export `{name}` was deleted; `PUT /api/exports/{name}` makes a new one of that name"
+        )),
         Refusal::NotInThisVersion => ConnectError::Refused(format!(
             "`{name}` is pending or suspended; this version cannot open it"
         )),

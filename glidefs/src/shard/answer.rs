@@ -22,7 +22,7 @@ use crate::export::{Export, Role};
 use crate::shard::loss::{accept_loss, is_loss, not_accepted};
 use crate::shard::meters::meters;
 use crate::shard::stored::list_stored;
-use crate::shard::{forks, gc, restore, salvage, snapshots};
+use crate::shard::{forks, gc, purge, restore, salvage, snapshots};
 use crate::volume::VolumeError;
 
 /// Requests being answered at a time; more wait in the queue.
@@ -69,7 +69,8 @@ async fn perform<W: World>(registry: &Rc<Registry<W>>, request: Request) {
         }
         Request::Get(name, reply) => send(reply, get(registry, &name).await),
         Request::Put(name, wanted, reply) => send(reply, put(registry, &name, &wanted).await),
-        Request::Delete(name, how, reply) => send(reply, delete(registry, &name, how).await),
+        Request::Delete(name, how, reply) => send(reply, delete(registry, &name, &how).await),
+        Request::Purge(name, how, reply) => send(reply, purge::run(registry, &name, &how).await),
         Request::AcceptLoss(name, wanted, reply) => {
             send(reply, accept_loss(registry, &name, &wanted).await);
         }
@@ -183,6 +184,7 @@ async fn put<W: World>(
     let size_bytes = bytes_from_gib(wanted.size_gb)?;
     let wish = Wish {
         create_bytes: Some(size_bytes),
+        over_deleted: true,
         ..Wish::default()
     };
     let (_door, export) = open(registry, name, wish).await?;
@@ -236,10 +238,11 @@ pub(super) async fn wait_for<W: World>(
     }
 }
 
-async fn delete<W: World>(
+/// Drains, detaches, and drops what the cache has of it.
+pub(super) async fn delete<W: World>(
     registry: &Registry<W>,
     name: &str,
-    how: DeleteQuery,
+    how: &DeleteQuery,
 ) -> Answer<ExportDocument> {
     check_name(name).map_err(refusal)?;
     let door = registry.door(name).await;
@@ -346,12 +349,12 @@ async fn promote<W: World>(
         return Err(ControlError::new(ControlErrorKind::Invalid, text));
     }
     let wish = Wish {
-        create_bytes: None,
         force: expected.filter(|_epoch| how.force),
         floor: Floor {
             epoch: Epoch(how.min_epoch.unwrap_or(0)),
             seq: Seq(how.min_seq.unwrap_or(0)),
         },
+        ..Wish::default()
     };
     let (_door, export) = open(registry, name, wish).await?;
     // It may have been open here before anybody asked for a floor.
@@ -470,9 +473,10 @@ pub(super) fn ids_of_request(asked: &[&str], request: &str) -> Answer<[Id; 2]> {
 pub(super) fn volume_failure(error: &VolumeError) -> ControlError {
     let kind = match error {
         VolumeError::Vanished { .. } => ControlErrorKind::NotFound,
-        VolumeError::Invalid(_) | VolumeError::Exists { .. } | VolumeError::Owned { .. } => {
-            ControlErrorKind::Conflict
-        }
+        VolumeError::Invalid(_)
+        | VolumeError::Exists { .. }
+        | VolumeError::Needed { .. }
+        | VolumeError::Owned { .. } => ControlErrorKind::Conflict,
         error if is_temporary(error) => {
             let text = format!("not done yet: {error}; ask again with the same `request_id`");
             return unavailable(text);

@@ -252,8 +252,8 @@ impl<W: World> Bucket<W> {
         Ok(Some(Stored { root, format, etag }))
     }
 
-    /// Names of all volumes, in order. One LIST of one key for each: it hops from volume to volume
-    /// past all their objects. For people, never steady state.
+    /// Names of all volumes, in order, without those that were purged. One LIST of one key for each: it hops from
+    /// volume to volume past all their objects; and a GET for each that holds nothing. For people, never steady state.
     pub async fn names(&self) -> Result<Vec<String>, VolumeError> {
         let mut names = self.names_after("", NAMES_MAX).await?;
         names.sort_unstable();
@@ -271,17 +271,30 @@ impl<W: World> Bucket<W> {
         let past = |name: &str| format!("{VOLUMES}{name}/~");
         let mut after = (!after.is_empty()).then(|| past(after));
         while names.len() < count_max {
-            let Some(key) = self.first_key(VOLUMES, after.as_deref()).await? else {
+            let keys = retry::list(&self.world, &self.store, VOLUMES, after.as_deref(), 2).await?;
+            let mut keys = keys.into_iter().map(|listed| listed.key);
+            let Some(key) = keys.next() else {
                 break;
             };
             let name = key.strip_prefix(VOLUMES).unwrap_or(&key);
             let name = name.split('/').next().unwrap_or(name);
-            if VolumeName::parse(name).is_ok() {
-                names.push(name.to_owned());
+            if let Ok(volume) = VolumeName::parse(name) {
+                let next = keys.next();
+                let has_more = next.is_some_and(|next| next.starts_with(&volume.prefix()));
+                let is_bare = key == volume.root_key() && !has_more;
+                if !is_bare || !self.is_deleted(&volume).await {
+                    names.push(name.to_owned());
+                }
             }
             after = Some(past(name).max(key));
         }
         Ok(names)
+    }
+
+    /// One that cannot be read is not hidden.
+    async fn is_deleted(&self, name: &VolumeName) -> bool {
+        let stored = self.read_root(name).await;
+        stored.is_ok_and(|it| it.is_some_and(|it| it.root.state == State::Deleted))
     }
 
     pub(crate) async fn first_key(
@@ -292,7 +305,7 @@ impl<W: World> Bucket<W> {
         first_key(&self.world, &self.store, prefix, after).await
     }
 
-    /// Creates a volume (rule 16: nothing may be there) open at epoch 1 for `owner`. `nonce` is
+    /// Creates a volume (rule 16: nothing may be there, or a tombstone that nobody needs) open for `owner`. `nonce` is
     /// that of the root; the intent is durable before the call. May be repeated with the same nonce.
     pub async fn create(
         &self,
@@ -306,11 +319,17 @@ impl<W: World> Bucket<W> {
         let stored = match self.first_key(&name.prefix(), None).await? {
             None => {
                 let root = self.first_root(&name, size_bytes, owner, nonce);
-                self.create_root(&name, root).await?
+                Box::pin(self.create_root(&name, root)).await?
             }
             Some(found) => match self.read_root(&name).await? {
                 // An earlier call of ours landed, and its answer was lost.
                 Some(stored) if stored.root.nonce == nonce.0 => stored,
+                Some(stored) if stored.root.state == State::Deleted => {
+                    let tomb = Box::pin(self.vacant(&name)).await?;
+                    let root = self.first_root(&name, size_bytes, owner, nonce);
+                    let root = root.over(&tomb.root);
+                    Box::pin(self.reuse(&name, &tomb, root)).await?
+                }
                 Some(_) => return Err(exists(&name)),
                 None => {
                     return Err(VolumeError::Invalid(format!(
@@ -322,7 +341,7 @@ impl<W: World> Bucket<W> {
                 }
             },
         };
-        let loaded = self.load(stored).await?;
+        let loaded = Box::pin(self.load(stored)).await?;
         Ok(Volume::new(self.clone(), name, loaded, super::Hold::Held))
     }
 
@@ -425,7 +444,7 @@ impl<W: World> Bucket<W> {
         let name = VolumeName::parse(name)?;
         let stored = self.read_root(&name).await?;
         let stored = stored.ok_or_else(|| vanished(&name))?;
-        let loaded = self.load(stored).await?;
+        let loaded = Box::pin(self.load(stored)).await?;
         Ok(Volume::new(self.clone(), name, loaded, super::Hold::Free))
     }
 
@@ -645,7 +664,7 @@ pub(crate) fn vanished(name: &VolumeName) -> VolumeError {
     }
 }
 
-fn exists(name: &VolumeName) -> VolumeError {
+pub(super) fn exists(name: &VolumeName) -> VolumeError {
     VolumeError::Exists {
         name: name.to_string(),
     }

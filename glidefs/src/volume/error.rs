@@ -32,6 +32,11 @@ pub enum VolumeError {
     /// A volume of this name exists already: open it.
     #[error("volume `{name}` exists already")]
     Exists { name: String },
+    /// A volume of this name was deleted, and the name is not free yet.
+    #[error(
+        "volume `{name}` was deleted, and is still needed by {by}: its name is free once those are deleted too"
+    )]
+    Needed { name: String, by: String },
     /// Bytes in the store are not what was published.
     #[error("object `{key}` is damaged: {what}")]
     Damaged { key: String, what: String },

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use world::store::Part;
 use world::{StoreErrorKind, World};
 
-use super::bucket::{Bucket, vanished};
+use super::bucket::{Bucket, exists, vanished};
 use super::name::VolumeName;
 use super::pin::Pin;
 use super::retry;
@@ -42,6 +42,10 @@ pub struct Fork {
     id: Id,
     /// Of the child's first root.
     nonce: Id,
+    /// The nonce of the tombstone that the child takes the place of.
+    over: Option<Id>,
+    /// The same, whatever it takes the place of.
+    request: Id,
 }
 
 impl Fork {
@@ -64,7 +68,27 @@ impl Fork {
             child,
             id,
             nonce,
+            over: None,
+            request: id,
         })
+    }
+
+    /// The same fork in the place of a tombstone. With ids of its own: an id is used for one state of the child's
+    /// name alone, so once that is over, nothing that is late can bring it back, and its pin may go.
+    fn over(&self, tomb: Id) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("glidefs 1 ids of a fork over a tombstone");
+        for id in [self.id, self.nonce, tomb] {
+            hasher.update(&id.0);
+        }
+        let hash = hasher.finalize();
+        let (id, nonce) = hash.as_bytes().split_at(16);
+        let half = |bytes: &[u8]| Id(*bytes.first_chunk().expect("16 of 32"));
+        Self {
+            id: half(id),
+            nonce: half(nonce),
+            over: Some(tomb),
+            ..self.clone()
+        }
     }
 
     fn pin(&self, cut: Option<(u64, u64)>) -> Pin {
@@ -72,6 +96,7 @@ impl Fork {
             child: self.id.0,
             name: self.child.to_string(),
             cut,
+            over: self.over.map(|nonce| nonce.0),
             reader: None,
         }
     }
@@ -84,7 +109,44 @@ impl<W: World> Bucket<W> {
     ///
     /// After an error the pin stays, for a repeated or delayed request of the same fork may have gone further: it
     /// may be removed only once nobody can create the child any more. Until then it keeps garbage, no more.
+    ///
+    /// Where a volume of the child's name was deleted, and nobody needs it any more, the child takes its place, by a
+    /// few requests more.
     pub async fn fork(&self, fork: &Fork) -> Result<RootView, VolumeError> {
+        let there = match Box::pin(self.fork_as(fork, None)).await {
+            Ok(child) if child.root.state != State::Deleted => return Ok(child.view()),
+            Ok(burned) => burned,
+            Err(VolumeError::Exists { .. }) => {
+                let there = self.read_root(&fork.child).await?;
+                there.ok_or_else(|| vanished(&fork.child))?
+            }
+            Err(error) => return Err(error),
+        };
+        // No child of this id comes any more, so what was to hold its data may go.
+        let key = fork.pin(None).key(fork.parent.as_str());
+        retry::delete(self.world(), self.store(), &key).await?;
+        let parent = there.root.parent.as_ref();
+        let is_same = parent.is_some_and(|parent| parent.request == fork.request.0);
+        match there.root.state {
+            State::Deleted if is_same || there.root.volume == fork.id.0 => {
+                Err(VolumeError::Invalid(format!(
+                    "volume `{}` was deleted after this fork had begun: fork again, with a new request id",
+                    fork.child
+                )))
+            }
+            State::Deleted => {
+                let tomb = Box::pin(self.vacant(&fork.child)).await?;
+                let again = fork.over(Id(tomb.root.nonce));
+                let child = Box::pin(self.fork_as(&again, Some(tomb))).await?;
+                Ok(child.view())
+            }
+            _ if is_same => Ok(there.view()),
+            _ => Err(exists(&fork.child)),
+        }
+    }
+
+    /// One try, in the place of `tomb` or where there must be nothing.
+    async fn fork_as(&self, fork: &Fork, tomb: Option<Stored>) -> Result<Stored, VolumeError> {
         self.check_parent(fork).await?;
         #[cfg(feature = "planted")]
         let early = if self.is_planted(super::Planted::PinAfterRoot) {
@@ -117,14 +179,13 @@ impl<W: World> Bucket<W> {
             again
         };
         let root = self.forked(fork, &stored.root)?;
-        let child = Box::pin(self.create_root(&fork.child, root)).await?;
-        if child.root.state == State::Deleted {
-            return Err(VolumeError::Invalid(format!(
-                "volume `{}` was deleted after this fork had begun: fork again, with a new request id",
-                fork.child
-            )));
+        match tomb {
+            None => Box::pin(self.create_root(&fork.child, root)).await,
+            Some(tomb) => {
+                let root = root.over(&tomb.root);
+                Box::pin(self.reuse(&fork.child, &tomb, root)).await
+            }
         }
-        Ok(child.root.view(&child.etag))
     }
 
     /// Forks that were made of a volume, by the ids behind `after`, at most so many. For people: it costs a LIST
@@ -214,6 +275,7 @@ impl<W: World> Bucket<W> {
             child: root.volume,
             name: root.name.clone(),
             cut: None,
+            over: None,
             reader: None,
         };
         let key = wanted.key(&named.name);
@@ -251,6 +313,7 @@ impl<W: World> Bucket<W> {
             snapshot,
             cut_epoch: content.cut_epoch,
             cut_seq: content.cut_seq,
+            request: fork.request.0,
         });
         root.content = Content {
             cut_epoch: root.epoch,

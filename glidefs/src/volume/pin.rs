@@ -26,6 +26,8 @@ pub(crate) struct Pin {
     /// The volume's cut that it needs: epoch and seq. None: what the child's root will name as its parent's;
     /// and until there is one, everything.
     pub(crate) cut: Option<(u64, u64)>,
+    /// The nonce of the tombstone that the child's root is to replace. None: it is to be created where none is.
+    pub(crate) over: Option<[u8; 16]>,
     /// Set: no fork is made, somebody reads the cut. Then `child` is a random id, and `name` the volume's own.
     pub(crate) reader: Option<Reader>,
 }
@@ -93,6 +95,7 @@ mod tests {
             child: [7; 16],
             name: "child".to_owned(),
             cut: Some((3, 41)),
+            over: Some([9; 16]),
             reader: None,
         }
     }

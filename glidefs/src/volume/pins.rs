@@ -12,7 +12,7 @@ use world::{Instant, StoreErrorKind, World};
 use super::bucket::Bucket;
 use super::name::VolumeName;
 use super::pin::Pin;
-use super::root::{Root, State};
+use super::root::{Root, State, Stored};
 use super::{VolumeError, retry};
 
 /// With this begins what is no pin: see `put_marker`. Ids are hexadecimal, and sort before it.
@@ -89,7 +89,8 @@ impl<W: World> Bucket<W> {
                     held.cuts.insert(cut);
                     continue;
                 }
-                match Box::pin(self.pinned(&listed.key, volume, book, cleans)).await? {
+                let at = (name, volume);
+                match Box::pin(self.pinned(&listed.key, at, book, cleans)).await? {
                     Pinned::Cut(cut) => {
                         held.cuts.insert(cut);
                         book.held.borrow_mut().insert(listed.key.clone(), cut);
@@ -138,7 +139,7 @@ impl<W: World> Bucket<W> {
     async fn pinned(
         &self,
         key: &str,
-        volume: Id,
+        (name, volume): (&VolumeName, Id),
         book: &PinBook,
         cleans: Option<Duration>,
     ) -> Result<Pinned, VolumeError> {
@@ -159,22 +160,24 @@ impl<W: World> Bucket<W> {
             return Ok(Pinned::Nothing);
         }
         let child = VolumeName::parse(&pin.name)?;
-        let root = self.read_root(&child).await?.map(|stored| stored.root);
-        let Some(root) = root else {
+        let root = self.read_root(&child).await?;
+        let may_come = root.as_ref().is_none_or(|it| may_replace(&pin, &it.root));
+        let Some(root) = root.as_ref().filter(|_| !may_come) else {
             let now = self.world().now();
             let first = {
                 let mut childless = book.childless.borrow_mut();
                 *childless.entry(key.to_owned()).or_insert(now)
             };
             if cleans.is_some_and(|wait| now.since(first) >= wait) {
-                self.burn(&child, Id(pin.child)).await?;
+                Box::pin(self.burn(&child, Id(pin.child), root.as_ref())).await?;
             }
             let cut = pin.cut.map(|(_, cut)| Pinned::CutForNow(cut));
             return Ok(cut.unwrap_or(Pinned::Unclear));
         };
-        match needs(&pin, &root, volume) {
+        match needs(&pin, &root.root, volume) {
             Needs::Cut(cut) => return Ok(Pinned::Cut(cut)),
-            Needs::Nothing if cleans.is_some() => {
+            // Else the folder is another volume's by now, and this may be the pin of a fork of that one.
+            Needs::Nothing if cleans.is_some() && self.is_still(name, volume).await? => {
                 retry::delete(self.world(), self.store(), key).await?;
             }
             Needs::Nothing | Needs::Unclear => {}
@@ -182,18 +185,39 @@ impl<W: World> Bucket<W> {
         Ok(Pinned::Unclear)
     }
 
-    /// Puts a tombstone where a child's root may still land: nobody can create it any more.
-    async fn burn(&self, name: &VolumeName, volume: Id) -> Result<(), VolumeError> {
+    /// Puts a tombstone where a child's root may still land, or another version in the place of the one that it is to
+    /// replace: nobody can create it any more.
+    async fn burn(
+        &self,
+        name: &VolumeName,
+        volume: Id,
+        tomb: Option<&Stored>,
+    ) -> Result<(), VolumeError> {
+        tracing::warn!(export = %name, "whoever was making this fork has died; the fork is given up, and its name may be used again");
+        if let Some(tomb) = tomb {
+            // All else that it says is still needed.
+            let root = self.after(&tomb.root);
+            return Box::pin(self.swap(name, tomb, root)).await.map(drop);
+        }
         let mut root = self.empty_root(name, volume, 0);
         root.state = State::Deleted;
         root.nonce = self.world().random_id();
-        tracing::warn!(export = %name, "whoever was making this fork has died; its name is free again once it is purged");
         match self.create_root(name, root).await {
             // It was made at last, or something else was.
             Ok(_) | Err(VolumeError::Exists { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
+
+    async fn is_still(&self, name: &VolumeName, volume: Id) -> Result<bool, VolumeError> {
+        let stored = self.read_root(name).await?;
+        Ok(stored.is_some_and(|stored| stored.root.volume == volume.0))
+    }
+}
+
+/// Whether the pin's child is to take the place of this root, which is a tombstone, and still may.
+fn may_replace(pin: &Pin, root: &Root) -> bool {
+    root.state == State::Deleted && root.volume != pin.child && pin.over == Some(root.nonce)
 }
 
 /// What a child needs of the volume.
@@ -205,7 +229,8 @@ enum Needs {
 }
 
 fn needs(pin: &Pin, child: &Root, volume: Id) -> Needs {
-    // Of another child: a root is never absent again once it was there, so the pin's cannot come any more.
+    // Of another child: a root is never absent again once it was there, and no version of it comes again, so the
+    // pin's cannot come any more.
     let is_other = child.volume != pin.child;
     let mut named = child.volumes.iter();
     if is_other || child.state == State::Deleted || named.all(|it| it.volume != volume.0) {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use world::{Store, StoreErrorKind, World};
 
 use super::books::{Change, keep};
-use super::bucket::{check_size, load_map, load_segment, stored, vanished};
+use super::bucket::{Bucket, check_size, load_map, load_segment, stored, vanished};
 use super::compact::{fold, zeros_over};
 use super::extent::Extent;
 use super::ledger::{Dead, News, ObjectId, Tally};
@@ -28,7 +28,9 @@ use super::root::{Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX, TailSegment
 use super::runs::{Map, MapIndex, Run};
 use super::sealed::{Kind, ObjectRef};
 use super::snapshots;
-use super::{Hold, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState};
+use super::{
+    Hold, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeName, VolumeState,
+};
 
 /// Extents of the tail in memory at which a publish must fold.
 const TAIL_EXTENTS_MAX: usize = 128 << 10;
@@ -220,29 +222,39 @@ impl<W: World> Volume<W> {
         }
     }
 
-    /// Replaces the version `base`, whatever answers are lost on the way.
     pub(crate) async fn swap(&self, base: &Stored, root: Root) -> Result<Swapped, VolumeError> {
-        let bucket = &self.inner.bucket;
-        let (key, nonce) = (self.inner.name.root_key(), root.nonce);
-        let body = Bytes::from(root.encode(base.format, bucket.root_mac()));
+        Box::pin(self.inner.bucket.swap(&self.inner.name, base, root)).await
+    }
+}
+
+impl<W: World> Bucket<W> {
+    /// Replaces the version `base` of a root, whatever answers are lost on the way.
+    pub(crate) async fn swap(
+        &self,
+        name: &VolumeName,
+        base: &Stored,
+        root: Root,
+    ) -> Result<Swapped, VolumeError> {
+        let (key, nonce) = (name.root_key(), root.nonce);
+        let body = Bytes::from(root.encode(base.format, self.root_mac()));
         let mut attempt = 0;
         loop {
-            let replaced = bucket.store().replace(&key, &base.etag, body.clone()).await;
+            let replaced = self.store().replace(&key, &base.etag, body.clone()).await;
             let error = match replaced {
                 Ok(etag) => return Ok(Swapped::Landed(Box::new(stored(root, base.format, etag)))),
                 Err(error) => error,
             };
             match error.kind {
-                StoreErrorKind::NotFound => return Err(vanished(&self.inner.name)),
+                StoreErrorKind::NotFound => return Err(vanished(name)),
                 StoreErrorKind::Refused | StoreErrorKind::Unsupported => return Err(error.into()),
                 StoreErrorKind::Retry => {}
                 #[cfg(feature = "planted")]
-                StoreErrorKind::Conflict if bucket.is_planted(super::Planted::OwnConflict) => {
+                StoreErrorKind::Conflict if self.is_planted(super::Planted::OwnConflict) => {
                     return Err(fenced(base.root.epoch, &base.root));
                 }
                 StoreErrorKind::Conflict | StoreErrorKind::Unknown => {
-                    let now = bucket.read_root(&self.inner.name).await?;
-                    let now = Box::new(now.ok_or_else(|| vanished(&self.inner.name))?);
+                    let now = self.read_root(name).await?;
+                    let now = Box::new(now.ok_or_else(|| vanished(name))?);
                     if now.root.nonce == nonce {
                         return Ok(Swapped::Landed(now));
                     }
@@ -254,11 +266,13 @@ impl<W: World> Volume<W> {
             if attempt + 1 == retry::ATTEMPTS_MAX {
                 return Err(error.into());
             }
-            retry::back_off(bucket.world(), attempt).await;
+            retry::back_off(self.world(), attempt).await;
             attempt += 1;
         }
     }
+}
 
+impl<W: World> Volume<W> {
     /// Fine only if what is there is an older intent of this very log.
     fn check_lost(&self, base: &Stored, now: &Stored, change: &Publish) -> Result<(), VolumeError> {
         let position = |root: &Root| (root.epoch, root.content.cut_seq);

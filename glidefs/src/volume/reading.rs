@@ -82,6 +82,7 @@ impl<W: World> Volume<W> {
             child: bucket.world().random_id(),
             name: self.inner.name.to_string(),
             cut: Some(content),
+            over: None,
             reader: Some(Reader::new(host, bucket.world().unix_time().0)),
         };
         let key = pin.key(self.inner.name.as_str());

@@ -166,7 +166,7 @@ fn restored(base: &Root, wanted: &Restore, nonce: Id, now_ms: u64) -> Result<Roo
     Ok(root)
 }
 
-fn in_use(root: &Root) -> VolumeError {
+pub(super) fn in_use(root: &Root) -> VolumeError {
     VolumeError::Owned {
         name: root.name.clone(),
         owner: root.owner_text(),

@@ -138,6 +138,8 @@ pub(crate) struct Parent {
     pub(crate) snapshot: Option<[u8; 16]>,
     pub(crate) cut_epoch: u64,
     pub(crate) cut_seq: u64,
+    /// By which a repeated request of the same fork finds out that it was made.
+    pub(crate) request: [u8; 16],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +172,12 @@ pub(crate) struct Stored {
     /// A writer keeps it (rule 31).
     pub(crate) format: u16,
     pub(crate) etag: ETag,
+}
+
+impl Stored {
+    pub(crate) fn view(&self) -> RootView {
+        self.root.view(&self.etag)
+    }
 }
 
 impl Root {
@@ -249,6 +257,14 @@ impl Root {
             nonce: Id(self.nonce),
             etag: etag.clone(),
         }
+    }
+
+    /// As the first root of a volume that takes the place of a tombstone: epochs of a name never come again.
+    pub(crate) fn over(mut self, tomb: &Self) -> Self {
+        self.epoch = tomb.epoch + 1;
+        self.content.cut_epoch = self.epoch;
+        self.predecessor = Some(tomb.as_predecessor());
+        self
     }
 
     /// What the root that takes its place says of it.

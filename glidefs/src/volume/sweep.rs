@@ -20,6 +20,8 @@ use super::root::{Root, Stored};
 use super::runs::Map;
 use super::{Hold, Volume, VolumeError, retry};
 
+/// Of a volume, with objects that have an epoch in their keys.
+const FOLDERS: [&str; 2] = ["seg", "map"];
 const PAGE: usize = 1000;
 const DELETES_MAX: usize = 8;
 /// Objects that one sweep looks at: bounds its memory. The next one goes on.
@@ -44,10 +46,10 @@ pub enum Scope {
     All,
 }
 
-struct Found {
+pub(super) struct Found {
     key: String,
     id: ObjectId,
-    epoch: u64,
+    pub(super) epoch: u64,
     bytes: u64,
 }
 
@@ -132,7 +134,7 @@ impl<W: World> Volume<W> {
         fresh.retain(|id, _| !named.contains(id));
         let (bucket, name) = (&self.inner.bucket, &self.inner.name);
         for object in fresh.into_values() {
-            for folder in ["seg", "map"] {
+            for folder in FOLDERS {
                 let key = object_key(name.as_str(), folder, object.epoch, object.id);
                 retry::delete(bucket.world(), bucket.store(), &key).await?;
             }
@@ -143,7 +145,7 @@ impl<W: World> Volume<W> {
     async fn found(&self, scope: Scope) -> Result<Vec<Found>, VolumeError> {
         let bucket = &self.inner.bucket;
         let mut found = Vec::new();
-        for folder in ["seg", "map"] {
+        for folder in FOLDERS {
             let prefix = match scope {
                 Scope::Epoch(epoch) => {
                     format!("{}{folder}/{:016x}-", self.inner.name.prefix(), epoch.0)
@@ -226,8 +228,11 @@ impl<W: World> Volume<W> {
 }
 
 /// What the key of an object says; none if it is not one that we make.
-fn parse(listed: &Listed) -> Option<Found> {
-    let name = listed.key.rsplit('/').next()?;
+pub(super) fn parse(listed: &Listed) -> Option<Found> {
+    let (folder, name) = listed.key.rsplit_once('/')?;
+    if !FOLDERS.iter().any(|it| folder.ends_with(&format!("/{it}"))) {
+        return None;
+    }
     let (epoch, id) = name.split_once('-')?;
     let epoch = u64::from_str_radix(epoch, 16).ok()?;
     let id = u128::from_str_radix(id, 16).ok()?;

@@ -14,6 +14,7 @@ mod levels;
 mod outcomes;
 mod parsers;
 mod prefix;
+mod purge;
 mod renew;
 mod slots;
 mod snapshots;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use glidefs::control::{
-    AcceptLossDocument, Control, ControlError, DeleteQuery, ExportDocument, ForkDocument,
-    GcDocument, MakeForkDocument, OperationDocument, OperationState, PromoteDocument, Request,
-    RestoreDocument, ServerDocument, SnapshotDocument, TakeSnapshotDocument,
+    AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
+    ForkDocument, GcDocument, MakeForkDocument, OperationDocument, OperationState, PromoteDocument,
+    Request, RestoreDocument, ServerDocument, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::nbd::{Limits, Server};
 use glidefs::shard::{Shard, ShardConfig};
@@ -21,7 +21,11 @@ use world::{Address, World};
 pub(crate) const NAME: &str = "vm";
 
 /// The operator knows what goes.
-const ACCEPTED: DeleteQuery = DeleteQuery { accept_loss: true };
+const ACCEPTED: DeleteQuery = DeleteQuery {
+    accept_loss: true,
+    purge: false,
+    request_id: None,
+};
 
 /// Where every server listens, on its own host.
 pub(crate) fn socket() -> Address {
@@ -137,7 +141,43 @@ impl Node {
             ..GcDocument::default()
         };
         let asked = self.control.ask(|reply| Request::Gc(wanted, reply));
-        let mut operation = asked.await?;
+        let operation = asked.await?;
+        self.ended(operation).await
+    }
+
+    /// Takes a volume, whoever has it.
+    pub(crate) async fn seize(&self, name: &str) -> Result<ExportDocument, ControlError> {
+        let of = name.to_owned();
+        let asked = self.control.ask(|reply| Request::Get(of, reply));
+        let epoch = asked.await?.epoch;
+        self.force(name, epoch).await
+    }
+
+    async fn force(&self, name: &str, epoch: u64) -> Result<ExportDocument, ControlError> {
+        let how = PromoteDocument {
+            force: true,
+            expected_epoch: Some(epoch),
+            ..PromoteDocument::default()
+        };
+        let name = name.to_owned();
+        let asked = self.control.ask(|reply| Request::Promote(name, how, reply));
+        asked.await
+    }
+
+    /// Deletes a volume for good, and waits until that is done.
+    pub(crate) async fn purge(&self, name: &str) -> Result<OperationDocument, ControlError> {
+        let how = DeleteQuery {
+            purge: true,
+            ..ACCEPTED
+        };
+        let name = name.to_owned();
+        let asked = self.control.ask(|reply| Request::Purge(name, how, reply));
+        let operation = asked.await?;
+        let ended = self.ended(operation).await;
+        ended.map_err(|error| ControlError::new(ControlErrorKind::Unavailable, error.to_string()))
+    }
+
+    async fn ended(&self, mut operation: OperationDocument) -> Result<OperationDocument> {
         while operation.state == OperationState::Running {
             self.sim.sleep(Duration::from_millis(20)).await;
             let id = operation.id.clone();
@@ -183,15 +223,7 @@ impl Node {
     }
 
     pub(crate) async fn promote(&self, epoch: u64) -> Result<ExportDocument, ControlError> {
-        let how = PromoteDocument {
-            force: true,
-            expected_epoch: Some(epoch),
-            ..PromoteDocument::default()
-        };
-        let asked = self
-            .control
-            .ask(|reply| Request::Promote(NAME.to_owned(), how, reply));
-        asked.await
+        self.force(NAME, epoch).await
     }
 }
 

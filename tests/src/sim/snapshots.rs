@@ -8,12 +8,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use glidefs::control::ControlErrorKind;
 use world::sim::Sim;
 
 use super::guest::Model;
 use super::node::{NAME, Node};
 use super::stage::{Stage, TRIES_MAX, TRY_PAUSE};
 use crate::oracle::{Judge, Oracle};
+
+/// After which a reader's pin is that of a dead one.
+const READERS_AGE: Duration = Duration::from_secs(8 * 24 * 3600);
+/// Names of forks.
+const FORKS: u64 = 4;
 
 /// What the operator knows to be there, by the name to connect to.
 #[derive(Debug, Default)]
@@ -42,7 +48,8 @@ impl Album {
                 album.number.set(album.number.get() + 1);
                 let number = album.number.get();
                 sim.note(format_args!("the operator makes number {number}"));
-                let name = match sim.chance(|chance| chance.below(10)) {
+                let name = match sim.chance(|chance| chance.below(12)) {
+                    10 | 11 => album.purge_one(&sim, &node).await,
                     8 | 9 => node.gc().await.ok().map(|_| "more space".to_owned()),
                     0 | 1 => album.drop_one(&sim, &node).await,
                     2 | 3 => album.fork(&model, &node, number).await,
@@ -62,7 +69,7 @@ impl Album {
     }
 
     async fn fork(&self, model: &Model, node: &Node, number: u64) -> Option<String> {
-        let name = format!("fork-{number}");
+        let name = self.free(number)?;
         let begun = model.borrow_mut().publish_begin();
         node.fork(None, &name).await.ok()?;
         Some(self.keep(name, model, begun))
@@ -79,10 +86,68 @@ impl Album {
     async fn fork_of_snapshot(&self, sim: &Sim, node: &Node, number: u64) -> Option<String> {
         let (of, snapshot) = self.any_snapshot(sim)?;
         let taken = self.taken.borrow().get(&of).cloned()?;
-        let name = format!("fork-{number}");
+        let name = self.free(number)?;
         node.fork(Some(snapshot), &name).await.ok()?;
         self.taken.borrow_mut().insert(name.clone(), taken);
         Some(name)
+    }
+
+    /// A name for a fork. Names are few, so that they come again.
+    fn free(&self, number: u64) -> Option<String> {
+        let name = format!("fork-{}", number % FORKS);
+        (!self.taken.borrow().contains_key(&name)).then_some(name)
+    }
+
+    async fn purge_one(&self, sim: &Sim, node: &Node) -> Option<String> {
+        let name = format!("fork-{}", sim.chance(|chance| chance.below(FORKS)));
+        // Whether it goes is unknown until it is answered.
+        self.taken.borrow_mut().remove(&name);
+        let done = node.purge(&name).await.ok()?;
+        Some(format!("no {name}: {:?}", done.exports))
+    }
+
+    /// The volume goes, and its forks stay whole; then they go, and nothing is left.
+    pub(super) async fn end(&self, stage: &Stage, node: &Node) -> Result<()> {
+        self.purge_surely(stage, node, NAME).await?;
+        self.taken
+            .borrow_mut()
+            .retain(|name, _| !name.contains('@'));
+        self.check_surely(stage, node).await?;
+        for number in 0..FORKS {
+            self.purge_surely(stage, node, &format!("fork-{number}"))
+                .await?;
+        }
+        // Until the pins of readers that died are old. Then what landed late, and forks that were on their way.
+        stage.sim.sleep(READERS_AGE).await;
+        for number in 0..FORKS {
+            self.purge_surely(stage, node, &format!("fork-{number}"))
+                .await?;
+        }
+        self.purge_surely(stage, node, NAME).await?;
+        let keys = stage.sim.keys().into_iter();
+        let left = keys.filter(|key| key.starts_with("nbd/") && !key.ends_with("/root"));
+        let left: Vec<String> = left.collect();
+        ensure!(left.is_empty(), "all is purged, and there is {left:?}");
+        Ok(())
+    }
+
+    async fn purge_surely(&self, stage: &Stage, node: &Node, name: &str) -> Result<()> {
+        for _ in 0..TRIES_MAX {
+            match node.purge(name).await {
+                Ok(done) if done.error.is_none() => {
+                    stage.sim.note(format_args!("purged: {:?}", done.exports));
+                    return Ok(());
+                }
+                Err(error) if error.kind == ControlErrorKind::NotFound => return Ok(()),
+                // A node that died had it open.
+                Err(error) if error.kind == ControlErrorKind::Conflict => {
+                    drop(node.seize(name).await);
+                    stage.sim.sleep(TRY_PAUSE).await;
+                }
+                Ok(_) | Err(_) => stage.sim.sleep(TRY_PAUSE).await,
+            }
+        }
+        Err(anyhow!("{name} is never purged"))
     }
 
     async fn drop_one(&self, sim: &Sim, node: &Node) -> Option<String> {

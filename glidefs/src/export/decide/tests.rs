@@ -61,8 +61,24 @@ fn open(seen: Seen, local: Option<&LocalVolume>) -> Plan {
         cache: HERE,
         local,
         create_bytes: Some(4096),
+        over_deleted: false,
     };
     decide(&seen, ours)
+}
+
+#[test]
+fn a_deleted_volume_makes_room_only_for_who_asks_for_a_new_one() {
+    let seen = Seen::Root(root(HERE, VolumeState::Deleted, KNOWN));
+    assert_eq!(open(seen.clone(), None), Plan::Refuse(Refusal::Deleted));
+    let mut ours = Ours {
+        cache: HERE,
+        local: None,
+        create_bytes: Some(4096),
+        over_deleted: true,
+    };
+    assert_eq!(decide(&seen, ours), Plan::Create { size_bytes: 4096 });
+    ours.create_bytes = None;
+    assert_eq!(decide(&seen, ours), Plan::Refuse(Refusal::Deleted));
 }
 
 #[test]
@@ -172,6 +188,7 @@ fn an_absent_root_is_created_only_if_nobody_knew_it() {
         cache: HERE,
         local: None,
         create_bytes: None,
+        over_deleted: false,
     };
     assert_eq!(decide(&Seen::Absent, ours), Plan::Refuse(Refusal::Unknown));
 }

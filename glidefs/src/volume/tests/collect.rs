@@ -63,7 +63,7 @@ fn stored(store: &TestStore) -> usize {
 }
 
 /// Writes the same few pages again and again.
-fn overwrite(node: &Node, volume: &Volume<TestWorld>, rounds: u64, from: u64) {
+pub(super) fn overwrite(node: &Node, volume: &Volume<TestWorld>, rounds: u64, from: u64) {
     for round in from..from + rounds {
         let start = round * 7 % 50;
         let stamps: Vec<u64> = (0..20).map(|page| round * 100 + page).collect();
@@ -150,6 +150,7 @@ fn a_pin_without_a_child_blocks_until_its_child_is_burned() {
         child: [5; 16],
         name: "late".to_owned(),
         cut: None,
+        over: None,
         reader: None,
     };
     store.set(&pin.key("a"), Bytes::from(pin.encode(None)));

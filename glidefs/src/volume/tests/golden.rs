@@ -131,6 +131,7 @@ fn full_root(keys: Vec<DataKey>) -> Root {
             snapshot: Some([7; 16]),
             cut_epoch: 1,
             cut_seq: 55,
+            request: [0x51; 16],
         }),
         boot: Some(Boot {
             object: reference(50),
@@ -524,6 +525,7 @@ fn golden_pin() {
         child: [7; 16],
         name: "child".to_owned(),
         cut: Some((3, 1_000)),
+        over: None,
         reader: None,
     };
     let golden = golden!("pin-1");
@@ -534,6 +536,7 @@ fn golden_pin() {
         child: [8; 16],
         name: "parent".to_owned(),
         cut: Some((3, 1_000)),
+        over: None,
         reader: Some(Reader::new("node-a", 1_795_132_800_000)),
     };
     let golden = golden!("pin-1-reader");
