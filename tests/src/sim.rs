@@ -238,7 +238,11 @@ impl Run {
     fn simulate(self, lines: usize) -> Result<(Outcome, u64), world::sim::Stuck> {
         let mut config = SimConfig {
             steps_max: STEPS_MAX,
-            time_max: TIME_MAX,
+            // Some of them wait until the pins of dead readers are old.
+            time_max: match self.scenario {
+                Scenario::Snapshots => TIME_MAX + snapshots::READERS_AGE,
+                _ => TIME_MAX,
+            },
             trace_lines_max: lines.max(1),
             panic_lines_max: lines,
             ..SimConfig::default()

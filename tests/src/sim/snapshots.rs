@@ -17,7 +17,7 @@ use super::stage::{Stage, TRIES_MAX, TRY_PAUSE};
 use crate::oracle::{Judge, Oracle};
 
 /// After which a reader's pin is that of a dead one.
-const READERS_AGE: Duration = Duration::from_secs(8 * 24 * 3600);
+pub(super) const READERS_AGE: Duration = Duration::from_secs(8 * 24 * 3600);
 /// Names of forks.
 const FORKS: u64 = 4;
 
