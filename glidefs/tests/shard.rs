@@ -2296,6 +2296,10 @@ fn a_purged_export_is_gone_everywhere_and_its_forks_stay() {
         there.put("vm", 1.0).await.expect("the name is free");
         let again = there.connect("vm").await.expect("new");
         assert_eq!(stamp(&again, 0).await, 0);
+        // Its cache knew another one of the name.
+        there.fork("vm", "job").await;
+        let job = there.connect("job").await.expect("a new one");
+        assert_eq!(stamp(&job, 0).await, 0);
         // The same request does not delete what has the name by now.
         let same = purge(&node, "vm", Some("r")).await.expect("known");
         assert_eq!(same.id, held.id);

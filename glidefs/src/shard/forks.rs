@@ -1,6 +1,6 @@
 //! Forks, as an operator asks for them.
 
-use blockcache::Id;
+use blockcache::{Id, LocalVolume};
 use world::World;
 
 use super::answer::{Answer, drain, ids_of_request, refusal, volume_failure};
@@ -26,10 +26,11 @@ pub(super) async fn fork<W: World>(
     if let Some(snapshot) = &wanted.snapshot {
         check_name(snapshot).map_err(refusal)?;
     }
-    // What stays only here would hide the fork from who connects here.
-    let known = || registry.site().local_volume(&wanted.name, None);
     let [id, nonce] = ids(registry, name, wanted)?;
-    if known().is_some_and(|local| local.id != id) {
+    // What is only here would hide the fork from who connects here. What is left of one that was purged does not.
+    let stays = |local: &LocalVolume| local.attached || local.last > local.published;
+    let mut known = registry.site().cache.volumes().into_iter();
+    if known.any(|local| local.name == wanted.name && local.id != id && stays(&local)) {
         return Err(taken(&wanted.name));
     }
     let live = wanted.snapshot.is_none();

@@ -75,7 +75,7 @@ pub(crate) async fn keep<W: World>(
         // A chunk that is lost must not keep the volume from being published. What it listed stays for good.
         let mut table = known(load(reader, chunk, next).await)?.unwrap_or_else(|lost| {
             has_gaps = true;
-            tracing::error!(export = maker.name, error = %lost, "a part of the ledger is lost: no data is, but what it listed will never be collected; to get the space back, copy the volume into a new one");
+            tracing::error!(export = maker.name, error = %lost, "a part of the ledger is lost: no data is, but what it listed will never be collected; to get the space back, copy the volume into a new one (docs/runbooks/bill-too-high.md)");
             Table::default()
         });
         books.forgotten.extend(dead_ids(&table, gone));
