@@ -198,9 +198,8 @@ async fn delete_one(
         let operation = api.control.ask(request).await?;
         return Ok(Json(operation).into_response());
     }
-    if how.request_id.is_some() {
-        let text =
-            "`request_id` goes with `purge=true`: a DELETE without that may be repeated as it is";
+    if how.request_id.is_some() || how.volume.is_some() {
+        let text = "`request_id` and `volume` go with `purge=true`: a DELETE without that may be repeated as it is";
         return Err(ControlError::new(ControlErrorKind::Invalid, text).into());
     }
     let request = |reply| Request::Delete(name, how, reply);

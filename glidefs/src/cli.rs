@@ -186,6 +186,9 @@ enum ExportCommand {
         /// Repeated with the same text, the purge is the same one
         #[arg(long, requires = "purge")]
         request_id: Option<String>,
+        /// Only if the export is this volume (`volume` in `export get --json`), and not a later one of its name
+        #[arg(long, requires = "purge", value_name = "ID")]
+        volume: Option<String>,
     },
     /// Show the forks that were made of an export, and those of them, as a tree
     Forks {

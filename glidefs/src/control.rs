@@ -101,6 +101,9 @@ impl Control {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct ExportDocument {
     pub name: String,
+    /// The volume's id, by which it is told from an earlier or a later one of the name; empty where it is not known.
+    #[serde(default)]
+    pub volume: String,
     pub size_bytes: u64,
     /// `read-write`, `read-only`, `fenced`, `vanished`, `closed` (known to the store or the log, not
     /// open), `unreadable` (in the store, with a root that is not to be had).
@@ -268,8 +271,11 @@ pub struct DeleteQuery {
     pub accept_loss: bool,
     /// Delete the volume in the store too. The answer is an operation then.
     pub purge: bool,
-    /// Of a purge: repeated, it does not delete what has the name by then.
+    /// Of a purge: repeated, it is the same operation, as long as this server runs.
     pub request_id: Option<String>,
+    /// Of a purge: only if the name is that of this volume (`volume` of the export's document). With it a purge may be
+    /// repeated at any time, by any node, and never deletes what has the name by then.
+    pub volume: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]

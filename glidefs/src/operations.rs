@@ -28,7 +28,12 @@ impl Operations {
         self.0.borrow().iter().cloned().collect()
     }
 
-    /// Begins to remember one. Refused while too many run.
+    /// The one that a request began before. One that failed is not: whoever asks again wants it tried again.
+    pub(crate) fn begun(&self, id: &str) -> Option<OperationDocument> {
+        self.get(id).filter(|it| it.state != OperationState::Failed)
+    }
+
+    /// Begins to remember one, in the place of one of the same id. Refused while too many run.
     pub(crate) fn begin(&self, operation: OperationDocument) -> Result<(), ControlError> {
         let mut all = self.0.borrow_mut();
         let running = all.iter().filter(|it| it.state == OperationState::Running);
@@ -36,6 +41,7 @@ impl Operations {
             let text = format!("{RUNNING_MAX} operations run already: ask again when one is done");
             return Err(ControlError::new(ControlErrorKind::Unavailable, text));
         }
+        all.retain(|it| it.id != operation.id);
         if all.len() >= KEPT_MAX {
             let ended = all
                 .iter()
@@ -134,5 +140,9 @@ mod tests {
             (ended.state, ended.error),
             (OperationState::Failed, Some("broken".to_owned()))
         );
+        assert_eq!(operations.begun("0"), None, "it is tried again");
+        operations.begin(operation(0)).expect("room");
+        assert_eq!(operations.begun("0"), Some(operation(0)));
+        assert_eq!(operations.all().iter().filter(|it| it.id == "0").count(), 1);
     }
 }

@@ -6,6 +6,7 @@
 //! holds is given up to whoever opens it next. Absent: signals, sockets, HTTP.
 
 mod answer;
+mod delete;
 mod forks;
 mod gc;
 mod leave;

@@ -89,7 +89,7 @@ pub enum Planted {
 }
 
 pub use audit::Audit;
-pub use bucket::{Bucket, BucketConfig, Looked, Prefix, VERSIONS_HINT};
+pub use bucket::{Bucket, BucketConfig, FoundName, Looked, Prefix, VERSIONS_HINT};
 pub use codec::Compression;
 pub use collect::{Collected, Deletes};
 pub use error::VolumeError;
@@ -107,7 +107,7 @@ pub use root::SNAPSHOTS_MAX;
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
 pub use slots::{Changed, InUse, KeyChange, Keyslots};
 pub use snapshots::{SnapshotChange, SnapshotView};
-pub use sweep::{Scope, Swept};
+pub use sweep::{KeptAll, Scope, Swept};
 pub use tidy::{Tidied, Tidy};
 
 use bucket::Loaded;

@@ -558,6 +558,7 @@ fn salvage_is_listed_shown_and_written_into_an_image_that_was_not_there() {
 fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
     ExportDocument {
         name: name.into(),
+        volume: "1f".repeat(16),
         size_bytes: 1 << 30,
         role: "read-write".into(),
         epoch: 1,

@@ -2236,11 +2236,18 @@ async fn purge(
     request_id: Option<&str>,
 ) -> Result<OperationDocument, ControlError> {
     let how = DeleteQuery {
-        purge: true,
         request_id: request_id.map(str::to_owned),
         ..DeleteQuery::default()
     };
-    let name = name.to_owned();
+    purge_as(node, name, how).await
+}
+
+async fn purge_as(
+    node: &Node,
+    name: &str,
+    how: DeleteQuery,
+) -> Result<OperationDocument, ControlError> {
+    let (name, how) = (name.to_owned(), DeleteQuery { purge: true, ..how });
     let asked = node.control.ask(|reply| Request::Purge(name, how, reply));
     let mut operation = asked.await?;
     while operation.state == OperationState::Running {
@@ -2304,5 +2311,140 @@ fn a_purged_export_is_gone_everywhere_and_its_forks_stay() {
         let same = purge(&node, "vm", Some("r")).await.expect("known");
         assert_eq!(same.id, held.id);
         assert_eq!(stamp(&again, 1).await, 0);
+    });
+}
+
+/// Of this volume, whether its unpublished writes may go.
+fn of_volume(volume: &str, accept_loss: bool) -> DeleteQuery {
+    DeleteQuery {
+        volume: Some(volume.to_owned()),
+        accept_loss,
+        ..DeleteQuery::default()
+    }
+}
+
+/// A node that was away while its volume was taken over, purged, and its name given to another one.
+#[test]
+fn what_only_this_cache_holds_of_a_purged_volume_goes_when_somebody_says_so() {
+    for (comes_again, seed) in [(false, 604), (true, 605)] {
+        simulate(seed, |sim| async move {
+            let host = sim.host("a");
+            let a = start_with(&sim, host, config(None)).await;
+            let b = start(&sim, "b").await;
+            let device = a.connect("vm").await.expect("created");
+            write(&device, 1, 1).await;
+            let old = a.drain("vm").await.volume;
+            sim.set_store_outage(Some(host), true);
+            write(&device, 2, 2).await;
+            drop(device);
+            b.force("vm").await;
+            purge(&b, "vm", None).await.expect("purged");
+            if comes_again {
+                b.put("vm", 1.0).await.expect("the name is free");
+            }
+            a.kill();
+            sim.set_store_outage(Some(host), false);
+            let a = start_with(&sim, host, config(None)).await;
+            let refused = purge(&a, "vm", None).await.expect_err("it would be lost");
+            assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
+            assert!(refused.message.contains(&old), "{refused}");
+            assert_eq!(refused.export.expect("the numbers").dirty_bytes, 4096);
+            if comes_again {
+                let other = purge_as(&a, "vm", of_volume(&old, true)).await;
+                let other = other.expect_err("the name is another's");
+                assert_eq!(other.kind, ControlErrorKind::Conflict, "{other}");
+                let elsewhere = purge_as(&a, "vm", of_volume(&b.get("vm").await.volume, true));
+                let elsewhere = elsewhere.await.expect_err("open there");
+                assert!(elsewhere.message.contains("promote it here"), "{elsewhere}");
+                assert_eq!(b.get("vm").await.role, "read-write");
+            } else {
+                let purged = purge_as(&a, "vm", of_volume(&old, true)).await;
+                assert_eq!(purged.expect("purged before").error, None);
+            }
+            assert!(a.salvage().await.is_empty(), "it was given up");
+            let document = a.get("vm").await;
+            assert_eq!(
+                document.role,
+                if comes_again { "closed" } else { "deleted" }
+            );
+            assert_eq!(document.dirty_bytes, 0);
+        });
+    }
+}
+
+/// Nothing of it is lost, so nobody has to say so.
+#[test]
+fn an_export_that_was_purged_elsewhere_is_dropped_here() {
+    simulate(606, |sim| async move {
+        let host = sim.host("a");
+        let a = start_with(&sim, host, config(None)).await;
+        let b = start(&sim, "b").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        // Until the log says so too.
+        write(&device, 1, 2).await;
+        a.drain("vm").await;
+        device.flush().await.expect("flushed");
+        sim.set_store_outage(Some(host), true);
+        a.kill();
+        b.force("vm").await;
+        purge(&b, "vm", None).await.expect("purged");
+        sim.set_store_outage(Some(host), false);
+        let a = start_with(&sim, host, config(None)).await;
+        for _ in 0..2 {
+            let name = "vm".to_owned();
+            let request = |reply| Request::Delete(name, DeleteQuery::default(), reply);
+            let dropped = a.control.ask(request).await.expect("dropped");
+            assert_eq!(dropped.role, "deleted");
+        }
+        let again = purge(&a, "vm", None).await.expect("nothing is left to do");
+        assert_eq!(again.error, None);
+    });
+}
+
+/// Also where it took the place of a purged one, and has been opened and written since.
+#[test]
+fn a_fork_that_is_asked_for_again_is_the_same_while_it_is_open() {
+    simulate(607, |sim| async move {
+        let node = start(&sim, "a").await;
+        let device = node.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        let wanted = |request: &str| MakeForkDocument {
+            name: "job".to_owned(),
+            request_id: Some(request.to_owned()),
+            ..MakeForkDocument::default()
+        };
+        let fork = async |request: &str| {
+            let wanted = wanted(request);
+            let request = |reply| Request::Fork("vm".to_owned(), wanted, reply);
+            node.control.ask(request).await
+        };
+        for request in ["one", "two"] {
+            let made = fork(request).await.expect("forked");
+            let job = node.connect("job").await.expect("opens");
+            write(&job, 2, 7).await;
+            assert_eq!(fork(request).await.expect("the same").name, made.name);
+            let other = fork("other").await.expect_err("it is taken");
+            assert_eq!(other.kind, ControlErrorKind::Conflict, "{other}");
+            assert_eq!(stamp(&job, 2).await, 7);
+            drop(job);
+            sim.sleep(Duration::from_secs(1)).await;
+            purge(&node, "job", None).await.expect("purged");
+        }
+    });
+}
+
+#[test]
+fn a_purge_that_failed_is_tried_again_by_the_same_request() {
+    simulate(608, |sim| async move {
+        let node = start(&sim, "a").await;
+        let device = node.connect("vm").await.expect("created");
+        let busy = purge(&node, "vm", Some("r")).await.expect_err("a client");
+        assert_eq!(busy.kind, ControlErrorKind::Conflict);
+        drop(device);
+        sim.sleep(Duration::from_secs(1)).await;
+        let done = purge(&node, "vm", Some("r")).await.expect("purged");
+        assert_eq!((done.state, done.error), (OperationState::Done, None));
     });
 }

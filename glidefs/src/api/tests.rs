@@ -18,6 +18,7 @@ use crate::control::{
 fn export(name: &str) -> ExportDocument {
     ExportDocument {
         name: name.into(),
+        volume: "1f".repeat(16),
         size_bytes: 1 << 30,
         role: "read-write".into(),
         epoch: 2,

@@ -45,11 +45,13 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
             purge,
             no_wait,
             request_id,
+            volume,
         } => {
             let how = DeleteQuery {
                 accept_loss,
                 purge,
                 request_id,
+                volume,
             };
             return delete(&named, &how, !no_wait);
         }
@@ -94,6 +96,7 @@ async fn list_all(client: &Client<'_>) -> Result<Vec<ExportDocument>, Failure> {
         let said: Said<Vec<ExportDocument>> = client.look(&stored_path(after)).await?;
         let page = said.or_refused()?;
         if page.is_empty() {
+            exports.retain(|export| export.role != "deleted");
             exports.sort_by(|a, b| a.name.cmp(&b.name));
             return Ok(exports);
         }
@@ -133,8 +136,10 @@ fn delete(named: &Named, how: &DeleteQuery, waits: bool) -> Result<ExitCode, Fai
 
 fn delete_query(how: &DeleteQuery) -> String {
     let mut query = format!("?accept_loss={}&purge={}", how.accept_loss, how.purge);
-    if let Some(request) = &how.request_id {
-        query.push_str(&format!("&request_id={}", escaped(request)));
+    for (key, value) in [("request_id", &how.request_id), ("volume", &how.volume)] {
+        if let Some(value) = value {
+            query.push_str(&format!("&{key}={}", escaped(value)));
+        }
     }
     query
 }

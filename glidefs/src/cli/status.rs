@@ -166,6 +166,7 @@ mod tests {
     fn export(name: &str, dirty_bytes: u64, dirty_age_ms: u64) -> ExportDocument {
         ExportDocument {
             name: name.into(),
+            volume: "1f".repeat(16),
             size_bytes: 1 << 30,
             role: "read-write".into(),
             epoch: 1,

@@ -27,6 +27,7 @@ pub(crate) fn export(name: &str) -> ExportMeters {
     ExportMeters {
         export: ExportDocument {
             name: name.into(),
+            volume: "1f".repeat(16),
             size_bytes: 1 << 30,
             role: "read-write".into(),
             epoch: 3,

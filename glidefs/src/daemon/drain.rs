@@ -205,6 +205,7 @@ mod tests {
     fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
         ExportDocument {
             name: name.into(),
+            volume: "1f".repeat(16),
             size_bytes: 1 << 30,
             role: "fenced".into(),
             epoch: 1,

@@ -34,8 +34,10 @@ pub(crate) fn of_parts(
     let epoch = root.map(|r| r.epoch).max(local.map(|l| l.epoch));
     let published = root.map(|r| r.cut).max(local.map(|l| l.published));
     let last = local.map(|l| l.last).max(published);
+    let volume = root.map(|r| r.volume).or(local.map(|l| l.id));
     ExportDocument {
         name: name.to_owned(),
+        volume: volume.map_or_else(String::new, |id| id.to_string()),
         size_bytes: root
             .map(|r| r.size_bytes)
             .or(local.map(|l| l.size_bytes))

@@ -86,12 +86,17 @@ impl<W: World> Site<W> {
 
     /// What the log knows under a name: the volume of the root, if there are several.
     pub(crate) fn local_volume(&self, name: &str, root: Option<&RootView>) -> Option<LocalVolume> {
+        self.local_volumes(name, root).into_iter().next()
+    }
+
+    /// All that the log knows under a name, the volume of the root first.
+    pub(crate) fn local_volumes(&self, name: &str, root: Option<&RootView>) -> Vec<LocalVolume> {
         let mut found: Vec<LocalVolume> = self.cache.volumes();
         let id = root.map(|root| root.volume);
         // A damaged log may know a volume by its id alone.
         found.retain(|local| local.name == name || Some(local.id) == id);
         found.sort_by_key(|local| (Some(local.id) != id, !local.attached));
-        found.into_iter().next()
+        found
     }
 
     /// What opening would mean now.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use world::World;
 use world::sync::Semaphore;
 
-use blockcache::{Epoch, Id, LocalVolume, Seq};
+use blockcache::{Epoch, Id, Seq};
 
 use crate::control::{
-    ControlError, ControlErrorKind, DeleteQuery, ExportDocument, OperationDocument,
-    PromoteDocument, PutDocument, Reply, Request, ServerDocument,
+    ControlError, ControlErrorKind, ExportDocument, OperationDocument, PromoteDocument,
+    PutDocument, Reply, Request, ServerDocument,
 };
 use crate::device::ConnectError;
 use crate::export::decide::Seen;
@@ -19,10 +19,10 @@ use crate::export::frames::is_temporary;
 use crate::export::open::{Floor, Wish};
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
-use crate::shard::loss::{accept_loss, is_loss, not_accepted};
+use crate::shard::loss::accept_loss;
 use crate::shard::meters::meters;
 use crate::shard::stored::list_stored;
-use crate::shard::{forks, gc, purge, restore, salvage, snapshots};
+use crate::shard::{delete, forks, gc, purge, restore, salvage, snapshots};
 use crate::volume::VolumeError;
 
 /// Requests being answered at a time; more wait in the queue.
@@ -69,7 +69,7 @@ async fn perform<W: World>(registry: &Rc<Registry<W>>, request: Request) {
         }
         Request::Get(name, reply) => send(reply, get(registry, &name).await),
         Request::Put(name, wanted, reply) => send(reply, put(registry, &name, &wanted).await),
-        Request::Delete(name, how, reply) => send(reply, delete(registry, &name, &how).await),
+        Request::Delete(name, how, reply) => send(reply, delete::run(registry, &name, &how).await),
         Request::Purge(name, how, reply) => send(reply, purge::run(registry, &name, &how).await),
         Request::AcceptLoss(name, wanted, reply) => {
             send(reply, accept_loss(registry, &name, &wanted).await);
@@ -157,7 +157,11 @@ async fn get<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocum
 }
 
 /// A volume that is not open here.
-fn closed<W: World>(registry: &Registry<W>, name: &str, seen: &Seen) -> Answer<ExportDocument> {
+pub(super) fn closed<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    seen: &Seen,
+) -> Answer<ExportDocument> {
     let root = match seen {
         Seen::Root(root) => Some(root),
         Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
@@ -238,63 +242,6 @@ pub(super) async fn wait_for<W: World>(
     }
 }
 
-/// Drains, detaches, and drops what the cache has of it.
-pub(super) async fn delete<W: World>(
-    registry: &Registry<W>,
-    name: &str,
-    how: &DeleteQuery,
-) -> Answer<ExportDocument> {
-    check_name(name).map_err(refusal)?;
-    let door = registry.door(name).await;
-    let open = registry.get(name);
-    if let Some(export) = open.as_ref().filter(|e| e.clients.count() > 0) {
-        return Err(conflict(export, "has clients; disconnect them first"));
-    }
-    let seen = registry.site().shelf.ask(name).await.seen;
-    let plan = registry.site().plan(name, Wish::default(), &seen);
-    let root = match &seen {
-        Seen::Root(root) => Some(root),
-        Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
-    };
-    let held = registry
-        .site()
-        .local_volume(name, root)
-        .is_some_and(|l| l.attached);
-    // What the store said may be older than what was published here meanwhile: of an export that still
-    // syncs only its own task can say that it is lost.
-    let syncs = open
-        .as_ref()
-        .is_some_and(|e| matches!(e.role(), Role::ReadWrite | Role::Leaving));
-    let lost = !syncs && is_loss(&plan);
-    if lost && !how.accept_loss {
-        return Err(not_accepted(
-            name,
-            registry.site().local_volume(name, root).as_ref(),
-        ));
-    }
-    if lost {
-        // It can never be drained: the operator says that the local copy may go.
-        registry.remove(name);
-    } else if open.is_some() || held {
-        let export = Box::pin(registry.opened(name, Wish::default())).await;
-        let export = export.map_err(refusal)?;
-        if export.role() == Role::ReadWrite {
-            leave(registry, &export).await?;
-        }
-        registry.remove(name);
-    }
-    let local = registry.site().local_volume(name, root);
-    let before = closed(registry, name, &seen)?;
-    if let Some(local) = local {
-        forget(registry, &local).await?;
-    }
-    drop(door);
-    Ok(ExportDocument {
-        dirty_bytes: 0,
-        ..before
-    })
-}
-
 /// Drains and detaches now.
 pub(super) async fn leave<W: World>(registry: &Registry<W>, export: &Export<W>) -> Answer<()> {
     if registry.site().closing.get() {
@@ -305,14 +252,6 @@ pub(super) async fn leave<W: World>(registry: &Registry<W>, export: &Export<W>) 
     export.orders.leave();
     let left = wait_for(export, failures, || export.role() == Role::Closed);
     left.await.map_err(unavailable)
-}
-
-async fn forget<W: World>(registry: &Registry<W>, local: &LocalVolume) -> Answer<()> {
-    if local.last > local.published {
-        tracing::warn!(export = %local.name, bytes = local.dirty_bytes, from_seq = local.published.0 + 1, to_seq = local.last.0, "unpublished writes dropped from the cache log, as the operator asked");
-    }
-    let forgotten = registry.site().cache.forget(local.id).await;
-    forgotten.map_err(|error| ControlError::new(ControlErrorKind::Failed, error.to_string()))
 }
 
 pub(super) async fn drain<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {

@@ -9,7 +9,7 @@ use crate::control::{
 };
 use crate::export::Role;
 use crate::export::registry::{Registry, check_name};
-use crate::volume::{Fork, ForkView, VolumeError};
+use crate::volume::{Fork, ForkView, RootView, VolumeError};
 
 /// Forks in one answer. Who wants more asks again, from the last id on.
 const PAGE_MAX: usize = 200;
@@ -30,8 +30,16 @@ pub(super) async fn fork<W: World>(
     // What is only here would hide the fork from who connects here. What is left of one that was purged does not.
     let stays = |local: &LocalVolume| local.attached || local.last > local.published;
     let mut known = registry.site().cache.volumes().into_iter();
-    if known.any(|local| local.name == wanted.name && local.id != id && stays(&local)) {
-        return Err(taken(&wanted.name));
+    let is_taken = known.any(|local| local.name == wanted.name && local.id != id && stays(&local));
+    let failed = |error: VolumeError| volume_failure(&error);
+    let snapshot = wanted.snapshot.clone();
+    let fork = Fork::new(name, snapshot, &wanted.name, id, nonce).map_err(failed)?;
+    if is_taken {
+        // By this very fork perhaps, which has an id of its own in the place of one that was purged.
+        let bucket = registry.site().shelf.bucket().await.map_err(failed)?;
+        let made = bucket.made(&fork).await.map_err(failed)?;
+        let child = made.ok_or_else(|| taken(&wanted.name))?;
+        return Ok(document(name, wanted, child));
     }
     let live = wanted.snapshot.is_none();
     // A reader must not become the owner by this.
@@ -42,20 +50,21 @@ pub(super) async fn fork<W: World>(
     if live && here {
         drain(registry, name).await?;
     }
-    let failed = |error: VolumeError| volume_failure(&error);
     let bucket = registry.site().shelf.bucket().await.map_err(failed)?;
-    let snapshot = wanted.snapshot.clone();
-    let fork = Fork::new(name, snapshot, &wanted.name, id, nonce).map_err(failed)?;
     let child = Box::pin(bucket.fork(&fork)).await.map_err(failed)?;
     tracing::info!(export = name, fork = %wanted.name, cut = %child.cut, "forked");
-    Ok(ForkDocument {
+    Ok(document(name, wanted, child))
+}
+
+fn document(parent: &str, wanted: &MakeForkDocument, child: RootView) -> ForkDocument {
+    ForkDocument {
         name: child.name,
-        parent: name.to_owned(),
+        parent: parent.to_owned(),
         snapshot: wanted.snapshot.clone(),
         size_bytes: child.size_bytes,
         cut_seq: child.cut.0,
         published: true,
-    })
+    }
 }
 
 /// Forks of a volume, a page at a time, by id.

@@ -14,7 +14,7 @@ use crate::control::{
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
-use crate::volume::{Collected, Deletes, Scope, Swept, Tidied, Tidy, Volume, VolumeError};
+use crate::volume::{Collected, Deletes, KeptAll, Scope, Swept, Tidied, Tidy, Volume, VolumeError};
 
 /// Passes over one export: each but the last one moves as much as a pass may.
 const PASSES_MAX: u32 = 1000;
@@ -45,7 +45,7 @@ pub(super) fn run<W: World>(
         None => Id(site.world.random_id()),
     };
     let id = id.to_string();
-    if let Some(known) = site.operations.get(&id) {
+    if let Some(known) = site.operations.begun(&id) {
         return Ok(known);
     }
     let operation = OperationDocument {
@@ -149,7 +149,7 @@ async fn gc_of<W: World>(
 }
 
 fn note(owns: bool, collected: &Collected, swept: &Swept) -> Option<String> {
-    if !owns {
+    if !owns && swept.kept_all.is_none() {
         return Some(
             "another node owns it: only what interrupted owners left was looked for".to_owned(),
         );
@@ -159,9 +159,12 @@ fn note(owns: bool, collected: &Collected, swept: &Swept) -> Option<String> {
             "nothing was deleted: `{pin}` holds everything until its fork is there, or known not to come; run this again"
         ));
     }
-    swept.has_gaps.then(|| {
-        "nothing was swept: the export was restored over a map that could not be read, so what its snapshots need is not known"
-            .to_owned()
+    swept.kept_all.map(|why| {
+        match why {
+            KeptAll::HasGaps => "nothing was swept: the export was restored over a map that could not be read, so what its snapshots need is not known",
+            KeptAll::Deleted => "nothing was swept: the export was deleted; what nobody needs of it goes when it is purged",
+        }
+        .to_owned()
     })
 }
 

@@ -80,16 +80,14 @@ pub(super) fn is_loss(plan: &Plan) -> bool {
 }
 
 /// The refusal of a DELETE that would drop it.
-pub(super) fn not_accepted(name: &str, local: Option<&LocalVolume>) -> ControlError {
-    let bytes = local.map_or(0, |local| local.dirty_bytes);
-    let writes = local.map_or_else(String::new, |local| {
-        format!(" (writes {} to {})", local.published.next(), local.last)
-    });
+pub(super) fn not_accepted(name: &str, local: &LocalVolume) -> ControlError {
+    let (bytes, from, to) = (local.dirty_bytes, local.published.next(), local.last);
     ControlError {
         kind: ControlErrorKind::Conflict,
         message: format!(
-            "`{name}` cannot be drained, and this node's cache holds {bytes} unpublished bytes of it{writes}, which nobody else has; drop them with `?accept_loss=true`"
+            "`{name}` cannot be drained, and this node's cache holds {bytes} unpublished bytes of it (writes {from} to {to}, of volume {}), which nobody else has; drop them with `?accept_loss=true`",
+            local.id
         ),
-        export: local.map(|local| Box::new(of_parts(name, Some(local), None))),
+        export: Some(Box::new(of_parts(name, Some(local), None))),
     }
 }

@@ -6,8 +6,12 @@ use std::rc::Rc;
 use blockcache::Id;
 use world::World;
 
-use super::answer::{Answer, delete, ids_of_request, volume_failure};
-use crate::control::{CollectedDocument, DeleteQuery, OperationDocument, OperationState};
+use super::answer::{Answer, ids_of_request, volume_failure};
+use super::delete::delete;
+use crate::control::{
+    CollectedDocument, ControlError, ControlErrorKind, DeleteQuery, OperationDocument,
+    OperationState,
+};
 use crate::export::registry::Registry;
 use crate::volume::{Bucket, Purged, VolumeError};
 
@@ -15,7 +19,7 @@ use crate::volume::{Bucket, Purged, VolumeError};
 const KIND: &str = "purge";
 
 /// Returns once the volume is a tombstone, which is for good. Asked again with the same request id, it is the same
-/// operation, also if another volume has the name by then.
+/// operation, also if another volume has the name by then; after a restart only the volume's id tells those apart.
 pub(super) async fn run<W: World>(
     registry: &Rc<Registry<W>>,
     name: &str,
@@ -27,7 +31,7 @@ pub(super) async fn run<W: World>(
         None => Id(site.world.random_id()),
     };
     let id = id.to_string();
-    if let Some(known) = site.operations.get(&id) {
+    if let Some(known) = site.operations.begun(&id) {
         return Ok(known);
     }
     let operation = OperationDocument {
@@ -83,7 +87,11 @@ async fn entombed<W: World>(
     name: &str,
     how: &DeleteQuery,
 ) -> Answer<Bucket<W>> {
-    Box::pin(delete(registry, name, how)).await?;
+    let deleted = Box::pin(delete(registry, name, how)).await?;
+    let volume = deleted.volume.ok_or_else(|| {
+        let text = format!("the store does not say which volume `{name}` is; try again");
+        ControlError::new(ControlErrorKind::Unavailable, text)
+    })?;
     let failed = |error: VolumeError| match error {
         VolumeError::Owned { .. } => {
             let mut failure = volume_failure(&error);
@@ -93,7 +101,9 @@ async fn entombed<W: World>(
         error => volume_failure(&error),
     };
     let bucket = registry.site().shelf.bucket().await.map_err(failed)?;
-    Box::pin(bucket.entomb(name)).await.map_err(failed)?;
+    Box::pin(bucket.entomb(name, volume))
+        .await
+        .map_err(failed)?;
     tracing::info!(export = name, "deleted for good, as was asked for");
     Ok(bucket)
 }

@@ -18,7 +18,8 @@ const PAGE_MAX: usize = 200;
 /// Roots that are read at a time.
 const READS_MAX: usize = 16;
 
-/// The volumes behind the name `after`, in the order of their keys. `here` is what this node holds.
+/// The volumes behind the name `after`, in the order of their keys; purged ones among them, as `deleted`, so that a
+/// page costs no more where there are many. `here` is what this node holds.
 pub(super) async fn list_stored<W: World>(
     registry: &Registry<W>,
     here: Vec<ExportDocument>,
@@ -27,7 +28,9 @@ pub(super) async fn list_stored<W: World>(
     let failed = |error| unavailable(format!("the store cannot be asked: {error}"));
     let bucket = registry.site().shelf.bucket().await.map_err(failed)?;
     let stored = Box::pin(bucket.names_after(after, PAGE_MAX)).await;
-    let page = page(here, stored.map_err(failed)?, after);
+    let stored = stored.map_err(failed)?.into_iter();
+    let stored = stored.map(|found| found.name.to_string()).collect();
+    let page = page(here, stored, after);
     let absent = page.iter().filter(|(_, known)| known.is_none());
     let names: Vec<String> = absent.map(|(name, _)| name.clone()).collect();
     let mut read = read_all(&bucket, &names).await;

@@ -111,6 +111,14 @@ struct Shared {
     planted: Option<super::Planted>,
 }
 
+/// A volume's name, as a LIST found it.
+#[derive(Clone, Debug)]
+pub struct FoundName {
+    pub name: VolumeName,
+    /// A root is all that there is: it is a new volume, or was purged.
+    pub is_bare: bool,
+}
+
 /// A root with the map that it names, as far as an open reads it.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -255,17 +263,22 @@ impl<W: World> Bucket<W> {
     /// Names of all volumes, in order, without those that were purged. One LIST of one key for each: it hops from
     /// volume to volume past all their objects; and a GET for each that holds nothing. For people, never steady state.
     pub async fn names(&self) -> Result<Vec<String>, VolumeError> {
-        let mut names = self.names_after("", NAMES_MAX).await?;
+        let mut names = Vec::new();
+        for found in self.names_after("", NAMES_MAX).await? {
+            let is_purged = found.is_bare && self.is_deleted(&found.name).await;
+            names.extend((!is_purged).then(|| found.name.to_string()));
+        }
         names.sort_unstable();
         Ok(names)
     }
 
-    /// The first names behind `after`, at most `count_max`, in the order of their keys.
+    /// The first names behind `after`, at most `count_max`, in the order of their keys; those of volumes that were
+    /// purged among them.
     pub async fn names_after(
         &self,
         after: &str,
         count_max: usize,
-    ) -> Result<Vec<String>, VolumeError> {
+    ) -> Result<Vec<FoundName>, VolumeError> {
         let mut names = Vec::new();
         // No key that we make has a `~`, and all that we make sort before it.
         let past = |name: &str| format!("{VOLUMES}{name}/~");
@@ -281,10 +294,10 @@ impl<W: World> Bucket<W> {
             if let Ok(volume) = VolumeName::parse(name) {
                 let next = keys.next();
                 let has_more = next.is_some_and(|next| next.starts_with(&volume.prefix()));
-                let is_bare = key == volume.root_key() && !has_more;
-                if !is_bare || !self.is_deleted(&volume).await {
-                    names.push(name.to_owned());
-                }
+                names.push(FoundName {
+                    is_bare: key == volume.root_key() && !has_more,
+                    name: volume,
+                });
             }
             after = Some(past(name).max(key));
         }
@@ -319,7 +332,12 @@ impl<W: World> Bucket<W> {
         let stored = match self.first_key(&name.prefix(), None).await? {
             None => {
                 let root = self.first_root(&name, size_bytes, owner, nonce);
-                Box::pin(self.create_root(&name, root)).await?
+                let stored = Box::pin(self.create_root(&name, root)).await?;
+                // It landed, its answer was lost, and somebody has taken it over since: not ours any more.
+                if stored.root.nonce != nonce.0 {
+                    return Err(exists(&name));
+                }
+                stored
             }
             Some(found) => match self.read_root(&name).await? {
                 // An earlier call of ours landed, and its answer was lost.

@@ -17,6 +17,7 @@ use world::{Instant, World};
 use super::books::{known, load};
 use super::ledger::{Dead, Ledger, Totals};
 use super::name::object_key;
+use super::pins::Cleans;
 use super::root::Root;
 use super::tidy::Tidy;
 use super::{Hold, Now, Volume, VolumeError, retry};
@@ -66,7 +67,8 @@ impl<W: World> Volume<W> {
         }
         let bucket = &self.inner.bucket;
         let (name, volume) = (&self.inner.name, blockcache::Id(root.volume));
-        let cleans = (deletes == Deletes::Really).then_some(tidy.childless_wait);
+        let cleans = Cleans::AfterWait(tidy.childless_wait);
+        let cleans = (deletes == Deletes::Really).then_some(cleans);
         let held = bucket.held(name, volume, &self.inner.pins, cleans);
         let held = Box::pin(held).await?;
         #[cfg(feature = "planted")]

@@ -91,6 +91,12 @@ impl Fork {
         }
     }
 
+    /// Whether this root is of the fork, whatever it took the place of.
+    fn is_of(&self, root: &Root) -> bool {
+        let mut request = root.parent.iter().map(|parent| parent.request);
+        request.any(|request| request == self.request.0)
+    }
+
     fn pin(&self, cut: Option<(u64, u64)>) -> Pin {
         Pin {
             child: self.id.0,
@@ -125,8 +131,7 @@ impl<W: World> Bucket<W> {
         // No child of this id comes any more, so what was to hold its data may go.
         let key = fork.pin(None).key(fork.parent.as_str());
         retry::delete(self.world(), self.store(), &key).await?;
-        let parent = there.root.parent.as_ref();
-        let is_same = parent.is_some_and(|parent| parent.request == fork.request.0);
+        let is_same = fork.is_of(&there.root);
         match there.root.state {
             State::Deleted if is_same || there.root.volume == fork.id.0 => {
                 Err(VolumeError::Invalid(format!(
@@ -143,6 +148,13 @@ impl<W: World> Bucket<W> {
             _ if is_same => Ok(there.view()),
             _ => Err(exists(&fork.child)),
         }
+    }
+
+    /// The child, if an earlier request of the same fork made it. It may have been opened and written since.
+    pub async fn made(&self, fork: &Fork) -> Result<Option<RootView>, VolumeError> {
+        let there = self.read_root(&fork.child).await?;
+        let made = there.filter(|it| it.root.state != State::Deleted && fork.is_of(&it.root));
+        Ok(made.map(|it| it.view()))
     }
 
     /// One try, in the place of `tomb` or where there must be nothing.

@@ -17,6 +17,8 @@ use super::{VolumeError, retry};
 
 /// With this begins what is no pin: see `put_marker`. Ids are hexadecimal, and sort before it.
 const MARKER: &str = "~";
+/// Names of forks that one list remembers, for people.
+const SHOWN_MAX: usize = 8;
 /// Pins in one answer of the store.
 const PAGE: usize = 1000;
 
@@ -42,32 +44,52 @@ impl PinBook {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) cuts: BTreeSet<u64>,
+    /// Some of the forks that hold them.
+    pub(crate) forks: BTreeSet<String>,
     /// A pin of which nobody knows what it holds, or that holds nothing any more but may have been followed by
     /// another one that is not in the list.
     pub(crate) blocked_by: Option<String>,
 }
 
+impl Held {
+    fn add(&mut self, cut: u64, fork: Option<String>) {
+        self.cuts.insert(cut);
+        if self.forks.len() < SHOWN_MAX {
+            self.forks.extend(fork);
+        }
+    }
+}
+
+/// Whether a list of pins is cleaned up on the way: pins that hold nothing go, and children that do not come are
+/// burned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cleans {
+    /// Once nothing was seen of a child for so long (`Tidy::childless_wait`).
+    AfterWait(Duration),
+    /// The volume is a tombstone, so forks of it that are not there yet are given up at once. Not forks of its forks:
+    /// those are given up where they have their first pin, if at all.
+    Purged,
+}
+
 /// What one pin says.
 enum Pinned {
-    /// As long as it is there.
-    Cut(u64),
+    /// For this fork, as long as it is there.
+    Cut(u64, String),
     /// Its child is not there yet, or it is a reader's, which may die.
-    CutForNow(u64),
+    CutForNow(u64, Option<String>),
     /// A reader died. Nobody makes a fork of what it read.
     Nothing,
     Unclear,
 }
 
 impl<W: World> Bucket<W> {
-    /// Lists the pins of a volume, and reads what was not read before: two requests for each new pin. Removes those
-    /// that hold nothing any more, and burns children that do not come for so long (`Tidy::childless_wait`), unless
-    /// `cleans` is none.
+    /// Lists the pins of a volume, and reads what was not read before: two requests for each new pin.
     pub(crate) async fn held(
         &self,
         name: &VolumeName,
         volume: Id,
         book: &PinBook,
-        cleans: Option<Duration>,
+        cleans: Option<Cleans>,
     ) -> Result<Held, VolumeError> {
         let folder = format!("{}pins/", name.prefix());
         let marker = match cleans {
@@ -91,13 +113,11 @@ impl<W: World> Bucket<W> {
                 }
                 let at = (name, volume);
                 match Box::pin(self.pinned(&listed.key, at, book, cleans)).await? {
-                    Pinned::Cut(cut) => {
-                        held.cuts.insert(cut);
+                    Pinned::Cut(cut, fork) => {
+                        held.add(cut, Some(fork));
                         book.held.borrow_mut().insert(listed.key.clone(), cut);
                     }
-                    Pinned::CutForNow(cut) => {
-                        held.cuts.insert(cut);
-                    }
+                    Pinned::CutForNow(cut, fork) => held.add(cut, fork),
                     Pinned::Nothing => {}
                     Pinned::Unclear => held.blocked_by = Some(listed.key.clone()),
                 }
@@ -141,7 +161,7 @@ impl<W: World> Bucket<W> {
         key: &str,
         (name, volume): (&VolumeName, Id),
         book: &PinBook,
-        cleans: Option<Duration>,
+        cleans: Option<Cleans>,
     ) -> Result<Pinned, VolumeError> {
         let object = match retry::get(self.world(), self.store(), key, Part::All).await {
             Ok(object) => object,
@@ -152,7 +172,7 @@ impl<W: World> Bucket<W> {
         let pin = Pin::decode(key, &object.bytes, self.root_mac())?;
         if let (Some(reader), Some((_, cut))) = (&pin.reader, pin.cut) {
             if !reader.is_gone(self.world().unix_time()) {
-                return Ok(Pinned::CutForNow(cut));
+                return Ok(Pinned::CutForNow(cut, None));
             }
             if cleans.is_some() {
                 retry::delete(self.world(), self.store(), key).await?;
@@ -168,14 +188,20 @@ impl<W: World> Bucket<W> {
                 let mut childless = book.childless.borrow_mut();
                 *childless.entry(key.to_owned()).or_insert(now)
             };
-            if cleans.is_some_and(|wait| now.since(first) >= wait) {
+            let is_late = match cleans {
+                Some(Cleans::AfterWait(wait)) => now.since(first) >= wait,
+                Some(Cleans::Purged) => pin.cut.is_none(),
+                None => false,
+            };
+            if is_late && self.is_still(name, volume).await? {
                 Box::pin(self.burn(&child, Id(pin.child), root.as_ref())).await?;
             }
-            let cut = pin.cut.map(|(_, cut)| Pinned::CutForNow(cut));
+            let name = pin.name.clone();
+            let cut = pin.cut.map(|(_, cut)| Pinned::CutForNow(cut, Some(name)));
             return Ok(cut.unwrap_or(Pinned::Unclear));
         };
         match needs(&pin, &root.root, volume) {
-            Needs::Cut(cut) => return Ok(Pinned::Cut(cut)),
+            Needs::Cut(cut) => return Ok(Pinned::Cut(cut, pin.name)),
             // Else the folder is another volume's by now, and this may be the pin of a fork of that one.
             Needs::Nothing if cleans.is_some() && self.is_still(name, volume).await? => {
                 retry::delete(self.world(), self.store(), key).await?;
@@ -230,10 +256,11 @@ enum Needs {
 
 fn needs(pin: &Pin, child: &Root, volume: Id) -> Needs {
     // Of another child: a root is never absent again once it was there, and no version of it comes again, so the
-    // pin's cannot come any more.
+    // pin's cannot come any more. A child that was deleted still needs what it names, for its own forks and readers:
+    // who buries it removes the pin.
     let is_other = child.volume != pin.child;
     let mut named = child.volumes.iter();
-    if is_other || child.state == State::Deleted || named.all(|it| it.volume != volume.0) {
+    if is_other || named.all(|it| it.volume != volume.0) {
         return Needs::Nothing;
     }
     let parent = child.parent.as_ref();

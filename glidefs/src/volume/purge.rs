@@ -13,17 +13,15 @@
 //! to the tombstone's are deleted: whoever purges late does not touch what the name's next volume has.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::time::Duration;
 
 use blockcache::{Epoch, Id};
 use futures_util::{StreamExt, TryStreamExt};
 use world::{Listed, World};
 
 use super::bucket::{Bucket, exists, vanished};
-use super::fork::ForkView;
 use super::name::VolumeName;
 use super::pin::Pin;
-use super::pins::PinBook;
+use super::pins::{Cleans, Held, PinBook};
 use super::publish::Swapped;
 use super::restore::in_use;
 use super::root::{Root, State, Stored};
@@ -34,9 +32,7 @@ const PAGE: usize = 1000;
 const DELETES_MAX: usize = 8;
 /// Looks at the pins: a child that does not come is burned by the first, its pin goes by the next.
 const LOOKS_MAX: usize = 4;
-/// Names of forks in one text.
-const SHOWN_MAX: usize = 8;
-/// Volumes that one purge goes on to, up the tree of forks.
+/// Volumes that one purge looks at, up the tree of forks.
 const VOLUMES_MAX: usize = 1000;
 
 /// What a purge found and did, of one volume.
@@ -51,11 +47,14 @@ pub struct Purged {
 
 impl<W: World> Bucket<W> {
     /// Makes a tombstone of a detached volume: nobody opens or forks it from now on. Refused while it is open
-    /// anywhere. May be repeated.
-    pub async fn entomb(&self, name: &str) -> Result<(), VolumeError> {
+    /// anywhere, and if another volume has the name: whoever was slow does not delete what came next. May be repeated.
+    pub async fn entomb(&self, name: &str, volume: Id) -> Result<(), VolumeError> {
         let name = VolumeName::parse(name)?;
         let base = self.read_root(&name).await?;
         let base = base.ok_or_else(|| vanished(&name))?;
+        if base.root.volume != volume.0 {
+            return Err(another(&name));
+        }
         match base.root.state {
             State::Deleted => return Ok(()),
             State::Detached => {}
@@ -71,6 +70,7 @@ impl<W: World> Bucket<W> {
         (root.content.map, root.content.tail) = (None, Vec::new());
         match self.swap(&name, &base, root).await? {
             Swapped::Landed(_) => Ok(()),
+            Swapped::Lost(now) if now.root.volume != volume.0 => Err(another(&name)),
             Swapped::Lost(now) if now.root.state == State::Deleted => Ok(()),
             Swapped::Lost(now) => Err(in_use(&now.root)),
         }
@@ -84,20 +84,27 @@ impl<W: World> Bucket<W> {
         tell: &impl Fn(&Purged),
     ) -> Result<Vec<Purged>, VolumeError> {
         let mut next = VecDeque::from([VolumeName::parse(name)?]);
-        let (mut all, mut met) = (Vec::new(), BTreeSet::new());
+        let (mut all, mut done, mut looks) = (Vec::new(), BTreeSet::new(), 0);
         while let Some(name) = next.pop_front() {
+            if looks == VOLUMES_MAX || done.contains(&name) {
+                continue;
+            }
+            looks += 1;
             let stored = self.read_root(&name).await?;
             let tomb = stored.filter(|stored| stored.root.state == State::Deleted);
-            let Some(tomb) = tomb.filter(|_| met.len() < VOLUMES_MAX && met.insert(name.clone()))
-            else {
+            let Some(tomb) = tomb else {
+                done.insert(name);
                 continue;
             };
             let purged = Box::pin(self.bury_one(&name, &tomb, tell)).await?;
             if purged.held_by.is_none() {
+                done.insert(name);
                 for named in &tomb.root.volumes[1..] {
                     next.push_back(VolumeName::parse(&named.name)?);
                 }
             }
+            // One that was held may not be any more.
+            all.retain(|before: &Purged| before.name != purged.name);
             all.push(purged);
         }
         Ok(all)
@@ -118,15 +125,22 @@ impl<W: World> Bucket<W> {
         }
     }
 
-    /// Puts another volume's first root in the place of a tombstone.
+    /// Puts another volume's first root in the place of a tombstone. Whoever makes a fork finds it made also if it
+    /// was opened since its own answer was lost; who creates a volume to own it must not take that for its own.
     pub(super) async fn reuse(
         &self,
         name: &VolumeName,
         tomb: &Stored,
         root: Root,
     ) -> Result<Stored, VolumeError> {
+        let fork = root.parent.is_some().then_some(root.volume);
         match self.swap(name, tomb, root).await? {
             Swapped::Landed(now) => Ok(*now),
+            Swapped::Lost(now)
+                if Some(now.root.volume) == fork && now.root.state != State::Deleted =>
+            {
+                Ok(*now)
+            }
             Swapped::Lost(_) => Err(exists(name)),
         }
     }
@@ -173,24 +187,23 @@ impl<W: World> Bucket<W> {
     /// Who needs what the tombstone holds, as a text. Forks that do not come are given up at once.
     async fn holders(&self, name: &VolumeName, root: &Root) -> Result<Option<String>, VolumeError> {
         let (book, volume) = (PinBook::default(), Id(root.volume));
-        let mut blocked_by = None;
+        let mut held = Held::default();
         for _ in 0..LOOKS_MAX {
-            let held = self.held(name, volume, &book, Some(Duration::ZERO));
-            let held = Box::pin(held).await?;
-            blocked_by = held.blocked_by;
-            if blocked_by.is_none() && held.cuts.is_empty() {
-                return Ok(None);
-            }
-            if blocked_by.is_none() {
+            let looked = self.held(name, volume, &book, Some(Cleans::Purged));
+            let looked = Box::pin(looked).await?;
+            // What a look before this one read is in the book, and has no name there.
+            let mut forks = std::mem::take(&mut held.forks);
+            held = looked;
+            held.forks.append(&mut forks);
+            if held.blocked_by.is_none() {
                 break;
             }
         }
-        let forks = self.forks_after(name.as_str(), None, SHOWN_MAX).await?;
-        let forks: Vec<String> = forks
-            .into_iter()
-            .map(|ForkView { name, .. }| name)
-            .collect();
-        Ok(Some(match (forks.is_empty(), blocked_by) {
+        if held.blocked_by.is_none() && held.cuts.is_empty() {
+            return Ok(None);
+        }
+        let forks: Vec<String> = held.forks.into_iter().collect();
+        Ok(Some(match (forks.is_empty(), held.blocked_by) {
             (false, _) => format!("forks of it: {}", forks.join(", ")),
             (true, Some(pin)) => format!("`{pin}`, which is not understood yet"),
             (true, None) => "somebody who reads it on another node".to_owned(),
@@ -221,6 +234,12 @@ impl<W: World> Bucket<W> {
             ..root.clone()
         }
     }
+}
+
+fn another(name: &VolumeName) -> VolumeError {
+    VolumeError::Invalid(format!(
+        "volume `{name}` is another one by now than the one that was to be deleted; it stays"
+    ))
 }
 
 fn is_of(listed: &Listed, epoch: u64) -> bool {

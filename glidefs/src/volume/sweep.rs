@@ -16,7 +16,7 @@ use super::bucket::{load_map, vanished};
 use super::ledger::ObjectId;
 use super::name::object_key;
 use super::reader::{Reader, Volumes};
-use super::root::{Root, Stored};
+use super::root::{Root, State, Stored};
 use super::runs::Map;
 use super::{Hold, Volume, VolumeError, retry};
 
@@ -33,8 +33,17 @@ pub struct Swept {
     pub listed_objects: u64,
     pub deleted_objects: u64,
     pub deleted_bytes: u64,
-    /// The ledger does not know all that snapshots need, so nothing was deleted.
-    pub has_gaps: bool,
+    /// What is needed is not known, so nothing was deleted.
+    pub kept_all: Option<KeptAll>,
+}
+
+/// Why a sweep deleted nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptAll {
+    /// The ledger does not know all that snapshots need.
+    HasGaps,
+    /// A tombstone names nothing, and forks may need all that it held. What is not needed goes with the purge.
+    Deleted,
 }
 
 /// Whose leavings are looked for.
@@ -53,6 +62,20 @@ pub(super) struct Found {
     bytes: u64,
 }
 
+/// What a volume has of its own.
+enum Named {
+    All(Box<Names>),
+    Unknown(KeptAll),
+}
+
+struct Names {
+    root: Root,
+    /// The root's epoch is this handle's.
+    is_own: bool,
+    /// Everything that the root knows of.
+    ids: BTreeSet<ObjectId>,
+}
+
 impl<W: World> Volume<W> {
     /// One sweep. Any node may, whoever owns the volume; of the epoch that is going on only its owner finds anything.
     pub async fn sweep(&self, scope: Scope, deletes: super::Deletes) -> Result<Swept, VolumeError> {
@@ -66,13 +89,16 @@ impl<W: World> Volume<W> {
         }
         // Before the root is read: what is published in between is in the root then.
         let under_way = self.inner.fresh.borrow().clone();
-        let Some((root, own, names)) = Box::pin(self.named()).await? else {
-            swept.has_gaps = true;
-            return Ok(swept);
+        let Names { root, is_own, ids } = match Box::pin(self.named()).await? {
+            Named::All(names) => *names,
+            Named::Unknown(why) => {
+                swept.kept_all = Some(why);
+                return Ok(swept);
+            }
         };
         let may_go = |it: &Found| match it.epoch.cmp(&root.epoch) {
             std::cmp::Ordering::Less => true,
-            std::cmp::Ordering::Equal => own && !under_way.contains_key(&it.id),
+            std::cmp::Ordering::Equal => is_own && !under_way.contains_key(&it.id),
             // Of an owner that came after the root was read.
             std::cmp::Ordering::Greater => false,
         };
@@ -80,7 +106,7 @@ impl<W: World> Volume<W> {
         let may_go =
             |it: &Found| may_go(it) || self.inner.bucket.is_planted(super::Planted::SweepByAge);
         let mut orphans: Vec<Found> = found.into_iter().filter(may_go).collect();
-        orphans.retain(|it| !names.contains(&it.id));
+        orphans.retain(|it| !ids.contains(&it.id));
         swept.deleted_objects = orphans.len() as u64;
         swept.deleted_bytes = orphans.iter().map(|it| it.bytes).sum();
         if deletes == super::Deletes::Not {
@@ -127,11 +153,11 @@ impl<W: World> Volume<W> {
         let turn = self.inner.tidying.acquire().await;
         let _turn = turn.expect("nobody closes the semaphore");
         // A publish may have landed without an answer, and the one that repeated it planned other objects.
-        let Some((_, _, named)) = Box::pin(self.named()).await? else {
+        let Named::All(named) = Box::pin(self.named()).await? else {
             return Ok(());
         };
         let mut fresh = std::mem::take(&mut *self.inner.fresh.borrow_mut());
-        fresh.retain(|id, _| !named.contains(id));
+        fresh.retain(|id, _| !named.ids.contains(id));
         let (bucket, name) = (&self.inner.bucket, &self.inner.name);
         for object in fresh.into_values() {
             for folder in FOLDERS {
@@ -167,37 +193,38 @@ impl<W: World> Volume<W> {
         Ok(found)
     }
 
-    /// The current root, whether its epoch is this handle's, and everything that the volume has of its own and knows
-    /// of. None if it does not know all.
-    async fn named(&self) -> Result<Option<(Root, bool, BTreeSet<ObjectId>)>, VolumeError> {
+    async fn named(&self) -> Result<Named, VolumeError> {
         let bucket = &self.inner.bucket;
         let stored = bucket.read_root(&self.inner.name).await?;
         let stored = stored.ok_or_else(|| vanished(&self.inner.name))?;
-        let (own, map, reader) = self.of_root(&stored).await?;
+        if stored.root.state == State::Deleted {
+            return Ok(Named::Unknown(KeptAll::Deleted));
+        }
+        let (is_own, map, reader) = self.of_root(&stored).await?;
         if map.ledger.has_gaps {
-            return Ok(None);
+            return Ok(Named::Unknown(KeptAll::HasGaps));
         }
         let root = stored.root;
-        let mut names = BTreeSet::new();
+        let mut ids = BTreeSet::new();
         let contents = root.snapshots.iter().map(|it| &it.content);
         for content in contents.chain([&root.content]) {
-            names.extend(content.map.map(|map| map.id));
-            names.extend(content.tail.iter().map(super::TailSegment::id));
+            ids.extend(content.map.map(|map| map.id));
+            ids.extend(content.tail.iter().map(super::TailSegment::id));
         }
         let ledger = &map.ledger;
-        names.extend(ledger.chunks.iter().map(|chunk| chunk.object.id));
+        ids.extend(ledger.chunks.iter().map(|chunk| chunk.object.id));
         let mut add = |table: &super::ledger::Table| {
-            names.extend(table.live.iter().map(|entry| entry.id));
-            names.extend(table.dead.iter().map(|dead| dead.id));
+            ids.extend(table.live.iter().map(|entry| entry.id));
+            ids.extend(table.dead.iter().map(|dead| dead.id));
         };
         add(&ledger.recent);
         for (at, chunk) in ledger.chunks.iter().enumerate() {
             let Ok(table) = known(load(&reader, chunk, ledger.next(at)).await)? else {
-                return Ok(None);
+                return Ok(Named::Unknown(KeptAll::HasGaps));
             };
             add(&table);
         }
-        Ok(Some((root, own, names)))
+        Ok(Named::All(Box::new(Names { root, is_own, ids })))
     }
 
     async fn of_root(&self, stored: &Stored) -> Result<(bool, Map, Reader<W>), VolumeError> {

@@ -178,6 +178,9 @@ pub(crate) struct Counts {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TestStore(Rc<RefCell<Objects>>);
 
+/// What somebody else makes of an object.
+type Change = fn(&[u8]) -> Vec<u8>;
+
 #[derive(Debug, Default)]
 struct Objects {
     objects: BTreeMap<String, (Bytes, u64)>,
@@ -187,6 +190,7 @@ struct Objects {
     counts: Counts,
     flaw: Option<Flaw>,
     versioned: bool,
+    meanwhile: Option<Change>,
 }
 
 /// What a store that will not do gets wrong.
@@ -242,6 +246,11 @@ impl TestStore {
         self.fail(operation, faults);
     }
 
+    /// What the next change puts that fails after it took effect, somebody else changes before it is looked at.
+    pub(crate) fn meanwhile(&self, change: Change) {
+        self.0.borrow_mut().meanwhile = Some(change);
+    }
+
     pub(crate) fn heal(&self) {
         self.0.borrow_mut().faults.clear();
     }
@@ -288,7 +297,10 @@ impl TestStore {
             None | Some(Fault::None) => inner.change(operation, key, seen, body),
             Some(Fault::Before(kind)) => Err(error(operation, key, kind)),
             Some(Fault::After(kind)) => {
-                drop(inner.change(operation, key, seen, body));
+                drop(inner.change(operation, key, seen, body.clone()));
+                if let Some(meanwhile) = inner.meanwhile.take() {
+                    inner.put(key, meanwhile(&body).into());
+                }
                 Err(error(operation, key, kind))
             }
             Some(Fault::Late(kind)) => {

@@ -25,6 +25,7 @@ const ACCEPTED: DeleteQuery = DeleteQuery {
     accept_loss: true,
     purge: false,
     request_id: None,
+    volume: None,
 };
 
 /// Where every server listens, on its own host.

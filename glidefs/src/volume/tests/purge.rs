@@ -3,15 +3,25 @@
 use std::time::Duration;
 
 use super::super::name::object_key;
-use super::super::pin::Pin;
-use super::super::pins::PinBook;
+use super::super::pin::{Pin, Reader};
+use super::super::pins::{Cleans, PinBook};
 use super::super::purge::Purged;
+use super::super::root::{Root, RootOwner, Stored};
 use super::collect::overwrite;
 use super::*;
 
-fn entomb(node: &Node, name: &'static str) -> Result<(), VolumeError> {
+fn root_of(node: &Node, name: &'static str) -> Stored {
     let bucket = node.bucket.clone();
-    node.world.run(async move { bucket.entomb(name).await })
+    let name = VolumeName::parse(name).expect("a name");
+    let root = node.world.run(async move { bucket.read_root(&name).await });
+    root.expect("read").expect("there")
+}
+
+fn entomb(node: &Node, name: &'static str) -> Result<(), VolumeError> {
+    let volume = Id(root_of(node, name).root.volume);
+    let bucket = node.bucket.clone();
+    node.world
+        .run(async move { bucket.entomb(name, volume).await })
 }
 
 fn bury(node: &Node, name: &'static str) -> Result<Vec<Purged>, VolumeError> {
@@ -227,9 +237,7 @@ fn who_is_late_does_not_touch_the_next_volume_of_a_name() {
     detach(&node, &old);
     entomb(&node, "a").expect("a tombstone");
     let name = VolumeName::parse("a").expect("a name");
-    let (bucket, of) = (node.bucket.clone(), name.clone());
-    let tomb = node.world.run(async move { bucket.read_root(&of).await });
-    let tomb = tomb.expect("read").expect("there");
+    let tomb = root_of(&node, "a");
     bury(&node, "a").expect("buried");
     let again = create(&node, "a").expect("the name is free");
     node.sync(&again, vec![data(1, &[7])]);
@@ -238,7 +246,7 @@ fn who_is_late_does_not_touch_the_next_volume_of_a_name() {
     let (bucket, old_id) = (node.bucket.clone(), old.root().volume);
     let purged = node.world.run(async move {
         let book = PinBook::default();
-        let held = bucket.held(&name, old_id, &book, Some(Duration::ZERO));
+        let held = bucket.held(&name, old_id, &book, Some(Cleans::Purged));
         held.await.expect("listed");
         bucket.bury_one(&name, &tomb, &|_| {}).await
     });
@@ -255,4 +263,157 @@ fn who_is_late_does_not_touch_the_next_volume_of_a_name() {
     let swept = node.world.run(sweep).expect("swept");
     assert_eq!(swept.deleted_objects, 1);
     assert!(!store.keys().contains(&leaving));
+}
+
+/// A tombstone names nothing, and forks need what it named.
+#[test]
+fn nobody_sweeps_what_the_forks_of_a_tombstone_need() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let parent = create(&node, "a").expect("created");
+    for stamp in 1..=20 {
+        node.sync(&parent, vec![data(stamp, &[stamp])]);
+        node.compact(&parent);
+    }
+    fork(&node, &fork_of("a", "b", 1)).expect("forked");
+    // Three that have it open: who read it, who owned it and was interrupted, and who gives it up.
+    let reader = node.open("a").expect("opens");
+    let stale = own(&node, "b");
+    node.sync(&stale, vec![data(30, &[30])]);
+    detach(&node, &stale);
+    fork(&node, &fork_of("b", "c", 2)).expect("forked");
+    detach(&node, &parent);
+    entomb(&node, "a").expect("a tombstone");
+    entomb(&node, "b").expect("a tombstone");
+    let before = store.keys();
+    for volume in [reader, stale, parent.clone()] {
+        let sweep = async move { volume.sweep(Scope::All, Deletes::Really).await };
+        let swept = node.world.run(sweep).expect("looked");
+        assert_eq!(swept.kept_all, Some(KeptAll::Deleted));
+        assert_eq!(swept.deleted_objects, 0);
+    }
+    let discard = async move { parent.discard_fresh().await };
+    node.world.run(discard).expect("looked");
+    assert_eq!(store.keys(), before);
+    let there = Node::new(2, &store, None);
+    let last = there.open("c").expect("opens");
+    assert!(there.read(&last, 20, 1) == page(20));
+}
+
+/// `b` is a fork of `a`, and both are tombstones: what `b` had is still read by somebody.
+#[test]
+fn a_tombstone_that_is_held_holds_what_it_names() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let parent = create(&node, "a").expect("created");
+    node.sync(&parent, vec![data(1, &[1])]);
+    fork(&node, &fork_of("a", "b", 1)).expect("forked");
+    let child = own(&node, "b");
+    node.sync(&child, vec![data(2, &[2])]);
+    let root = root_of(&node, "b").root;
+    let pin = Pin {
+        child: [9; 16],
+        name: "b".to_owned(),
+        cut: Some((root.content.cut_epoch, root.content.cut_seq)),
+        over: None,
+        reader: Some(Reader::new("there", node.world.unix_time().0)),
+    };
+    store.set(&pin.key("b"), Bytes::from(pin.encode(None)));
+    detach(&node, &child);
+    let held = purge(&node, "b");
+    assert!(held[0].held_by.is_some(), "{held:?}");
+    let pins = keys_of(&store, "a/pins");
+    assert_eq!(pins.len(), 1);
+    // The parent's collector, and whoever purges the parent.
+    node.sync(&parent, vec![data(1, &[7])]);
+    assert_eq!(collect(&node, &parent).blocked_by, None);
+    assert_eq!(keys_of(&store, "a/pins"), pins);
+    detach(&node, &parent);
+    let held = purge(&node, "a");
+    let by = held[0].held_by.clone().expect("held");
+    assert!(by.contains("forks of it: b"), "{by}");
+    // The reader leaves.
+    store.remove(&pin.key("b"));
+    let done = bury(&node, "b").expect("buried");
+    let names: Vec<&str> = done.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, ["b", "a"]);
+    let left = store
+        .keys()
+        .into_iter()
+        .filter(|key| key.starts_with("nbd/"));
+    assert_eq!(left.collect::<Vec<_>>(), ["nbd/a/root", "nbd/b/root"]);
+}
+
+#[test]
+fn a_purge_that_is_late_does_not_delete_the_next_volume_of_a_name() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let first = create(&node, "a").expect("created");
+    detach(&node, &first);
+    let (bucket, meant) = (node.bucket.clone(), first.root().volume);
+    purge(&node, "a");
+    let again = create(&node, "a").expect("the name is free");
+    node.sync(&again, vec![data(1, &[7])]);
+    detach(&node, &again);
+    let late = node
+        .world
+        .run(async move { bucket.entomb("a", meant).await });
+    let late = late.expect_err("another one").to_string();
+    assert!(late.contains("another one by now"), "{late}");
+    assert!(node.read(&node.open("a").expect("opens"), 1, 1) == page(7));
+}
+
+fn taken_over(bytes: &[u8]) -> Vec<u8> {
+    let name = VolumeName::parse("a").expect("a name");
+    let (mut root, format) = Root::decode(&name, bytes, None).expect("a root");
+    root.epoch += 1;
+    root.nonce = [8; 16];
+    root.owner = Some(RootOwner::new(&Node::owner(2)));
+    root.encode(format, None)
+}
+
+/// The fork's first root landed in the place of a tombstone without an answer, and somebody opened it.
+#[test]
+fn who_forks_onto_a_name_finds_its_fork_opened() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let old = create(&node, "a").expect("created");
+    detach(&node, &old);
+    purge(&node, "a");
+    create(&node, "parent").expect("created");
+    let wanted = fork_of("parent", "a", 1);
+    store.fail("replace", [Fault::After(StoreErrorKind::Unknown)]);
+    store.meanwhile(taken_over);
+    let made = fork(&node, &wanted).expect("it was made");
+    let root = root_of(&node, "a").root;
+    assert_eq!((made.volume.0, made.nonce.0), (root.volume, [8; 16]));
+    let (bucket, fork) = (node.bucket.clone(), wanted.clone());
+    let known = node.world.run(async move { bucket.made(&fork).await });
+    assert_eq!(known.expect("asked").expect("made").volume, made.volume);
+    let (bucket, fork) = (node.bucket.clone(), fork_of("parent", "a", 2));
+    let other = node.world.run(async move { bucket.made(&fork).await });
+    assert_eq!(other.expect("asked"), None);
+}
+
+/// Its first root landed without an answer, and somebody took it over before it looked.
+#[test]
+fn who_creates_a_volume_that_was_taken_over_does_not_own_it_too() {
+    for over_tomb in [false, true] {
+        let store = TestStore::default();
+        let node = Node::new(1, &store, None);
+        if over_tomb {
+            let old = create(&node, "a").expect("created");
+            detach(&node, &old);
+            purge(&node, "a");
+        }
+        let (bucket, nonce) = (node.bucket.clone(), node.nonce());
+        let operation = if over_tomb { "replace" } else { "create" };
+        store.fail(operation, [Fault::After(StoreErrorKind::Unknown)]);
+        store.meanwhile(taken_over);
+        let create = async move { bucket.create("a", 1 << 40, &Node::owner(1), nonce).await };
+        let refused = node.world.run(create).expect_err("it is another's");
+        assert!(matches!(refused, VolumeError::Exists { .. }), "{refused}");
+        let root = root_of(&node, "a").root;
+        assert_eq!(root.owner, Some(RootOwner::new(&Node::owner(2))));
+    }
 }

@@ -1,0 +1,113 @@
+//! Closing an export for good here: drained, detached, and dropped from the cache. What the store has stays.
+
+use blockcache::{Id, LocalVolume};
+use world::World;
+
+use super::answer::{Answer, closed, conflict, leave, refusal};
+use super::loss::{is_loss, not_accepted};
+use crate::control::{ControlError, ControlErrorKind, DeleteQuery, ExportDocument};
+use crate::export::Role;
+use crate::export::decide::{Plan, Refusal, Seen};
+use crate::export::open::Wish;
+use crate::export::registry::{Registry, check_name};
+
+pub(super) async fn run<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    how: &DeleteQuery,
+) -> Answer<ExportDocument> {
+    let deleted = Box::pin(delete(registry, name, how)).await?;
+    Ok(deleted.before)
+}
+
+/// An export that is closed here.
+pub(super) struct Deleted {
+    pub(super) before: ExportDocument,
+    /// The volume that it was. None: only the store knows, and it was not to be asked.
+    pub(super) volume: Option<Id>,
+}
+
+/// Refused while clients are connected, and where unpublished writes would go that nobody else has.
+pub(super) async fn delete<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    how: &DeleteQuery,
+) -> Answer<Deleted> {
+    check_name(name).map_err(refusal)?;
+    let _door = registry.door(name).await;
+    let site = registry.site();
+    let open = registry.get(name);
+    if let Some(export) = open.as_ref().filter(|e| e.clients.count() > 0) {
+        return Err(conflict(export, "has clients; disconnect them first"));
+    }
+    let seen = site.shelf.ask(name).await.seen;
+    let root = match &seen {
+        Seen::Root(root) => Some(root),
+        Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
+    };
+    if let Some(other) = root.filter(|root| !is_meant(how, root.volume)) {
+        let text = format!(
+            "`{name}` is volume {} by now, not the one that was to be deleted; it stays",
+            other.volume
+        );
+        return Err(ControlError::new(ControlErrorKind::Conflict, text));
+    }
+    let plan = site.plan(name, Wish::default(), &seen);
+    let locals = site.local_volumes(name, root);
+    // What the store said may be older than what was published here meanwhile: of an export that still
+    // syncs only its own task can say that it is lost.
+    let syncs = open
+        .as_ref()
+        .is_some_and(|e| matches!(e.role(), Role::ReadWrite | Role::Leaving));
+    let is_deleted = plan == Plan::Refuse(Refusal::Deleted);
+    let is_dirty = |local: &&LocalVolume| local.last > local.published;
+    // Of an earlier volume of the name, which nobody can publish any more.
+    let is_of_another = |local: &LocalVolume| root.is_some_and(|root| root.volume != local.id);
+    let mut dirty = locals.iter().filter(is_dirty);
+    let lost = match !syncs && (is_loss(&plan) || is_deleted) {
+        true if is_deleted => dirty.next(),
+        true => locals.first(),
+        false => dirty.find(|local| is_of_another(local)),
+    };
+    if let Some(lost) = lost.filter(|_| !how.accept_loss) {
+        return Err(not_accepted(name, lost));
+    }
+    let mut held = locals.iter().filter(|local| local.attached);
+    if !syncs && (is_loss(&plan) || is_deleted) {
+        // It can never be drained: the operator says that the local copy may go, or there is nothing to lose.
+        registry.remove(name);
+    } else if open.is_some() || held.any(|local| !is_of_another(local)) {
+        let export = Box::pin(registry.opened(name, Wish::default())).await;
+        let export = export.map_err(refusal)?;
+        if export.role() == Role::ReadWrite {
+            leave(registry, &export).await?;
+        }
+        registry.remove(name);
+    }
+    let locals = site.local_volumes(name, root);
+    let before = closed(registry, name, &seen)?;
+    let volume = root.map(|root| root.volume);
+    let volume = volume.or(locals.first().map(|local| local.id));
+    for local in &locals {
+        forget(registry, local).await?;
+    }
+    let before = ExportDocument {
+        dirty_bytes: 0,
+        ..before
+    };
+    Ok(Deleted { before, volume })
+}
+
+/// Whether who asks means this volume of the name.
+fn is_meant(how: &DeleteQuery, volume: Id) -> bool {
+    let wanted = how.volume.as_ref();
+    wanted.is_none_or(|wanted| *wanted == volume.to_string())
+}
+
+async fn forget<W: World>(registry: &Registry<W>, local: &LocalVolume) -> Answer<()> {
+    if local.last > local.published {
+        tracing::warn!(export = %local.name, bytes = local.dirty_bytes, from_seq = local.published.0 + 1, to_seq = local.last.0, "unpublished writes dropped from the cache log, as the operator asked");
+    }
+    let forgotten = registry.site().cache.forget(local.id).await;
+    forgotten.map_err(|error| ControlError::new(ControlErrorKind::Failed, error.to_string()))
+}
