@@ -23,6 +23,10 @@ const GROWTH: usize = 4;
 /// least, and the fastest is looked for among so few. Looked for among many it would be one that waited itself.
 const MEMORY: u32 = 1024;
 
+/// The same where the number is the least anyway, so that forgetting costs nothing: few, or one answer that was faster
+/// than any will be again keeps a drain of a minute slow.
+const MEMORY_OF_FEW: u32 = 32;
+
 /// The turns of a shard's uploads; whoever waits is served in order.
 #[derive(Debug)]
 pub(crate) struct Uploads {
@@ -104,19 +108,19 @@ impl Window {
     /// `is_full`: all turns were taken; otherwise more of them would change nothing.
     fn answered(&mut self, took: Duration, is_full: bool) -> Change {
         self.answers += 1;
-        if self.answers >= MEMORY {
-            if self.limit > self.min {
-                self.limit -= 1;
-                return Change::Less;
-            }
-            self.answers = 0;
-            self.fastest = Duration::MAX;
-            // Those that were asked beside many more.
+        if self.answers >= MEMORY && self.limit > self.min {
+            self.limit -= 1;
+            // Those that were asked beside many more say nothing.
             self.pause = 2 * self.max;
+            return Change::Less;
         }
         self.pause = self.pause.saturating_sub(1);
         if self.pause > 0 {
             return Change::None;
+        }
+        if self.answers >= MEMORY_OF_FEW && self.limit == self.min {
+            self.answers = 0;
+            self.fastest = Duration::MAX;
         }
         self.fastest = self.fastest.min(took);
         let queued = queued(self.limit, self.fastest, took);
@@ -180,6 +184,16 @@ mod tests {
         assert!(run(Duration::ZERO) <= 7);
         assert_eq!(run(100 * MS), 16);
         assert!(run(Duration::ZERO) <= 7);
+    }
+
+    /// An answer that came while the store was nearer, or from something that stood in between.
+    #[test]
+    fn one_fast_answer_does_not_keep_the_number_small() {
+        let mut window = Window::new(4, 16);
+        for took in [5 * MS; 8].into_iter().chain([100 * MS; 100]) {
+            window.answered(took, true);
+        }
+        assert_eq!(window.limit, 16);
     }
 
     #[test]
