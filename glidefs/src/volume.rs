@@ -84,8 +84,12 @@ pub enum Planted {
     ListBeforePublish,
     /// Rule 20: the forker reads the root first, and pins then.
     PinAfterRoot,
+    /// Rule 20: a volume is purged whoever needs it.
+    PurgeHeld,
     /// Rule 21: whatever the root does not name is swept.
     SweepByAge,
+    /// Rule 21: also of a tombstone, which names nothing.
+    SweepTombstone,
 }
 
 pub use audit::Audit;

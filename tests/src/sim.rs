@@ -134,8 +134,12 @@ pub enum Plant {
     Rule20List,
     /// A forker reads the parent's root before it pins.
     Rule20Pin,
+    /// A volume is purged whoever needs it.
+    Rule20Purge,
     /// The sweep deletes whatever the root does not name.
     Rule21,
+    /// The sweep deletes what a tombstone does not name.
+    Rule21Tombstone,
     /// A snapshot goes with whatever cut is published next, also one from before it was asked for.
     Rule22,
     /// A sync waits ten times as long as it is told to.
@@ -143,7 +147,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Rule1,
         Self::Rule2,
         Self::Rule4,
@@ -152,7 +156,9 @@ impl Plant {
         Self::Rule13Intent,
         Self::Rule20List,
         Self::Rule20Pin,
+        Self::Rule20Purge,
         Self::Rule21,
+        Self::Rule21Tombstone,
         Self::Rule22,
         Self::Late,
     ];
@@ -167,7 +173,9 @@ impl Plant {
             Self::Rule13Intent => "rule13-intent",
             Self::Rule20List => "rule20-list",
             Self::Rule20Pin => "rule20-pin",
+            Self::Rule20Purge => "rule20-purge",
             Self::Rule21 => "rule21",
+            Self::Rule21Tombstone => "rule21-tombstone",
             Self::Rule22 => "rule22",
             Self::Late => "late",
         }

@@ -178,6 +178,16 @@ mod planted {
     }
 
     #[test]
+    fn a_purge_under_a_fork_is_found() {
+        found(Plant::Rule20Purge, Scenario::Snapshots, 60);
+    }
+
+    #[test]
+    fn a_sweep_of_a_tombstone_is_found() {
+        found(Plant::Rule21Tombstone, Scenario::Snapshots, 60);
+    }
+
+    #[test]
     fn a_snapshot_of_an_older_cut_is_found() {
         found(Plant::Rule22, Scenario::Snapshots, 40);
     }

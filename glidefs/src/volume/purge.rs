@@ -156,6 +156,10 @@ impl<W: World> Bucket<W> {
             ..Purged::default()
         };
         purged.held_by = self.holders(name, &tomb.root).await?;
+        #[cfg(feature = "planted")]
+        if self.is_planted(super::Planted::PurgeHeld) {
+            purged.held_by = None;
+        }
         if purged.held_by.is_some() {
             return Ok(purged);
         }

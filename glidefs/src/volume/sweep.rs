@@ -197,7 +197,10 @@ impl<W: World> Volume<W> {
         let bucket = &self.inner.bucket;
         let stored = bucket.read_root(&self.inner.name).await?;
         let stored = stored.ok_or_else(|| vanished(&self.inner.name))?;
-        if stored.root.state == State::Deleted {
+        let is_deleted = stored.root.state == State::Deleted;
+        #[cfg(feature = "planted")]
+        let is_deleted = is_deleted && !bucket.is_planted(super::Planted::SweepTombstone);
+        if is_deleted {
             return Ok(Named::Unknown(KeptAll::Deleted));
         }
         let (is_own, map, reader) = self.of_root(&stored).await?;

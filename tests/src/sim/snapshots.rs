@@ -108,11 +108,21 @@ impl Album {
 
     /// The volume goes, and its forks stay whole; then they go, and nothing is left.
     pub(super) async fn end(&self, stage: &Stage, node: &Node) -> Result<()> {
+        // Somebody reads it elsewhere, and has the space looked at there while it is deleted.
+        let elsewhere = Rc::new(stage.start_surely(stage.sim.host("c")).await?);
+        let reader = stage.reader(&elsewhere, NAME).await;
+        let sweeper = Rc::clone(&elsewhere);
+        stage
+            .sim
+            .spawn(async move { while sweeper.gc().await.is_ok() {} });
+        stage.pause_ms(0, 500).await;
         self.purge_surely(stage, node, NAME).await?;
         self.taken
             .borrow_mut()
             .retain(|name, _| !name.contains('@'));
         self.check_surely(stage, node).await?;
+        reader.into_iter().for_each(|pid| stage.sim.kill(pid));
+        elsewhere.kill();
         for number in 0..FORKS {
             self.purge_surely(stage, node, &format!("fork-{number}"))
                 .await?;

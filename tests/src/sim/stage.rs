@@ -14,7 +14,7 @@ use glidefs::volume::{
     Audit, Bucket, BucketConfig, Compression, KeyringCost, Metered, Tidy, Volume,
 };
 use world::World;
-use world::sim::{DiskFaults, HostId, Odds, Sim, SimWorld, StoreFaults};
+use world::sim::{DiskFaults, HostId, Odds, Pid, Sim, SimWorld, StoreFaults};
 
 use super::age;
 use super::guest::{Guest, Load, Model};
@@ -31,6 +31,8 @@ const READ_BYTES: u32 = 64 * 1024;
 /// How often a connection, a read or a question is tried again, a second apart.
 pub(super) const TRIES_MAX: u32 = 400;
 pub(super) const TRY_PAUSE: Duration = Duration::from_secs(1);
+/// Longer than anybody waits for anything beside it.
+const READER_STAYS: Duration = Duration::from_secs(3600);
 /// Objects that may be left when an operator has cleaned up.
 const LEFT_MAX: usize = 4;
 /// Of the runs that are sealed.
@@ -375,6 +377,30 @@ impl Stage {
         self.look_at(node, NAME.to_owned(), wanted).await
     }
 
+    /// A client that connects to a node and stays there until it is killed.
+    pub(super) async fn reader(&self, node: &Node, name: &'static str) -> Option<Pid> {
+        let opened = Rc::new(Cell::new(false));
+        let told = Rc::clone(&opened);
+        let call = self.sim.call(node.host, move |world| async move {
+            let client = patiently(&world, async || {
+                NbdClient::connect(&world, &socket(), name, Options::default()).await
+            });
+            let client = client.await;
+            told.set(client.is_ok());
+            world.sleep(READER_STAYS).await;
+            drop(client);
+        });
+        let pid = call.pid();
+        for _ in 0..TRIES_MAX {
+            if opened.get() {
+                return Some(pid);
+            }
+            self.sim.sleep(TRY_PAUSE).await;
+        }
+        self.sim.kill(pid);
+        None
+    }
+
     /// The content of another export than the one that all is about. None if the server or its host died
     /// meanwhile.
     pub(super) async fn look_at_other(&self, node: &Node, name: &str) -> Result<Option<Vec<u8>>> {
@@ -697,7 +723,9 @@ fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
         Some(Plant::Rule13Conflict) => Some(glidefs::volume::Planted::OwnConflict),
         Some(Plant::Rule20List) => Some(glidefs::volume::Planted::ListBeforePublish),
         Some(Plant::Rule20Pin) => Some(glidefs::volume::Planted::PinAfterRoot),
+        Some(Plant::Rule20Purge) => Some(glidefs::volume::Planted::PurgeHeld),
         Some(Plant::Rule21) => Some(glidefs::volume::Planted::SweepByAge),
+        Some(Plant::Rule21Tombstone) => Some(glidefs::volume::Planted::SweepTombstone),
         _ => None,
     };
 }
