@@ -93,6 +93,7 @@ impl Api {
                 get(get_one).put(put).delete(delete_one),
             )
             .route("/api/exports/{name}/drain", post(drain))
+            .route("/api/exports/{name}/prepare", post(prepare))
             .route("/api/exports/{name}/promote", post(promote))
             .route("/api/exports/{name}/accept-loss", post(accept_loss))
             .route("/api/exports/{name}/metrics", get(export_metrics))
@@ -221,6 +222,12 @@ async fn drain(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {
     let Path(name) = name?;
     let answer = api.control.ask(|reply| Request::Drain(name, reply)).await?;
     Ok(Json(answer))
+}
+
+async fn prepare(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {
+    let Path(name) = name?;
+    let request = |reply| Request::Prepare(name, reply);
+    Ok(Json(api.control.ask(request).await?))
 }
 
 async fn promote(State(api): State<Api>, name: Name, body: Body) -> Answer<ExportDocument> {

@@ -206,6 +206,8 @@ enum ExportCommand {
         #[arg(long, value_name = "SEQ")]
         kept_seq: u64,
     },
+    /// Open an export that another node owns for a promotion to come: clients may connect, and their writes wait for it
+    Prepare(Named),
     /// Make a read-only export read-write: take its ownership
     Promote {
         #[command(flatten)]

@@ -34,6 +34,8 @@ pub enum Request {
     /// Returns once everything answered before the call is in the store.
     Drain(String, Reply<ExportDocument>),
     /// Read-only to read-write.
+    /// Opens a volume for a promotion to come, or shows its newest cut to who waits for that.
+    Prepare(String, Reply<ExportDocument>),
     Promote(String, PromoteDocument, Reply<ExportDocument>),
     /// All snapshots of a volume, oldest first.
     Snapshots(String, Reply<Vec<SnapshotDocument>>),
@@ -105,7 +107,7 @@ pub struct ExportDocument {
     #[serde(default)]
     pub volume: String,
     pub size_bytes: u64,
-    /// `read-write`, `read-only`, `fenced`, `vanished`, `closed` (known to the store or the log, not
+    /// `read-write`, `read-only`, `prepared` (announced writable; writes wait for a promotion), `fenced`, `vanished`, `closed` (known to the store or the log, not
     /// open), `unreadable` (in the store, with a root that is not to be had).
     pub role: String,
     pub epoch: u64,

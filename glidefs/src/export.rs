@@ -10,10 +10,11 @@
 //! ReadWrite ── idle, drained ─► Leaving ─► (detached, or given up) Closed
 //! Damaged   ── (the loss is accepted) Closed
 //! ReadOnly  ── (last client leaves) gone; promoted: replaced by a ReadWrite export
+//! Prepared  ── (prepared again) replaced by a newer one; promoted: replaced by a ReadWrite export
 //! ```
 //!
 //! A role never goes back. An export that is opened again is a new [`Export`]: connections that
-//! were told "read-only" stay so, at their cut.
+//! were told "read-only" stay so, at their cut. Only those to one that was prepared go on with what takes its place.
 //!
 //! Absent: what a name means, who may connect ([`registry`]); when and how data goes to the store
 //! ([`crate::sync`]).
@@ -33,7 +34,7 @@ pub mod shelf;
 pub mod site;
 mod status;
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -71,6 +72,9 @@ pub enum Role {
     ReadWrite,
     /// Somebody else owns the volume; this is its cut at connect.
     ReadOnly,
+    /// The same, and it is about to be promoted: a live migration's other end. It is announced writable, shows the cut
+    /// at which it was prepared last, and writes wait.
+    Prepared,
     /// Nobody is connected, all is published, the detach is on its way.
     Leaving,
     /// Unpublished writes are missing: what is left is shown, nothing is taken and no flush is answered
@@ -101,6 +105,8 @@ pub struct Export<W: World> {
     pub(crate) clients: Clients,
     pub(crate) orders: Orders,
     pub(crate) causes: Causes,
+    /// Of one that was prepared: what took its place.
+    successor: OnceCell<Rc<Self>>,
 }
 
 /// What an export is made of.
@@ -108,7 +114,7 @@ pub struct Export<W: World> {
 pub(crate) struct Parts<W: World> {
     pub(crate) world: W,
     pub(crate) cache: Cache<W>,
-    /// `ReadWrite`, `ReadOnly` or `Damaged`.
+    /// `ReadWrite`, `ReadOnly`, `Prepared` or `Damaged`.
     pub(crate) role: Role,
     pub(crate) name: String,
     pub(crate) size_bytes: u64,
@@ -148,6 +154,7 @@ impl<W: World> Export<W> {
             meter: parts.meter,
             orders: Orders::default(),
             causes: Causes::default(),
+            successor: OnceCell::new(),
         })
     }
 
@@ -207,7 +214,10 @@ impl<W: World> Export<W> {
     /// Ends the right to write. What waits for room in the cache is woken with an error.
     pub(crate) fn end(&self, role: Role) {
         assert!(
-            !matches!(role, Role::ReadWrite | Role::ReadOnly | Role::Damaged),
+            !matches!(
+                role,
+                Role::ReadWrite | Role::ReadOnly | Role::Prepared | Role::Damaged
+            ),
             "{role:?} is no end"
         );
         if self.role.get() == Role::ReadWrite {
@@ -220,6 +230,21 @@ impl<W: World> Export<W> {
         }
         self.orders.wake.notify_one();
         self.orders.news.notify_waiters();
+    }
+
+    /// Another one takes the place of one that was prepared, and has its clients from here on: what they wait for goes
+    /// on there.
+    pub(crate) fn give_way(&self, successor: &Rc<Self>) {
+        assert_eq!(self.role(), Role::Prepared, "others end");
+        successor.clients.take_over(&self.clients);
+        let set = self.successor.set(Rc::clone(successor));
+        set.expect("it gives way once");
+        self.end(Role::Closed);
+    }
+
+    /// What took the place of one that was prepared.
+    pub(crate) fn successor(&self) -> Option<&Rc<Self>> {
+        self.successor.get()
     }
 
     /// The last client is gone for good and all is published: from here on nobody writes, so the
@@ -262,7 +287,9 @@ impl<W: World> Export<W> {
     /// Why nothing will be published any more, if so.
     pub(crate) fn halted(&self) -> Option<String> {
         match self.role.get() {
-            Role::ReadWrite | Role::ReadOnly | Role::Leaving => self.orders.halted(),
+            Role::ReadWrite | Role::ReadOnly | Role::Prepared | Role::Leaving => {
+                self.orders.halted()
+            }
             Role::Damaged => Some(format!(
                 "unpublished writes of `{}` are missing; look at it, then accept the loss",
                 self.name
@@ -343,7 +370,8 @@ impl<W: World> Export<W> {
                 let flushed = self.cache.flush().await;
                 flushed.map_err(|error| self.cache_failed(&error))?;
             }
-            Role::ReadOnly => {}
+            // Nothing was written through it.
+            Role::ReadOnly | Role::Prepared => {}
             // Rule 15: a client that flushes behind a finished hand-over must not be failed, and
             // one whose writes were lost with the epoch must not be reassured.
             Role::Damaged | Role::Leaving | Role::Fenced | Role::Vanished | Role::Closed => {
@@ -434,7 +462,9 @@ impl<W: World> Export<W> {
 
     fn may_read(&self) -> Result<(), IoError> {
         match self.role.get() {
-            Role::ReadWrite | Role::ReadOnly | Role::Damaged | Role::Leaving => Ok(()),
+            Role::ReadWrite | Role::ReadOnly | Role::Prepared | Role::Damaged | Role::Leaving => {
+                Ok(())
+            }
             Role::Fenced | Role::Vanished | Role::Closed => {
                 self.count(|io| io.errors += 1);
                 Err(self.ended())
@@ -445,7 +475,9 @@ impl<W: World> Export<W> {
     fn may_write(&self) -> Result<&CacheVolume<W>, IoError> {
         match (self.role.get(), &self.local) {
             (Role::ReadWrite, Some(local)) => Ok(local),
-            (Role::ReadOnly | Role::Damaged, _) | (Role::ReadWrite, None) => Err(IoError::ReadOnly),
+            (Role::ReadOnly | Role::Prepared | Role::Damaged, _) | (Role::ReadWrite, None) => {
+                Err(IoError::ReadOnly)
+            }
             (Role::Leaving | Role::Fenced | Role::Vanished | Role::Closed, _) => {
                 self.count(|io| io.errors += 1);
                 Err(self.ended())
@@ -456,9 +488,12 @@ impl<W: World> Export<W> {
     fn ended(&self) -> IoError {
         match self.role.get() {
             Role::Damaged | Role::Vanished => IoError::Io,
-            Role::ReadWrite | Role::ReadOnly | Role::Leaving | Role::Fenced | Role::Closed => {
-                IoError::Shutdown
-            }
+            Role::ReadWrite
+            | Role::ReadOnly
+            | Role::Prepared
+            | Role::Leaving
+            | Role::Fenced
+            | Role::Closed => IoError::Shutdown,
         }
     }
 

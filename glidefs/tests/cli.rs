@@ -815,6 +815,11 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
                 (purge.total, purge.at) = (0, format!("{name} {how:?}"));
                 reply.send(Ok(purge)).is_ok()
             }
+            Request::Prepare(name, reply) => {
+                let mut prepared = export(&name, 0);
+                "prepared".clone_into(&mut prepared.role);
+                reply.send(Ok(prepared)).is_ok()
+            }
             Request::Promote(name, wanted, reply) => {
                 let mut promoted = export(&name, 0);
                 promoted.epoch = wanted.expected_epoch.map_or(1, |epoch| epoch + 1);

@@ -1,6 +1,7 @@
 //! A shard in the simulated world: the real cache, volume, sync and registry; simulated disks,
 //! store, clocks and crashes.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -922,7 +923,7 @@ fn a_client_that_vanished_with_stalled_writes_makes_room_for_its_next_process() 
         let node = start_with(&sim, sim.host("a"), small).await;
         let device = node.connect("vm").await.expect("created");
         sim.set_store_outage(None, true);
-        let done = Rc::new(std::cell::Cell::new(0_u64));
+        let done = Rc::new(Cell::new(0_u64));
         let mut stalled = Vec::new();
         for page_no in 0..600 {
             let (device, done) = (Rc::clone(&device), Rc::clone(&done));
@@ -1340,7 +1341,7 @@ fn shutdown_drains_through_an_outage_and_refuses_new_clients() {
         write(&device, 1, 1).await;
         sim.set_store_outage(None, true);
         let shard = Rc::clone(&a.shard);
-        let ending = Rc::new(std::cell::Cell::new(false));
+        let ending = Rc::new(Cell::new(false));
         let ended = Rc::clone(&ending);
         sim.spawn(async move {
             shard.shutdown(Drain::Everything).await;
@@ -1386,7 +1387,7 @@ fn drain_behind_an_unnoted_publish(seed: u64) -> bool {
             return false;
         }
         let shard = Rc::clone(&node.shard);
-        let ended = Rc::new(std::cell::Cell::new(false));
+        let ended = Rc::new(Cell::new(false));
         let tell = Rc::clone(&ended);
         sim.spawn(async move {
             shard.shutdown(Drain::Everything).await;
@@ -1534,7 +1535,7 @@ fn a_stop_at_any_moment_loses_nothing_that_was_answered() {
 /// A client that writes at random until it is sent away, and remembers what it was told.
 #[derive(Clone, Default)]
 struct Writer {
-    away: Rc<std::cell::Cell<bool>>,
+    away: Rc<Cell<bool>>,
     /// Of each page the last write that was answered, and the last that was sent.
     pages: Rc<std::cell::RefCell<std::collections::BTreeMap<u64, (u8, u8)>>>,
 }
@@ -1835,7 +1836,7 @@ fn a_full_cache_slows_writers_and_keeps_their_order() {
         let node = start_with(&sim, sim.host("a"), small).await;
         let device = node.connect("vm").await.expect("created");
         sim.set_store_outage(None, true);
-        let done = Rc::new(std::cell::Cell::new(0_u32));
+        let done = Rc::new(Cell::new(0_u32));
         // Each page is written twice; the first must not come last.
         for number in 1..=2_000_u32 {
             let (device, done) = (Rc::clone(&device), Rc::clone(&done));
@@ -1882,7 +1883,7 @@ fn writers_of_a_full_cache_are_let_go_when_they_are_fenced() {
         let b = start(&sim, "b").await;
         let device = node.connect("vm").await.expect("created");
         sim.set_store_outage(Some(sim.host("a")), true);
-        let ended = Rc::new(std::cell::Cell::new(0_u32));
+        let ended = Rc::new(Cell::new(0_u32));
         for page_no in 0..1_000 {
             let (device, ended) = (Rc::clone(&device), Rc::clone(&ended));
             sim.spawn(async move {
@@ -2446,5 +2447,145 @@ fn a_purge_that_failed_is_tried_again_by_the_same_request() {
         sim.sleep(Duration::from_secs(1)).await;
         let done = purge(&node, "vm", Some("r")).await.expect("purged");
         assert_eq!((done.state, done.error), (OperationState::Done, None));
+    });
+}
+
+impl Node {
+    async fn prepare(&self, name: &str) -> Result<ExportDocument, ControlError> {
+        let name = name.to_owned();
+        self.control
+            .ask(|reply| Request::Prepare(name, reply))
+            .await
+    }
+
+    /// After a drain elsewhere, whose answer this is.
+    async fn promote_drained(
+        &self,
+        drained: &ExportDocument,
+    ) -> Result<ExportDocument, ControlError> {
+        let how = PromoteDocument {
+            force: true,
+            expected_epoch: Some(drained.epoch),
+            min_seq: Some(drained.published_seq),
+            ..PromoteDocument::default()
+        };
+        let name = drained.name.clone();
+        self.control
+            .ask(|reply| Request::Promote(name, how, reply))
+            .await
+    }
+}
+
+/// Storage's half of a live migration, as QEMU goes about it: the other end connects and reads block 0 before it is
+/// promoted, and the old end is flushed after it.
+#[test]
+fn a_prepared_export_is_writable_and_its_writes_wait_for_the_promotion() {
+    simulate(609, |sim| async move {
+        let (a, b) = (start(&sim, "a").await, start(&sim, "b").await);
+        let source = a.connect("vm").await.expect("created");
+        write(&source, 0, 1).await;
+        write(&source, 1, 1).await;
+        a.drain("vm").await;
+        let prepared = b.prepare("vm").await.expect("prepared");
+        assert_eq!(prepared.role, "prepared");
+        let target = Rc::new(b.connect("vm").await.expect("connects"));
+        assert_eq!(target.access(), Access::ReadWrite);
+        assert_eq!(stamp(&target, 0).await, 1);
+        target
+            .flush()
+            .await
+            .expect("nothing was written through it");
+        let (waiting, landed) = (Rc::clone(&target), Rc::new(Cell::new(false)));
+        let tell = Rc::clone(&landed);
+        sim.spawn(async move {
+            write(&waiting, 2, 9).await;
+            tell.set(true);
+        });
+        // The guest goes on at the source meanwhile; the other end moves on when it is asked to.
+        write(&source, 1, 2).await;
+        let middle = a.drain("vm").await;
+        assert_eq!(stamp(&target, 1).await, 1);
+        let again = b.prepare("vm").await.expect("prepared again");
+        assert_eq!(again.published_seq, middle.published_seq);
+        assert_eq!(stamp(&target, 1).await, 2);
+        write(&source, 1, 3).await;
+        // Without force: it has an owner. It stays prepared.
+        let how = PromoteDocument::default();
+        let request = |reply| Request::Promote("vm".to_owned(), how, reply);
+        let owned = b.control.ask(request).await.expect_err("it has an owner");
+        assert_eq!(owned.kind, ControlErrorKind::Conflict);
+        assert_eq!(b.get("vm").await.role, "prepared");
+        // The guest is paused: the last drain, and the promotion.
+        let drained = a.drain("vm").await;
+        sim.sleep(Duration::from_secs(5)).await;
+        assert!(!landed.get(), "it waits");
+        let promoted = b.promote_drained(&drained).await.expect("promoted");
+        assert_eq!(
+            (promoted.role.as_str(), promoted.clients),
+            ("read-write", 1)
+        );
+        sim.sleep(Duration::from_millis(100)).await;
+        assert!(landed.get(), "it goes on");
+        assert_eq!(stamp(&target, 1).await, 3);
+        assert_eq!(stamp(&target, 2).await, 9);
+        source.flush().await.expect("all of it is in the store");
+        // Again, as after a lost answer: the same.
+        let again = b.promote_drained(&drained).await.expect("it is");
+        assert_eq!(again.epoch, promoted.epoch);
+        assert_eq!(
+            b.prepare("vm").await.expect("it is more").role,
+            "read-write"
+        );
+        // The source finds out, and does not touch what is there now.
+        let failed = source.write(0, page(7), Fua::No).await;
+        drop(failed);
+        drop(source);
+        sim.sleep(Duration::from_secs(120)).await;
+        assert_eq!(a.get("vm").await.role, "closed");
+        drop(target);
+        sim.sleep(Duration::from_secs(120)).await;
+        let heir = start(&sim, "c")
+            .await
+            .connect("vm")
+            .await
+            .expect("detached");
+        assert_eq!((stamp(&heir, 0).await, stamp(&heir, 2).await), (1, 9));
+    });
+}
+
+#[test]
+fn a_migration_that_is_given_up_leaves_the_source_alone() {
+    simulate(610, |sim| async move {
+        let (a, b) = (start(&sim, "a").await, start(&sim, "b").await);
+        let source = a.connect("vm").await.expect("created");
+        write(&source, 0, 1).await;
+        a.drain("vm").await;
+        b.prepare("vm").await.expect("prepared");
+        let target = Rc::new(b.connect("vm").await.expect("connects"));
+        let busy = {
+            let request = |reply| Request::Delete("vm".to_owned(), DeleteQuery::default(), reply);
+            b.control.ask(request).await
+        };
+        assert_eq!(busy.expect_err("a client").kind, ControlErrorKind::Conflict);
+        drop(target);
+        let request = |reply| Request::Delete("vm".to_owned(), DeleteQuery::default(), reply);
+        b.control.ask(request).await.expect("let go");
+        write(&source, 0, 2).await;
+        a.drain("vm").await;
+        assert_eq!(a.get("vm").await.role, "read-write");
+        // Who connects now reads what is there now, and never writes.
+        let reader = b.connect("vm").await.expect("connects");
+        assert_eq!(
+            (reader.access(), stamp(&reader, 0).await),
+            (Access::ReadOnly, 2)
+        );
+        drop(reader);
+        // Nobody ever comes to one that was prepared: its pin goes.
+        b.prepare("vm").await.expect("prepared");
+        sim.sleep(Duration::from_secs(700)).await;
+        let pins = sim.keys().into_iter();
+        let pins: Vec<String> = pins.filter(|key| key.contains("/pins/")).collect();
+        assert_eq!(pins, Vec::<String>::new());
+        assert_eq!(b.get("vm").await.role, "closed");
     });
 }

@@ -97,7 +97,7 @@ impl IntoResponse for ApiError {
 
 pub(super) async fn no_such_route(uri: Uri) -> ApiError {
     let message = format!(
-        "no route {}; there are /api/exports, /api/exports/{{name}}[/drain|/promote|/metrics], \
+        "no route {}; there are /api/exports, /api/exports/{{name}}[/drain|/prepare|/promote|/metrics], \
          /api/server, /healthz and /metrics",
         uri.path()
     );

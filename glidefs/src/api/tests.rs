@@ -98,6 +98,11 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
                 left.last_seq = wanted.kept_seq;
                 reply.send(Ok(left)).is_ok()
             }
+            Request::Prepare(name, reply) => {
+                let mut prepared = export(&name);
+                "prepared".clone_into(&mut prepared.role);
+                reply.send(Ok(prepared)).is_ok()
+            }
             Request::Promote(name, wanted, reply) => {
                 let mut promoted = export(&name);
                 promoted.epoch = wanted.expected_epoch.unwrap_or(0) + u64::from(wanted.force);

@@ -59,6 +59,7 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
             let wanted = AcceptLossDocument { kept_seq };
             change(&named, Method::POST, "/accept-loss", json(&wanted))?;
         }
+        ExportCommand::Prepare(named) => change(&named, Method::POST, "/prepare", String::new())?,
         ExportCommand::Promote {
             named,
             force,

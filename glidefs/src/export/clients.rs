@@ -52,6 +52,17 @@ impl Clients {
         }
     }
 
+    /// Those of an export that this one's takes the place of are connected to this one from here on.
+    pub(crate) fn take_over(&self, before: &Self) {
+        let mut connections = self.connections.borrow_mut();
+        for (peer, count) in std::mem::take(&mut *before.connections.borrow_mut()) {
+            *connections.entry(peer).or_default() += count;
+        }
+        if !connections.is_empty() {
+            self.none_since.set(None);
+        }
+    }
+
     /// Somebody other than `peer` who is connected already.
     pub(crate) fn other_than(&self, peer: &Peer) -> Option<Peer> {
         let connections = self.connections.borrow();
@@ -98,6 +109,24 @@ mod tests {
         clients.leave(&process(7), Instant::from_nanos(2));
         assert_eq!(clients.count(), 1);
         assert_eq!(clients.none_since(), None);
+    }
+
+    #[test]
+    fn who_was_connected_before_is_connected_after() {
+        let before = Clients::none_at(Instant::from_nanos(1));
+        let after = Clients::none_at(Instant::from_nanos(2));
+        after.take_over(&before);
+        assert_eq!(after.none_since(), Some(Instant::from_nanos(2)));
+        before.join(&process(7));
+        before.join(&process(7));
+        after.join(&process(8));
+        after.take_over(&before);
+        assert_eq!((before.count(), after.count()), (0, 3));
+        after.leave(&process(8), Instant::from_nanos(3));
+        after.leave(&process(7), Instant::from_nanos(4));
+        assert_eq!(after.none_since(), None);
+        after.leave(&process(7), Instant::from_nanos(5));
+        assert_eq!(after.none_since(), Some(Instant::from_nanos(5)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One client connection's hold on an export: what it was told when it came stays true for it.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -12,7 +13,8 @@ use crate::meter::Histogram;
 /// Stands for one connection; its end may be the beginning of the export's (rule 15).
 #[derive(Debug)]
 pub struct Connection<W: World> {
-    export: Rc<Export<W>>,
+    /// Of one that was prepared: until another one takes its place.
+    export: RefCell<Rc<Export<W>>>,
     peer: Peer,
     /// As announced: a client that was told "read-only" never writes, whatever becomes of the
     /// export; one that was told a size keeps it until it connects again.
@@ -25,34 +27,69 @@ impl<W: World> Connection<W> {
         export.clients.join(peer);
         // The grace time is over: the sync task must not wake for it.
         export.orders.wake.notify_one();
-        let access = match export.role() {
-            Role::ReadWrite => Access::ReadWrite,
+        Self {
+            access: Self::access_to(&export),
+            size_bytes: export.size_bytes(),
+            peer: peer.clone(),
+            export: RefCell::new(export),
+        }
+    }
+
+    /// What is announced to whoever connects now.
+    pub(crate) fn access_to(export: &Export<W>) -> Access {
+        match export.role() {
+            Role::ReadWrite | Role::Prepared => Access::ReadWrite,
             Role::ReadOnly
             | Role::Damaged
             | Role::Leaving
             | Role::Fenced
             | Role::Vanished
             | Role::Closed => Access::ReadOnly,
-        };
-        Self {
-            access,
-            size_bytes: export.size_bytes(),
-            peer: peer.clone(),
-            export,
         }
     }
 
-    pub fn export(&self) -> &Rc<Export<W>> {
-        &self.export
+    /// What the client is connected to now.
+    pub fn export(&self) -> Rc<Export<W>> {
+        let mut export = self.export.borrow_mut();
+        while let Some(next) = export.successor().cloned() {
+            *export = next;
+        }
+        Rc::clone(&export)
+    }
+
+    /// The same once it is not one that waits to be promoted.
+    async fn promoted(&self) -> Rc<Export<W>> {
+        loop {
+            let export = self.export();
+            if export.role() != Role::Prepared {
+                return export;
+            }
+            // No wait in between: nothing is missed.
+            export.orders.news.notified().await;
+        }
+    }
+
+    /// What is asked of an export that gives way to another one meanwhile is asked of that one.
+    async fn asked<T>(
+        &self,
+        ask: impl AsyncFn(&Rc<Export<W>>) -> Result<T, IoError>,
+    ) -> Result<T, IoError> {
+        loop {
+            let export = self.export();
+            let answer = ask(&export).await;
+            if answer.is_ok() || export.successor().is_none() {
+                return answer;
+            }
+        }
     }
 
     /// Counts how long it took, if it succeeded: a refusal at once says nothing of the disk.
     async fn timed<T>(
-        &self,
+        export: &Export<W>,
         histogram: &Histogram,
         operation: impl Future<Output = Result<T, IoError>>,
     ) -> Result<T, IoError> {
-        let world = self.export.world();
+        let world = export.world();
         let started = world.now();
         let outcome = operation.await;
         if outcome.is_ok() {
@@ -71,10 +108,11 @@ impl<W: World> Connection<W> {
 
 impl<W: World> Drop for Connection<W> {
     fn drop(&mut self) {
-        let now = self.export.world().now();
-        self.export.clients.leave(&self.peer, now);
-        self.export.orders.wake.notify_one();
-        self.export.orders.news.notify_waiters();
+        let export = self.export();
+        let now = export.world().now();
+        export.clients.leave(&self.peer, now);
+        export.orders.wake.notify_one();
+        export.orders.news.notify_waiters();
     }
 }
 
@@ -88,35 +126,42 @@ impl<W: World> BlockDevice for Connection<W> {
     }
 
     async fn read(&self, at: u64, len: u64) -> Result<Bytes, IoError> {
-        let export = &self.export;
-        let read = self.timed(&export.meter().read, export.read(at, len));
-        read.await
+        self.asked(async |export| {
+            let read = Self::timed(export, &export.meter().read, export.read(at, len));
+            read.await
+        })
+        .await
     }
 
     async fn write(&self, at: u64, data: Bytes, fua: Fua) -> Result<(), IoError> {
         self.may_write()?;
-        let export = &self.export;
-        let write = self.timed(&export.meter().write, export.write(at, data, fua));
+        let export = self.promoted().await;
+        let write = Self::timed(&export, &export.meter().write, export.write(at, data, fua));
         write.await
     }
 
     async fn zero(&self, at: u64, len: u64, fua: Fua) -> Result<(), IoError> {
         self.may_write()?;
-        let export = &self.export;
-        let zero = self.timed(&export.meter().zero, export.zero(at, len, fua));
+        let export = self.promoted().await;
+        let zero = Self::timed(&export, &export.meter().zero, export.zero(at, len, fua));
         zero.await
     }
 
     async fn flush(&self) -> Result<(), IoError> {
-        let export = &self.export;
-        self.timed(&export.meter().flush, export.flush()).await
+        self.asked(async |export| {
+            let flush = Self::timed(export, &export.meter().flush, export.flush());
+            flush.await
+        })
+        .await
     }
 
     async fn prefetch(&self, at: u64, len: u64) -> Result<(), IoError> {
-        self.export.prefetch(at, len).await
+        self.asked(async |export| export.prefetch(at, len).await)
+            .await
     }
 
     async fn status(&self, at: u64, len: u64, runs_max: usize) -> Result<Vec<Run>, IoError> {
-        self.export.status(at, len, runs_max).await
+        self.asked(async |export| export.status(at, len, runs_max).await)
+            .await
     }
 }

@@ -96,6 +96,7 @@ fn role_name(role: Role) -> &'static str {
     match role {
         Role::ReadWrite | Role::Leaving => "read-write",
         Role::ReadOnly => "read-only",
+        Role::Prepared => "prepared",
         Role::Damaged => "damaged",
         Role::Fenced => "fenced",
         Role::Vanished => "vanished",

@@ -33,6 +33,21 @@ pub(crate) struct Wish {
     /// Take the volume from another owner, if the root still has this epoch.
     pub(crate) force: Option<Epoch>,
     pub(crate) floor: Floor,
+    pub(crate) purpose: Purpose,
+    /// What another node owns is announced writable all the same: it is prepared.
+    pub(crate) prepared: bool,
+}
+
+/// What it is opened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Clients, or work of ours: one that was prepared stays so.
+    #[default]
+    Serve,
+    /// To be promoted later, while its owner goes on.
+    Prepare,
+    /// To be its owner, also in the place of one that was prepared.
+    Promote,
 }
 
 /// An older state of the volume is not opened (rule 24). Both numbers grow with every owner and every
@@ -171,6 +186,9 @@ impl<W: World> Site<W> {
             (Plan::Resume { records }, Some(volume), Some(local)) => {
                 self.resume(volume, &local, records).await
             }
+            (Plan::Take { .. }, Some(volume), _) if wish.purpose == Purpose::Prepare => {
+                self.read_only(volume, Role::Prepared).await
+            }
             (Plan::Take { records }, Some(volume), local) => {
                 let local = local.filter(|local| local.id == volume.root().volume);
                 if let (Some(local), Records::Drop) = (&local, records) {
@@ -181,7 +199,13 @@ impl<W: World> Site<W> {
             (Plan::Damaged { records }, Some(volume), Some(local)) => {
                 Ok(Attempted::Opened(self.damaged(volume, &local, records)))
             }
-            (Plan::ReadOnly, Some(volume), _) => self.read_only(volume).await,
+            (Plan::ReadOnly, Some(volume), _) => {
+                let role = match wish.prepared {
+                    true => Role::Prepared,
+                    false => Role::ReadOnly,
+                };
+                self.read_only(volume, role).await
+            }
             (plan, volume, local) => {
                 unreachable!("{plan:?} with volume {volume:?} and local {local:?}")
             }
@@ -359,9 +383,11 @@ impl<W: World> Site<W> {
         })
     }
 
-    async fn read_only(&self, volume: Volume<W>) -> Result<Attempted<W>, ConnectError> {
+    /// As `ReadOnly` or `Prepared`.
+    async fn read_only(&self, volume: Volume<W>, role: Role) -> Result<Attempted<W>, ConnectError> {
         let root = volume.root();
-        if let Some(local) = self.cache.volume(root.volume)
+        if owned_elsewhere(&root.owner, self.owner.cache)
+            && let Some(local) = self.cache.volume(root.volume)
             && local.state().is_some_and(|state| state.attached)
         {
             // The epoch is over: no start during an outage may go on with it.
@@ -369,14 +395,14 @@ impl<W: World> Site<W> {
             noted.map_err(|error| self.cache_failed(&root.name, &error))?;
             tracing::error!(export = %root.name, dirty_bytes = local.state().map_or(0, |s| s.dirty_bytes), "another node took the volume; unpublished writes of this node are kept in its log (docs/runbooks/export-fenced.md)");
         }
-        if let Some(held_back) = self.news("read-only", &root.name) {
+        if let (Role::ReadOnly, Some(held_back)) = (role, self.news("read-only", &root.name)) {
             tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, held_back, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
         }
         let pinned = Box::pin(volume.pin_to_read(&self.owner.host)).await;
         let Some(pin) = pinned.map_err(|error| unavailable(&root.name, &error))? else {
             return Ok(Attempted::Raced);
         };
-        let export = self.export(Role::ReadOnly, opened(&root), None, Some(volume.clone()));
+        let export = self.export(role, opened(&root), None, Some(volume.clone()));
         reader::watch(self, &export, volume, pin);
         Ok(Attempted::Opened(export))
     }

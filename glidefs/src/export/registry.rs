@@ -14,7 +14,7 @@ use world::{Peer, World};
 use super::clients::Sharing;
 use super::connection::Connection;
 use super::decide::{Plan, Seen};
-use super::open::{Wish, refused};
+use super::open::{Purpose, Wish, refused};
 use super::site::Site;
 use super::{Export, Role};
 use crate::device::{Access, ConnectError, Exports, Look};
@@ -77,9 +77,15 @@ impl<W: World> Registry<W> {
         name: &str,
         wish: Wish,
     ) -> Result<Rc<Export<W>>, ConnectError> {
+        let mut wish = Wish {
+            prepared: wish.purpose == Purpose::Prepare,
+            ..wish
+        };
         if let Some(export) = self.get(name) {
             match export.role() {
                 Role::ReadWrite => return Ok(export),
+                Role::Prepared if wish.purpose == Purpose::Serve => return Ok(export),
+                Role::Prepared => wish.prepared = true,
                 Role::Leaving => self.wait_left(&export).await,
                 // A read-only connection sees the cut that is current when it connects.
                 Role::ReadOnly | Role::Damaged | Role::Closed => {}
@@ -96,12 +102,15 @@ impl<W: World> Registry<W> {
                 tracing::warn!(export = name, why, held_back, "the volume cannot be opened");
             }
         })?;
-        if let (role @ (Role::ReadOnly | Role::Damaged), Some(before)) =
-            (export.role(), self.get(name))
-            && before.role() == role
-            && before.root().map(|r| r.etag) == export.root().map(|r| r.etag)
-        {
-            return Ok(before);
+        if let Some(before) = self.get(name) {
+            let is_same = before.root().map(|r| r.etag) == export.root().map(|r| r.etag);
+            if is_same && before.role() == export.role() && export.role() != Role::ReadWrite {
+                export.end(Role::Closed);
+                return Ok(before);
+            }
+            if before.role() == Role::Prepared {
+                before.give_way(&export);
+            }
         }
         self.open
             .borrow_mut()
@@ -148,9 +157,11 @@ impl<W: World> Registry<W> {
 
     fn admit(&self, export: Rc<Export<W>>, peer: &Peer) -> Result<Rc<Connection<W>>, ConnectError> {
         let one = self.site.config.sharing == Sharing::OneClient;
-        if let (true, Role::ReadWrite, Some(other)) =
-            (one, export.role(), export.clients.other_than(peer))
-        {
+        if let (true, Access::ReadWrite, Some(other)) = (
+            one,
+            Connection::access_to(&export),
+            export.clients.other_than(peer),
+        ) {
             return Err(ConnectError::Refused(format!(
                 "export `{}` is in use by {other}; two clients would destroy each other's filesystem (set `shared = true` under [servers.nbd] if yours is made for that)",
                 export.name()
@@ -194,7 +205,8 @@ impl<W: World> Exports for Registry<W> {
             });
         }
         check_name(name)?;
-        if let Some(export) = self.get(name).filter(|e| e.role() == Role::ReadWrite) {
+        let open = self.get(name);
+        if let Some(export) = open.filter(|e| Connection::access_to(e) == Access::ReadWrite) {
             return Ok(Look {
                 size_bytes: export.size_bytes(),
                 access: Access::ReadWrite,
@@ -234,7 +246,8 @@ impl<W: World> Exports for Registry<W> {
 
 fn is_over<W: World>(export: &Export<W>) -> bool {
     match export.role() {
-        Role::ReadWrite | Role::Leaving => false,
+        // One that was prepared is closed by the task that holds its pin.
+        Role::ReadWrite | Role::Leaving | Role::Prepared => false,
         Role::Closed => true,
         Role::ReadOnly | Role::Damaged | Role::Fenced | Role::Vanished => {
             export.clients.count() == 0

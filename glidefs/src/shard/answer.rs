@@ -16,7 +16,7 @@ use crate::device::ConnectError;
 use crate::export::decide::Seen;
 use crate::export::document::{cut_text, of_export, of_parts, owner_text};
 use crate::export::frames::is_temporary;
-use crate::export::open::{Floor, Wish};
+use crate::export::open::{Floor, Purpose, Wish};
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
 use crate::shard::loss::accept_loss;
@@ -75,6 +75,7 @@ async fn perform<W: World>(registry: &Rc<Registry<W>>, request: Request) {
             send(reply, accept_loss(registry, &name, &wanted).await);
         }
         Request::Drain(name, reply) => send(reply, drain(registry, &name).await),
+        Request::Prepare(name, reply) => send(reply, prepare(registry, &name).await),
         Request::Promote(name, how, reply) => send(reply, promote(registry, &name, &how).await),
         Request::Snapshots(name, reply) => send(reply, snapshots::list(registry, &name).await),
         Request::Snapshot(name, snapshot, reply) => {
@@ -277,6 +278,22 @@ pub(super) async fn drain<W: World>(registry: &Registry<W>, name: &str) -> Answe
     Ok(of_export(&export))
 }
 
+/// The other end of a live migration: announced writable, at the newest published cut, and writes wait.
+async fn prepare<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
+    let wish = Wish {
+        purpose: Purpose::Prepare,
+        ..Wish::default()
+    };
+    let (_door, export) = open(registry, name, wish).await?;
+    match export.role() {
+        Role::Prepared | Role::ReadWrite => Ok(of_export(&export)),
+        _ => Err(conflict(
+            &export,
+            "cannot be prepared: unpublished writes of it are missing here; look at it, then accept the loss",
+        )),
+    }
+}
+
 async fn promote<W: World>(
     registry: &Registry<W>,
     name: &str,
@@ -293,6 +310,7 @@ async fn promote<W: World>(
             epoch: Epoch(how.min_epoch.unwrap_or(0)),
             seq: Seq(how.min_seq.unwrap_or(0)),
         },
+        purpose: Purpose::Promote,
         ..Wish::default()
     };
     let (_door, export) = open(registry, name, wish).await?;

@@ -79,8 +79,10 @@ pub(super) async fn delete<W: World>(
     } else if open.is_some() || held.any(|local| !is_of_another(local)) {
         let export = Box::pin(registry.opened(name, Wish::default())).await;
         let export = export.map_err(refusal)?;
-        if export.role() == Role::ReadWrite {
-            leave(registry, &export).await?;
+        match export.role() {
+            Role::ReadWrite => leave(registry, &export).await?,
+            Role::Prepared => export.end(Role::Closed),
+            _ => {}
         }
         registry.remove(name);
     }

@@ -43,7 +43,12 @@ pub(super) async fn restore<W: World>(
             Role::ReadOnly => {
                 return Err(conflict(&export, "is owned by another node: ask that one"));
             }
-            Role::Damaged | Role::Leaving | Role::Fenced | Role::Vanished | Role::Closed => {
+            Role::Prepared
+            | Role::Damaged
+            | Role::Leaving
+            | Role::Fenced
+            | Role::Vanished
+            | Role::Closed => {
                 let why = export.halted().unwrap_or_else(|| "is not open".to_owned());
                 return Err(conflict(&export, &format!("cannot be restored: {why}")));
             }
