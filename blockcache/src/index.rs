@@ -3,7 +3,8 @@
 //! Three layers, newest rule first: sectors written since (`partials`) over a page in the log
 //! (`regions`) over unpublished zeros (`zeros`); what none of them knows, the store's map knows.
 //! A flat table per 2 MiB region costs 8 bytes a page and one look-up; a tree of pages was measured
-//! at four times the memory and fifty times the time.
+//! at four times the memory and fifty times the time. A region of which little is here is a short list
+//! instead: with tables alone, pages scattered over a large volume cost 4 KiB each.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,6 +14,10 @@ use crate::{PageNo, PageRange, Seq};
 
 const REGION_PAGES: u64 = 512;
 const REGION_SLOTS: usize = 512;
+/// Pages of a region up to which it is a list, and down to which it becomes one again: not the same, or one page
+/// that comes and goes would build a table each time.
+const LIST_PAGES_MAX: usize = 32;
+const LIST_PAGES_AGAIN: u16 = 16;
 /// All sectors of a page.
 pub(crate) const FULL_MASK: u8 = 0xff;
 
@@ -60,15 +65,120 @@ impl Cover for ZeroedAt {
 }
 
 struct Region {
-    /// Position of the page in the log file; 0 is none (the superblock is there).
-    slots: Box<[u64; REGION_SLOTS]>,
+    slots: Slots,
     used: u16,
+}
+
+/// Positions of pages in the log file; 0 is none (the superblock is there).
+enum Slots {
+    /// By the page's number in the region, in order; none of them 0.
+    List(Vec<(u16, u64)>),
+    Table(Box<[u64; REGION_SLOTS]>),
+}
+
+impl Region {
+    const EMPTY: Self = Self {
+        slots: Slots::List(Vec::new()),
+        used: 0,
+    };
+
+    fn get(&self, slot: usize) -> u64 {
+        match &self.slots {
+            Slots::List(list) => {
+                let found = list.binary_search_by_key(&slot, |(at, _)| usize::from(*at));
+                found.map_or(0, |found| list[found].1)
+            }
+            Slots::Table(table) => table[slot],
+        }
+    }
+
+    /// The first slot from `from` on, and before `end`, that holds something; else `end`.
+    fn next_used(&self, from: usize, end: usize) -> usize {
+        let found = match &self.slots {
+            Slots::List(list) => {
+                let next = list.partition_point(|(at, _)| usize::from(*at) < from);
+                list.get(next).map(|(at, _)| usize::from(*at))
+            }
+            Slots::Table(table) => {
+                let used = table[from..end].iter().position(|at| *at != 0);
+                used.map(|used| from + used)
+            }
+        };
+        found.unwrap_or(end).min(end)
+    }
+
+    fn set(&mut self, slot: usize, value: u64) {
+        let before = self.get(slot);
+        if before == value {
+            return;
+        }
+        self.used = self.used + u16::from(value != 0) - u16::from(before != 0);
+        match &mut self.slots {
+            Slots::Table(table) => {
+                table[slot] = value;
+                if self.used <= LIST_PAGES_AGAIN {
+                    self.slots = Slots::List(listed(table));
+                }
+            }
+            Slots::List(list) => {
+                let number = u16::try_from(slot).expect("below 512");
+                match list.binary_search_by_key(&number, |(at, _)| *at) {
+                    Ok(found) if value == 0 => {
+                        list.remove(found);
+                    }
+                    Ok(found) => list[found].1 = value,
+                    Err(place) if list.len() < LIST_PAGES_MAX => {
+                        list.insert(place, (number, value));
+                    }
+                    Err(_) => {
+                        let mut table = Box::new([0; REGION_SLOTS]);
+                        for (at, position) in &*list {
+                            table[usize::from(*at)] = *position;
+                        }
+                        table[slot] = value;
+                        self.slots = Slots::Table(table);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Forgets positions.
+    fn forget(&mut self, gone: &Range<u64>) {
+        match &mut self.slots {
+            Slots::List(list) => list.retain(|(_, at)| !gone.contains(at)),
+            Slots::Table(table) => {
+                let lost = table.iter_mut().filter(|at| gone.contains(at));
+                lost.for_each(|at| *at = 0);
+            }
+        }
+        self.used = match &self.slots {
+            Slots::List(list) => u16::try_from(list.len()).expect("a short list"),
+            Slots::Table(table) => table.iter().map(|at| u16::from(*at != 0)).sum(),
+        };
+    }
+
+    /// Of memory, with its place in the tree.
+    fn bytes(&self) -> u64 {
+        let held = match &self.slots {
+            Slots::List(list) => list.capacity() * size_of::<(u16, u64)>(),
+            Slots::Table(_) => REGION_SLOTS * 8,
+        };
+        48 + held as u64
+    }
+}
+
+fn listed(table: &[u64; REGION_SLOTS]) -> Vec<(u16, u64)> {
+    let slots = (0..).zip(table.iter().copied());
+    slots.filter(|(_, at)| *at != 0).collect()
 }
 
 /// The index of one volume.
 #[derive(Default)]
 pub(crate) struct VolumeIndex {
     regions: BTreeMap<u64, Region>,
+    /// Of all regions.
+    region_bytes: u64,
     partials: BTreeMap<u64, Vec<Overlay>>,
     zeros: ExtentMap<ZeroedAt>,
 }
@@ -168,16 +278,21 @@ impl VolumeIndex {
         runs: &mut Vec<(PageRange, Found)>,
     ) {
         let mut start = pages.start.0;
+        let last = slot_of(pages.end.0 - 1) + 1;
         while start < pages.end.0 {
-            let first = region.slots[slot_of(start)];
-            let mut end = start + 1;
-            let follows = |page: u64| match first {
-                0 => region.slots[slot_of(page)] == 0,
-                at => region.slots[slot_of(page)] == at + (page - start),
+            let slot = slot_of(start);
+            let first = region.get(slot);
+            let end = match first {
+                0 => start + (region.next_used(slot, last) - slot) as u64,
+                at => {
+                    let mut end = start + 1;
+                    let follows = |page| region.get(slot_of(page)) == at + (page - start);
+                    while end < pages.end.0 && follows(end) {
+                        end += 1;
+                    }
+                    end
+                }
             };
-            while end < pages.end.0 && follows(end) {
-                end += 1;
-            }
             let run = PageRange::new(start, end);
             match first {
                 0 => self.unlogged_runs(run, published, runs),
@@ -243,13 +358,13 @@ impl VolumeIndex {
     /// A chunk goes of which it is not known what it holds: whatever points into it is forgotten.
     /// Goes through the whole index.
     pub(crate) fn evict_positions(&mut self, gone: &Range<u64>) {
+        let mut bytes = 0;
         self.regions.retain(|_key, region| {
-            for slot in region.slots.iter_mut().filter(|at| gone.contains(at)) {
-                *slot = 0;
-                region.used -= 1;
-            }
+            region.forget(gone);
+            bytes += if region.used > 0 { region.bytes() } else { 0 };
             region.used > 0
         });
+        self.region_bytes = bytes;
         self.partials.retain(|_page, overlays| {
             overlays.retain(|overlay| !gone.contains(&overlay.at.0));
             !overlays.is_empty()
@@ -293,7 +408,8 @@ impl VolumeIndex {
             let region = PageRange::new(key * REGION_PAGES, (key + 1) * REGION_PAGES);
             let within = region.overlap(pages).expect("the key is in range");
             if within == region {
-                self.regions.remove(&key);
+                let gone = self.regions.remove(&key);
+                self.region_bytes -= gone.map_or(0, |region| region.bytes());
             } else {
                 (within.start.0..within.end.0).for_each(|page| self.set(page, 0));
             }
@@ -311,7 +427,7 @@ impl VolumeIndex {
     fn slot(&self, page: u64) -> u64 {
         self.regions
             .get(&(page / REGION_PAGES))
-            .map_or(0, |region| region.slots[slot_of(page)])
+            .map_or(0, |region| region.get(slot_of(page)))
     }
 
     fn set(&mut self, page: u64, value: u64) {
@@ -319,22 +435,22 @@ impl VolumeIndex {
         if value == 0 && !self.regions.contains_key(&key) {
             return;
         }
-        let region = self.regions.entry(key).or_insert_with(|| Region {
-            slots: Box::new([0; REGION_SLOTS]),
-            used: 0,
+        let region = self.regions.entry(key).or_insert_with(|| {
+            self.region_bytes += Region::EMPTY.bytes();
+            Region::EMPTY
         });
-        let slot = &mut region.slots[slot_of(page)];
-        region.used = region.used + u16::from(value != 0) - u16::from(*slot != 0);
-        *slot = value;
+        let before = region.bytes();
+        region.set(slot_of(page), value);
+        self.region_bytes = self.region_bytes - before + region.bytes();
         if region.used == 0 {
+            self.region_bytes -= region.bytes();
             self.regions.remove(&key);
         }
     }
 
     /// Bytes of memory that the index takes, about.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let regions = self.regions.len() as u64 * (REGION_PAGES * 8 + 48);
-        regions + self.partials.len() as u64 * 96 + self.zeros.len() as u64 * 64
+        self.region_bytes + self.partials.len() as u64 * 96 + self.zeros.len() as u64 * 64
     }
 }
 

@@ -135,3 +135,60 @@ fn zeroing_two_tebibytes_costs_what_is_held_not_what_is_covered() {
     let all = PageRange::new(0, 1 << 29);
     assert_eq!(index.lookup(all, Seq(0)), vec![(all, Found::Zero)]);
 }
+
+#[test]
+fn pages_that_are_scattered_cost_little_each_and_dense_ones_a_table() {
+    let mut index = VolumeIndex::default();
+    let scattered = 10_000;
+    for region in 0..scattered {
+        let page = region * REGION_PAGES + 7 + region % 100;
+        index.write(PageRange::new(page, page + 1), Position(1 + region));
+    }
+    let each = index.memory_bytes() / scattered;
+    assert!(
+        each < 200,
+        "{each} bytes for a page that is alone in its region"
+    );
+    let end = scattered * REGION_PAGES;
+    let all = PageRange::new(0, end);
+    let runs = index.lookup(all, Seq(0));
+    assert_eq!(runs.len() as u64, 2 * scattered + 1);
+    index.write(all, Position(1 << 30));
+    let page = index.memory_bytes() / end;
+    assert!(page <= 8, "{page} bytes for each of many pages");
+    assert_eq!(
+        index.lookup(all, Seq(0)),
+        vec![(all, Found::Log(Position(1 << 30)))]
+    );
+    index.evict_positions(&((1 << 30)..(1 << 31)));
+    assert_eq!(index.memory_bytes(), 0);
+    assert_eq!(index.lookup(all, Seq(0)), vec![(all, Found::Absent)]);
+}
+
+proptest! {
+    /// A region is a list or a table, and nobody sees which.
+    #[test]
+    fn a_region_holds_what_a_table_holds(
+        steps in prop::collection::vec((0_usize..REGION_SLOTS, prop::option::of(1_u64..1000)), 0..300),
+        spread in 1_usize..REGION_SLOTS,
+        gone in 0_u64..1000,
+    ) {
+        let mut region = Region::EMPTY;
+        let mut table = [0; REGION_SLOTS];
+        for (slot, value) in steps {
+            let slot = slot % spread;
+            table[slot] = value.unwrap_or(0);
+            region.set(slot, table[slot]);
+            let used = table.iter().filter(|at| **at != 0).count();
+            prop_assert_eq!(usize::from(region.used), used);
+        }
+        region.forget(&(0..gone));
+        table.iter_mut().filter(|at| **at < gone).for_each(|at| *at = 0);
+        for (slot, at) in table.iter().enumerate() {
+            prop_assert_eq!(region.get(slot), *at);
+            let next = (slot..REGION_SLOTS).find(|next| table[*next] != 0);
+            prop_assert_eq!(region.next_used(slot, REGION_SLOTS), next.unwrap_or(REGION_SLOTS));
+        }
+        prop_assert_eq!(usize::from(region.used), table.iter().filter(|at| **at != 0).count());
+    }
+}
