@@ -17,6 +17,9 @@ use super::wire::{self, REQUEST_HEADER_BYTES, RequestHeader, Violation};
 const BUFFER_BYTES_MIN: usize = 16 << 10;
 /// The receive buffer does not grow beyond this.
 const BUFFER_BYTES_MAX: usize = 256 << 10;
+/// Reads in a row that would have fitted the smallest buffer, behind which a larger one is given back: a client that
+/// has become quiet must not keep what its busiest moment needed.
+const SMALL_READS: u32 = 16;
 /// A payload up to this is copied out of the receive buffer.
 const COPIED_PAYLOAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes that are read beyond a request that waits for room: what a socket may hold, so that its
@@ -42,6 +45,9 @@ pub(super) struct Inbox {
     /// A write whose payload is being read.
     partial: Option<Partial>,
     lent: Option<Lent>,
+    /// What the buffer held when it was lent.
+    lent_bytes: usize,
+    small_reads: u32,
     waits: Waits,
 }
 
@@ -204,7 +210,11 @@ impl Inbox {
         }
         self.lent = Some(Lent::Buffer);
         let mut buffer = std::mem::take(&mut self.buffer);
-        if was_filled {
+        self.lent_bytes = buffer.len();
+        let is_large = buffer.capacity() > BUFFER_BYTES_MIN;
+        if is_large && self.small_reads >= SMALL_READS && buffer.len() < BUFFER_BYTES_MIN / 2 {
+            buffer.shrink_to(BUFFER_BYTES_MIN);
+        } else if was_filled {
             let capacity = (2 * buffer.capacity()).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX);
             // What is left is less than one short request, so this always leaves spare capacity.
             buffer.reserve_exact(capacity - buffer.len());
@@ -215,7 +225,14 @@ impl Inbox {
     /// Takes back what [`Inbox::lend`] gave, with what was read appended.
     pub(super) fn put(&mut self, mut read: Vec<u8>) {
         match self.lent.take().expect("only what was lent comes back") {
-            Lent::Buffer => self.buffer = read,
+            Lent::Buffer => {
+                let is_small = read.len() - self.lent_bytes <= BUFFER_BYTES_MIN / 2;
+                self.small_reads = match is_small {
+                    true => self.small_reads.saturating_add(1),
+                    false => 0,
+                };
+                self.buffer = read;
+            }
             Lent::Ahead => {
                 self.buffer.drain(..self.at);
                 self.at = 0;

@@ -192,3 +192,21 @@ fn a_socket_that_fills_more_than_the_payload_is_cut_off() {
     assert_eq!(inbox.next(|_| true), Ok(Some(requests[0].clone())));
     assert_eq!(inbox.next(|_| true), Ok(Some(requests[1].clone())));
 }
+
+/// A thousand idle connections must not hold what each of them once needed.
+#[test]
+fn a_buffer_that_grew_under_load_is_given_back_once_the_client_is_quiet() {
+    let mut inbox = Inbox::default();
+    let busy: Vec<Request> = std::iter::repeat_n(write(4096, 7), 400).collect();
+    let got = run(&mut inbox, &bytes_of(&busy), &[usize::MAX]);
+    assert_eq!(got, Ok(busy));
+    let grown = inbox.buffer.capacity();
+    assert!(grown > 100 << 10, "{grown} bytes");
+    for fill in 0..40 {
+        let one = vec![write(4096, fill)];
+        let got = run(&mut inbox, &bytes_of(&one), &[usize::MAX]);
+        assert_eq!(got, Ok(one));
+    }
+    let left = inbox.buffer.capacity();
+    assert!(left <= 2 * BUFFER_BYTES_MIN, "{left} bytes");
+}
