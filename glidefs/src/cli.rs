@@ -34,6 +34,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{Environment, FILE_NAME};
+pub(crate) use secret::read as read_secret;
 pub(crate) use text::{bytes_text, duration_text};
 
 const EXIT_CODES: &str = "\
@@ -330,6 +331,9 @@ enum GcCommand {
         /// Change nothing, and tell what would be deleted
         #[arg(long)]
         dry_run: bool,
+        /// Copy what the export shares with those that it was forked from, so that it needs them no more
+        #[arg(long, requires = "export", conflicts_with = "dry_run")]
+        flatten: bool,
         /// Return at once, with the id of the operation
         #[arg(long)]
         no_wait: bool,
@@ -428,7 +432,8 @@ enum KeyCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Add a slot for another password; the present ones stay valid
+    /// Add a slot for another password, to stay (an escrow, one per site); the present ones stay valid, and
+    /// a rotation does not touch it
     Add(NewSlot),
     /// Remove a slot: its password opens nothing any more. Running servers go on
     Remove {
@@ -457,8 +462,8 @@ enum KeyCommand {
     Rotate {
         #[command(flatten)]
         new: NewSlot,
-        /// All nodes have the new password in their configuration, and so has this one: remove all
-        /// slots but the newest
+        /// All nodes have the new password in their configuration, and so has this one: remove the
+        /// slots that it replaces. Those of `key add` stay
         #[arg(long, conflicts_with = "new_password_file")]
         finish: bool,
     },

@@ -3,7 +3,8 @@
 //! Checked once, with all defaults in this file. Sizes in the file end in `_gb` and mean GiB
 //! (2^30 bytes), here they are bytes. No file system and no environment is touched: the command line
 //! hands both in. Deliberately absent: reloading while the server runs, and settings that only a
-//! benchmark would change.
+//! benchmark would change. What may be read again is named here and read elsewhere: keys of the store in
+//! files of their own (`KeyFiles`).
 
 mod environment;
 mod error;
@@ -51,6 +52,8 @@ const SYNC_DELAY_MS_DEFAULT: u64 = 8000;
 const SYNC_DELAY_MS_MAX: u64 = 3_600_000;
 const GRACE_S_DEFAULT: u64 = 30;
 const GRACE_S_MAX: u64 = 86_400;
+const READ_WAIT_S_DEFAULT: u64 = 900;
+const READ_WAIT_S_MAX: u64 = 86_400;
 const AUTO_CREATE_GB_EMBEDDED: f64 = 10.0;
 const NBD_ADDRESS_DEFAULT: &str = "127.0.0.1:10809";
 const API_ADDRESS_DEFAULT: &str = "127.0.0.1:8080";
@@ -97,7 +100,23 @@ pub struct StoreAccess {
     pub access_key_id: Option<String>,
     pub secret_access_key: Option<Secret>,
     pub session_token: Option<Secret>,
+    /// Those of the three that stand in files of their own.
+    pub files: KeyFiles,
     pub allow_http: bool,
+}
+
+/// Files that keys were read from, and in which they may be renewed while the server runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyFiles {
+    pub access_key_id: Option<PathBuf>,
+    pub secret_access_key: Option<PathBuf>,
+    pub session_token: Option<PathBuf>,
+}
+
+impl KeyFiles {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +132,8 @@ pub struct NbdSettings {
     pub shared: bool,
     /// How long after the last client has left an export drains and detaches (protocol rule 15).
     pub grace: Duration,
+    /// How long a read that needs a store which is down waits for it before it fails.
+    pub read_wait: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,6 +194,7 @@ impl Config {
                 sync_delay: Duration::from_millis(SYNC_DELAY_MS_DEFAULT),
                 shared: false,
                 grace: Duration::from_secs(GRACE_S_DEFAULT),
+                read_wait: Duration::from_secs(READ_WAIT_S_DEFAULT),
             },
             api: ApiSettings {
                 address: default_address(API_ADDRESS_DEFAULT),
@@ -336,7 +358,7 @@ fn read_compression(source: &mut Source<'_>, name: &str) -> Option<Compression> 
     }
 }
 
-/// The file wins over the environment, key by key; but a pair of keys is taken from one of them.
+/// The file wins over the environment, key by key.
 fn read_access(source: &mut Source<'_>, environment: &Environment) -> StoreAccess {
     let variable = |names: &[&str]| environment.first(names).map(str::to_owned);
     let endpoint = source
@@ -352,37 +374,54 @@ fn read_access(source: &mut Source<'_>, environment: &Environment) -> StoreAcces
     if let Some(endpoint) = &endpoint {
         check_endpoint(source, endpoint, allow_http);
     }
-    let file_id = source.string("aws.access_key_id");
-    let file_secret = source.secret_or_file("aws.secret_access_key", "aws.secret_access_key_file");
-    let (access_key_id, secret_access_key, session_token) = match (file_id, file_secret) {
-        // A session token of the environment belongs to other keys.
-        (Some(id), Some(secret)) => (Some(id), Some(secret), None),
-        (None, None) => (
-            variable(&["AWS_ACCESS_KEY_ID"]),
-            variable(&["AWS_SECRET_ACCESS_KEY"]).map(Secret::new),
-            variable(&["AWS_SESSION_TOKEN"]).map(Secret::new),
-        ),
-        (id, _) => {
-            let key = if id.is_some() {
-                "aws.access_key_id"
-            } else {
-                "aws.secret_access_key"
-            };
-            source.problem(
-                key,
-                "stands without its other half",
-                "give both `aws.access_key_id` and `aws.secret_access_key`, or neither",
-            );
-            (None, None, None)
-        }
-    };
     StoreAccess {
         endpoint,
         region: Some(region),
-        access_key_id,
-        secret_access_key,
-        session_token,
         allow_http,
+        ..read_keys(source, environment)
+    }
+}
+
+/// The pair of keys is taken from the file and the files that it names, or from the environment; a session token from
+/// where its pair is, for it belongs to no other.
+fn read_keys(source: &mut Source<'_>, environment: &Environment) -> StoreAccess {
+    const ID: &str = "aws.access_key_id";
+    const SECRET: &str = "aws.secret_access_key";
+    const TOKEN_FILE: &str = "aws.session_token_file";
+    let id = source.found_secret(ID, "aws.access_key_id_file");
+    let secret = source.found_secret(SECRET, "aws.secret_access_key_file");
+    let token = source.secret_in_file(TOKEN_FILE);
+    let is_given = |key: &str| source.has(key) || source.has(&format!("{key}_file"));
+    let (has_id, has_secret) = (is_given(ID), is_given(SECRET));
+    if has_id != has_secret {
+        let remedy = format!("give both `{ID}` and `{SECRET}`, or neither");
+        let key = if has_id { ID } else { SECRET };
+        source.problem(key, "stands without its other half", remedy);
+    } else if !has_id && source.has(TOKEN_FILE) {
+        let remedy = format!("give `{ID}_file` and `{SECRET}_file` too");
+        source.problem(TOKEN_FILE, "stands without the keys that it is of", remedy);
+    }
+    let variable = |name: &str| environment.get(name).map(str::to_owned);
+    match (id, secret) {
+        (Some(id), Some(secret)) => StoreAccess {
+            access_key_id: Some(id.secret.reveal().to_owned()),
+            secret_access_key: Some(secret.secret),
+            session_token: token.as_ref().map(|token| token.secret.clone()),
+            files: KeyFiles {
+                access_key_id: id.file,
+                secret_access_key: secret.file,
+                session_token: token.and_then(|token| token.file),
+            },
+            ..StoreAccess::default()
+        },
+        // What is wrong with them has been noted.
+        _ if has_id || has_secret => StoreAccess::default(),
+        _ => StoreAccess {
+            access_key_id: variable("AWS_ACCESS_KEY_ID"),
+            secret_access_key: variable("AWS_SECRET_ACCESS_KEY").map(Secret::new),
+            session_token: variable("AWS_SESSION_TOKEN").map(Secret::new),
+            ..StoreAccess::default()
+        },
     }
 }
 
@@ -432,6 +471,9 @@ fn read_nbd(source: &mut Source<'_>) -> NbdSettings {
     let grace = source
         .integer("servers.nbd.grace_s", 0..=GRACE_S_MAX)
         .unwrap_or(GRACE_S_DEFAULT);
+    let read_wait = source
+        .integer("servers.nbd.read_wait_s", 1..=READ_WAIT_S_MAX)
+        .unwrap_or(READ_WAIT_S_DEFAULT);
     NbdSettings {
         unix_socket,
         address,
@@ -440,6 +482,7 @@ fn read_nbd(source: &mut Source<'_>) -> NbdSettings {
         sync_delay: Duration::from_millis(delay),
         shared: source.boolean("servers.nbd.shared").unwrap_or(false),
         grace: Duration::from_secs(grace),
+        read_wait: Duration::from_secs(read_wait),
     }
 }
 

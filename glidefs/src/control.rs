@@ -171,6 +171,9 @@ pub struct IoDocument {
     /// deleted in the store.
     #[serde(default)]
     pub repacked_bytes: u64,
+    /// Bytes copied from the volumes that it was forked from.
+    #[serde(default)]
+    pub flattened_bytes: u64,
     #[serde(default)]
     pub collected_objects: u64,
     #[serde(default)]
@@ -223,6 +226,9 @@ pub struct ExportMeters {
     pub evicted_pages: u64,
     /// Reads that found damaged pages in the cache which the store holds as well.
     pub decayed_reads: u64,
+    /// What the log holds of it that nobody will publish: `glidefs salvage list`.
+    #[serde(default)]
+    pub salvage_bytes: u64,
     pub store: Vec<StoreRequests>,
     pub latency: LatenciesDocument,
 }
@@ -383,6 +389,8 @@ pub struct GcDocument {
     pub export: Option<String>,
     /// Nothing is changed.
     pub dry_run: bool,
+    /// What the export shares with the volumes that it was forked from is copied, so that it needs them no more.
+    pub flatten: bool,
     /// Asked again with the same one, it is the same operation.
     pub request_id: Option<String>,
 }
@@ -420,6 +428,8 @@ pub struct CollectedDocument {
     pub export: String,
     /// Written anew, because most of what lay beside it was dead.
     pub repacked_bytes: u64,
+    /// Copied from the volumes that the export was forked from.
+    pub flattened_bytes: u64,
     /// Nothing named them any more.
     pub deleted_objects: u64,
     pub deleted_bytes: u64,

@@ -188,5 +188,10 @@ fn start_logging(settings: &LogSettings) {
     };
     if let Err(error) = started {
         output::notice(format!("no logs: {error}"));
+        return;
     }
+    // In the format that was asked for, or whoever collects the log misses it.
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(%panic, "this is a bug of glidefs: restart the server, which loses nothing that was answered, and report this line");
+    }));
 }

@@ -55,9 +55,6 @@ use frames::{Frames, index};
 use meter::Meter;
 use orders::Orders;
 
-/// How often a read asks a store that is down, before it is an error: with the waits below about
-/// half a minute, which is what guests bear.
-const READ_ATTEMPTS_MAX: u32 = 10;
 const READ_BACKOFF: Backoff = Backoff {
     first: Duration::from_millis(100),
     longest: Duration::from_secs(8),
@@ -102,6 +99,7 @@ pub struct Export<W: World> {
     local: Option<CacheVolume<W>>,
     frames: Rc<Frames<W>>,
     meter: Rc<Meter>,
+    read_wait: Duration,
     pub(crate) clients: Clients,
     pub(crate) orders: Orders,
     pub(crate) causes: Causes,
@@ -123,6 +121,8 @@ pub(crate) struct Parts<W: World> {
     /// None: resumed without the store.
     pub(crate) volume: Option<Volume<W>>,
     pub(crate) meter: Rc<Meter>,
+    /// [`site::ExportConfig::read_wait`].
+    pub(crate) read_wait: Duration,
 }
 
 impl<W: World> Export<W> {
@@ -152,6 +152,7 @@ impl<W: World> Export<W> {
             local: parts.local,
             frames,
             meter: parts.meter,
+            read_wait: parts.read_wait,
             orders: Orders::default(),
             causes: Causes::default(),
             successor: OnceCell::new(),
@@ -423,16 +424,14 @@ impl<W: World> Export<W> {
     ) -> Result<(), IoError> {
         let wanted: Vec<PageRange> = missing.iter().map(|m| m.pages).collect();
         let mut failures = 0;
+        let began = self.world.now();
         while let Err(error) = self.frames.read(&wanted, whole, out).await {
             failures += 1;
-            if !error.may_pass() || failures >= READ_ATTEMPTS_MAX {
-                if self.causes.raise("read", error.to_string()) {
-                    tracing::error!(export = %self.name, %error, "reads fail: the store does not give the data; clients get input/output errors (docs/runbooks/store-unavailable.md)");
-                }
-                self.count(|io| io.errors += 1);
-                return Err(IoError::Io);
+            let now = self.world.now();
+            if !error.may_pass() || now - began >= self.read_wait {
+                return Err(self.read_failed(&error, now));
             }
-            if self.causes.raise("slow read", error.to_string()) {
+            if self.causes.raise("slow read", now) {
                 tracing::warn!(export = %self.name, %error, "reads wait for the store");
             }
             let mut chance = [0; 4];
@@ -448,6 +447,19 @@ impl<W: World> Export<W> {
         }
         apply_patches(missing, whole, out);
         Ok(())
+    }
+
+    /// Says why, once, with what a person should do.
+    fn read_failed(&self, error: &frames::ReadError, now: world::Instant) -> IoError {
+        self.count(|io| io.errors += 1);
+        if error.may_pass() {
+            if self.causes.raise("read", now) {
+                tracing::error!(export = %self.name, %error, waited_s = self.read_wait.as_secs(), "reads fail: the store does not give the data; clients get input/output errors (docs/runbooks/store-unavailable.md)");
+            }
+        } else if self.causes.damaged(&error.to_string()) {
+            tracing::error!(export = %self.name, %error, "what the store holds cannot be read: clients get input/output errors for these pages; restore the object that is named (docs/runbooks/volume-vanished.md)");
+        }
+        IoError::Io
     }
 
     /// The end of every change: durable if asked, and still ours to answer.
@@ -502,7 +514,7 @@ impl<W: World> Export<W> {
         if matches!(error, CacheError::Fenced) {
             return self.ended();
         }
-        if self.causes.raise("cache", error.to_string()) {
+        if self.causes.raise("cache", self.world.now()) {
             tracing::error!(export = %self.name, %error, "the cache fails; clients get input/output errors (docs/runbooks/fsync-failed.md)");
         }
         IoError::Io

@@ -71,11 +71,14 @@ impl ShardConfig {
                 create_bytes: None,
                 sharing: Sharing::OneClient,
                 grace: Duration::from_secs(30),
+                read_wait: Duration::from_secs(900),
                 sync: SyncConfig::default(),
                 #[cfg(feature = "planted")]
                 trust_any_nonce: false,
                 #[cfg(feature = "planted")]
                 forgets_intents: false,
+                #[cfg(feature = "planted")]
+                takes_unasked: false,
                 #[cfg(feature = "planted")]
                 snapshots_of_any_cut: false,
             },

@@ -27,6 +27,7 @@ use world::{Instant, World};
 use crate::export::decide::{Ours, Plan, Records, Seen, decide};
 use crate::export::frames::{ReadError, is_temporary};
 use crate::export::open::adopt;
+use crate::export::shelf::Trouble;
 use crate::export::site::Site;
 use crate::export::{Export, Role};
 use crate::race::{First, race};
@@ -38,6 +39,9 @@ const BACKOFF: Backoff = Backoff {
     first: Duration::from_secs(1),
     longest: Duration::from_secs(30),
 };
+
+/// A step of a sync that takes longer is said to. Several times what a slow store takes for the largest.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// How often in all the store may answer with an unreadable root, before an export that was resumed
 /// without asking it ends: what it serves may be over since long (promise 7).
@@ -232,7 +236,7 @@ impl<W: World> Syncer<W> {
         let nonce = Id(self.site.world.random_id());
         let began = self.site.world.now();
         loop {
-            match self.step(&mut attempt, nonce).await {
+            match self.watched(self.step(&mut attempt, nonce)).await {
                 Ok(()) => {
                     let took = self.site.world.now() - began;
                     self.export.meter().sync.record(took);
@@ -255,6 +259,20 @@ impl<W: World> Syncer<W> {
                 }
             }
         }
+    }
+
+    /// Says it if the store keeps us waiting: one that is silent fails a request only after minutes.
+    async fn watched<T>(&self, step: impl Future<Output = T>) -> T {
+        let mut step = Box::pin(step);
+        let world = &self.site.world;
+        if let First::Left(done) = race(&mut step, world.sleep(SILENCE_MAX)).await {
+            return done;
+        }
+        let (export, causes) = (&self.export, &self.export.causes);
+        if causes.raise("sync", world.now()) {
+            tracing::warn!(export = %export.name(), waited_s = SILENCE_MAX.as_secs(), dirty_bytes = self.state().dirty_bytes, "the store takes long for the sync; writes stay in the cache");
+        }
+        step.await
     }
 
     /// A page that is to be completed may be gone from the store because another owner has collected it: then this
@@ -312,7 +330,7 @@ impl<W: World> Syncer<W> {
                     export.causes.settle("map");
                     count(&export, &tidied);
                 }
-                Err(error) if export.causes.raise("map", error.to_string()) => {
+                Err(error) if export.causes.raise("map", export.world().now()) => {
                     tracing::warn!(export = %export.name(), %error, "the volume in the store is not tidied; tried again after the next sync");
                 }
                 Err(_told) => {}
@@ -334,7 +352,8 @@ impl<W: World> Syncer<W> {
     }
 
     fn recovered(&self) {
-        if self.export.causes.settle("sync") {
+        let causes = &self.export.causes;
+        if causes.settle("sync") | causes.settle("sync fails") {
             tracing::info!(export = %self.export.name(), "sync to the store works again");
         }
     }
@@ -344,14 +363,9 @@ impl<W: World> Syncer<W> {
         self.export.count(|io| io.sync_errors += 1);
         let name = self.export.name();
         let text = error.to_string();
-        let news = self.export.causes.raise("sync", text.clone());
         match verdict(error) {
             Verdict::Again => {
-                if news && is_passing(error) {
-                    tracing::warn!(export = %name, %error, "the store does not take the sync; writes stay in the cache and are retried");
-                } else if news {
-                    tracing::error!(export = %name, %error, "the sync fails; writes stay in the cache and are retried (docs/runbooks/store-unavailable.md)");
-                }
+                self.say_failure(error);
                 self.export.orders.failed(text);
                 return Task::GoesOn;
             }
@@ -375,6 +389,23 @@ impl<W: World> Syncer<W> {
         }
         self.export.orders.failed(text);
         Task::Ends
+    }
+
+    /// Apart from each other: an outage must not hide that credentials ran out in it.
+    fn say_failure(&self, error: &SyncError) {
+        let (name, causes) = (self.export.name(), &self.export.causes);
+        let now = self.site.world.now();
+        if is_passing(error) {
+            if causes.raise("sync", now) {
+                tracing::warn!(export = %name, %error, "the store does not take the sync; writes stay in the cache and are retried");
+            }
+        } else if causes.raise("sync fails", now) {
+            if let SyncError::Cache(CacheError::Damaged { .. }) = error {
+                tracing::error!(export = %name, %error, "a write that is not in the store yet cannot be read back from the cache disk, and what came after it waits; replace the disk, and restart to see what is left (docs/runbooks/fsync-failed.md)");
+            } else {
+                tracing::error!(export = %name, %error, "the sync fails; writes stay in the cache and are retried (docs/runbooks/store-unavailable.md)");
+            }
+        }
     }
 
     /// So that no restart during an outage resumes an epoch that is known to be over.
@@ -416,6 +447,19 @@ impl<W: World> Syncer<W> {
         loop {
             let asked = self.site.shelf.ask(self.export.name()).await;
             match asked.seen {
+                // The password was changed elsewhere while the store was out of reach: guests go on as in the outage, and a
+                // person puts it right.
+                Seen::Unreadable(why) if asked.trouble == Trouble::Keys => {
+                    failures += 1;
+                    let (name, causes) = (self.export.name(), &self.export.causes);
+                    if causes.raise("sync fails", self.site.world.now()) {
+                        tracing::error!(export = %name, error = %why, "the store's keys cannot be opened; the volume is served from the cache, and nothing is published: give this node the right password and restart it (docs/encryption.md)");
+                    }
+                    self.export.orders.failed(why);
+                    if self.back_off(failures).await == Task::Ends {
+                        return Task::Ends;
+                    }
+                }
                 // Once may be something on the way that answers in the store's place.
                 Seen::Unreadable(why) => {
                     unreadable += 1;
@@ -431,8 +475,13 @@ impl<W: World> Syncer<W> {
                 }
                 Seen::Unreachable(why) => {
                     failures += 1;
-                    if self.export.causes.raise("sync", why.clone()) {
-                        tracing::warn!(export = %self.export.name(), error = %why, "the store cannot be asked; the volume is served from the cache");
+                    let (name, causes) = (self.export.name(), &self.export.causes);
+                    let now = self.site.world.now();
+                    let is_refused = asked.trouble == Trouble::Refused;
+                    if is_refused && causes.raise("sync fails", now) {
+                        tracing::error!(export = %name, error = %why, "the store refuses to be asked; the volume is served from the cache (docs/runbooks/store-unavailable.md)");
+                    } else if !is_refused && causes.raise("sync", now) {
+                        tracing::warn!(export = %name, error = %why, "the store cannot be asked; the volume is served from the cache");
                     }
                     self.export.orders.failed(why);
                     if self.back_off(failures).await == Task::Ends {
@@ -491,6 +540,7 @@ impl<W: World> Syncer<W> {
 pub(crate) fn count<W: World>(export: &Export<W>, tidied: &Tidied) {
     export.count(|io| {
         io.repacked_bytes += tidied.repacked.moved_bytes;
+        io.flattened_bytes += tidied.flattened.moved_bytes;
         io.collected_objects += tidied.collected.deleted_objects;
         io.collected_bytes += tidied.collected.deleted_bytes;
     });

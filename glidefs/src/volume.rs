@@ -25,6 +25,7 @@ mod compact;
 mod envelope;
 mod error;
 mod extent;
+mod flatten;
 mod fork;
 mod keyring;
 mod keys;
@@ -86,6 +87,8 @@ pub enum Planted {
     PinAfterRoot,
     /// Rule 20: a volume is purged whoever needs it.
     PurgeHeld,
+    /// Rule 20: a volume that is flat lets go of others, whoever reads what it was.
+    FlattenBlind,
     /// Rule 21: whatever the root does not name is swept.
     SweepByAge,
     /// Rule 21: also of a tombstone, which names nothing.
@@ -93,10 +96,11 @@ pub enum Planted {
 }
 
 pub use audit::Audit;
-pub use bucket::{Bucket, BucketConfig, FoundName, Looked, Prefix, VERSIONS_HINT};
+pub use bucket::{Bucket, BucketConfig, FoundName, Looked, Prefix, versions_hint};
 pub use codec::Compression;
 pub use collect::{Collected, Deletes};
 pub use error::VolumeError;
+pub use flatten::Flattened;
 pub use fork::{Fork, ForkView};
 pub use keyring::{KeyringCost, SlotView};
 pub use ledger::Totals;
@@ -117,6 +121,7 @@ pub use tidy::{Tidied, Tidy};
 use bucket::Loaded;
 use collect::Round;
 use extent::{Extent, ObjectName};
+use flatten::Flattening;
 use ledger::{ObjectId, Tally};
 use pins::PinBook;
 use reader::{Reader, Volumes};
@@ -203,6 +208,7 @@ struct Now {
     /// Objects that were deleted in the store, and their bytes, until the ledger has forgotten them.
     gone: BTreeMap<ObjectId, u64>,
     round: Round,
+    flattening: Flattening,
     hold: Hold,
     /// The store has said so: this handle opened or published the volume. Until then nothing is deleted (rule 14).
     is_proved: bool,
@@ -309,6 +315,7 @@ impl<W: World> Volume<W> {
             edits: Vec::new(),
             gone: BTreeMap::new(),
             round: Round::default(),
+            flattening: Flattening::default(),
             hold,
             is_proved: hold == Hold::Held,
             leavings: None,
@@ -357,9 +364,10 @@ impl<W: World> Volume<W> {
         }
     }
 
-    /// Whether the next publish would bring finished work on the map.
+    /// Whether the next publish would bring finished work on the map, or what came of it.
     pub(crate) fn has_edits(&self) -> bool {
-        !self.inner.state.borrow().edits.is_empty()
+        let state = self.inner.state.borrow();
+        !state.edits.is_empty() || state.flattening.has_news()
     }
 
     pub(crate) fn stored(&self) -> Stored {

@@ -631,6 +631,7 @@ fn meters_of(export: ExportDocument) -> ExportMeters {
         throttled_ms: 0,
         evicted_pages: 0,
         decayed_reads: 0,
+        salvage_bytes: 0,
         store: Vec::new(),
         latency: LatenciesDocument::default(),
     }
@@ -643,6 +644,7 @@ fn operation(wanted: Option<&GcDocument>) -> OperationDocument {
     let collected = CollectedDocument {
         export: "vm-a".to_owned(),
         repacked_bytes: 4096,
+        flattened_bytes: 0,
         deleted_objects: 3,
         deleted_bytes: 3 << 20,
         held_objects: 1,
@@ -937,6 +939,51 @@ fn a_password_is_rotated_by_the_configuration_alone() {
     for text in said.into_iter().chain([log]) {
         assert!(!text.contains(OLD) && !text.contains(NEW), "{text}");
     }
+}
+
+#[test]
+fn a_rotation_leaves_an_escrow_and_says_so() {
+    let dir = folder();
+    let dir = dir.path();
+    for (file, password) in [("old", "old-1"), ("new", "new-2"), ("escrow", "escrow-3")] {
+        secret(dir, file, password);
+    }
+    keyed(dir, "old.toml", "old");
+    keyed(dir, "new.toml", "new");
+    begin(dir, "old.toml");
+    let key = |arguments: &[&str]| glidefs(dir, &[&["key"], arguments].concat());
+    let rotate = |config, password| key(&["rotate", "-c", config, "--new-password-file", password]);
+
+    // It would change nothing, and must not say that two passwords open now.
+    let same = rotate("old.toml", "old");
+    assert_eq!(code(&same), 1, "{}", stdout(&same));
+    assert!(!stdout(&same).contains("Both passwords"));
+    assert!(
+        stderr(&same).contains("choose another"),
+        "{}",
+        stderr(&same)
+    );
+
+    assert_eq!(code(&rotate("old.toml", "new")), 0);
+    // Younger than the rotation, and none of it.
+    let added = ["add", "-c", "old.toml", "--new-password-file", "escrow"];
+    assert_eq!(code(&key(&added)), 0);
+    let listed = key(&["list", "-c", "old.toml"]);
+    assert!(stdout(&listed).contains("TO BE REPLACED BY"));
+    let finished = key(&["rotate", "-c", "new.toml", "--finish"]);
+    assert_eq!(code(&finished), 0, "{}", stderr(&finished));
+    let text = stdout(&finished);
+    assert_eq!(text.matches("Removed slot ").count(), 1, "{text}");
+    assert!(text.contains("none of this rotation's: 1"), "{text}");
+
+    let again = key(&["rotate", "-c", "new.toml", "--finish", "--json"]);
+    let stays = slots(&again);
+    assert_eq!(stays.len(), 2);
+    assert!(stays[0]["line"] != stays[0]["id"], "it replaced another");
+    assert_eq!(stays[1]["line"], stays[1]["id"], "a line of its own");
+    let document: Value = serde_json::from_str(&stdout(&again)).expect("JSON alone");
+    assert_eq!(document["removed"], serde_json::json!([]));
+    assert_eq!(document["old_keyring_noted"], true);
 }
 
 /// A server that starts and stops, so that the prefix is begun.

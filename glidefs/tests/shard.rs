@@ -2589,3 +2589,138 @@ fn a_migration_that_is_given_up_leaves_the_source_alone() {
         assert_eq!(b.get("vm").await.role, "closed");
     });
 }
+
+/// What becomes of a read while the store is down for so long; the export is opened first.
+async fn read_in_an_outage(sim: &Sim, down: Duration, read_wait: Duration) -> (u8, Duration) {
+    let a = start(sim, "a").await;
+    let device = a.connect("vm").await.expect("created");
+    write(&device, 1, 11).await;
+    a.drain("vm").await;
+    let mut patient = config(None);
+    patient.exports.read_wait = read_wait;
+    let b = start_with(sim, sim.host("b"), patient).await;
+    let reader = b.connect("vm").await.expect("read-only");
+    sim.set_store_outage(None, true);
+    let healer = sim.clone();
+    sim.spawn(async move {
+        healer.sleep(down).await;
+        healer.set_store_outage(None, false);
+    });
+    let began = b.world.now();
+    let read = reader.read(PAGE, PAGE).await;
+    let took = b.world.now() - began;
+    (read.map_or(0, |bytes| bytes[0]), took)
+}
+
+#[test]
+fn reads_bear_an_outage_of_ten_minutes_and_end_after_the_time_that_is_set() {
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    simulate(900, |sim| async move {
+        let wait = ShardConfig::new(CacheConfig::new("/", 1 << 30), config(None).bucket, "x");
+        let wait = wait.exports.read_wait;
+        let (stamp, took) = read_in_an_outage(&sim, minutes(10), wait).await;
+        assert_eq!(stamp, 11);
+        assert!(took >= minutes(10) && took < minutes(11), "{took:?}");
+    });
+    simulate(901, |sim| async move {
+        let (stamp, took) = read_in_an_outage(&sim, minutes(10), minutes(2)).await;
+        assert_eq!(stamp, 0, "an error");
+        assert!(took >= minutes(2) && took < minutes(3), "{took:?}");
+    });
+}
+
+/// The password was changed elsewhere, the node restarts with the old one while it cannot ask.
+#[test]
+fn a_guest_outlives_a_password_that_was_changed_in_an_outage() {
+    simulate(902, |sim| async move {
+        let a = start_with(&sim, sim.host("a"), config(Some("right"))).await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        write(&device, 2, 2).await;
+        a.kill();
+        sim.set_store_outage(None, true);
+        let a = start_with(&sim, sim.host("a"), config(Some("wrong"))).await;
+        let device = a.connect("vm").await.expect("the log holds the epoch");
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(600)).await;
+        assert_eq!(stamp(&device, 2).await, 2);
+        write(&device, 3, 3).await;
+        assert_eq!(device.flush().await, Ok(()));
+        let told = a.get("vm").await;
+        assert_eq!(told.role, "read-write");
+        a.kill();
+        let a = start_with(&sim, sim.host("a"), config(Some("right"))).await;
+        let device = a.connect("vm").await.expect("goes on");
+        assert_eq!(a.drain("vm").await.dirty_bytes, 0);
+        assert_eq!((stamp(&device, 2).await, stamp(&device, 3).await), (2, 3));
+    });
+}
+
+/// A metric of the role alone would be over with the last client, and the writes forgotten.
+#[test]
+fn what_a_fenced_log_holds_is_counted_after_its_clients_have_left() {
+    simulate(903, |sim| async move {
+        let a = fenced(&sim, sim.host("a")).await;
+        sim.sleep(Duration::from_secs(3600)).await;
+        let meters = meters(&a).await;
+        let rows = meters.exports.iter().filter(|it| it.export.name == "vm");
+        let found: Vec<_> = rows.map(|it| (it.salvage_bytes, it.sync_lag_ms)).collect();
+        let [one] = a.salvage().await.try_into().expect("one");
+        let SalvageDocument { dirty_bytes, .. } = one;
+        assert!(dirty_bytes > 0);
+        assert_eq!(found, [(dirty_bytes, 0)]);
+    });
+}
+
+#[test]
+fn a_fork_that_was_made_flat_lives_on_where_its_parent_is_purged() {
+    simulate(904, |sim| async move {
+        let node = start(&sim, "a").await;
+        let device = node.connect("vm").await.expect("created");
+        for page_no in 0..100 {
+            write(&device, page_no, 1).await;
+        }
+        node.fork("vm", "job").await;
+        let child = node.connect("job").await.expect("taken");
+        write(&child, 7, 2).await;
+        let wanted = GcDocument {
+            export: Some("job".to_owned()),
+            flatten: true,
+            ..GcDocument::default()
+        };
+        let asked = node.control.ask(|reply| {
+            let export = None;
+            Request::Gc(
+                GcDocument {
+                    export,
+                    ..wanted.clone()
+                },
+                reply,
+            )
+        });
+        assert_eq!(
+            asked.await.expect_err("of which?").kind,
+            ControlErrorKind::Invalid
+        );
+        let done = gc(&node, wanted.clone()).await;
+        let [one] = &done.exports[..] else {
+            panic!("{done:?}")
+        };
+        assert_eq!((&done.error, &one.note), (&None, &None));
+        assert!(one.flattened_bytes > 0, "{one:?}");
+        assert_eq!(gc(&node, wanted).await.exports[0].flattened_bytes, 0);
+        drop(device);
+        // The server may not have seen yet that the last client is gone.
+        sim.sleep(Duration::from_secs(1)).await;
+        let purged = purge(&node, "vm", None).await.expect("purged");
+        assert_eq!(purged.error, None);
+        let keys = sim.keys();
+        let left: Vec<_> = keys.iter().filter(|it| it.starts_with("nbd/vm/")).collect();
+        assert_eq!(left, ["nbd/vm/root"]);
+        node.drain("job").await;
+        let b = start(&sim, "b").await;
+        let reader = b.connect("job").await.expect("read-only");
+        assert_eq!((stamp(&reader, 6).await, stamp(&reader, 7).await), (1, 2));
+    });
+}

@@ -1,11 +1,17 @@
-//! Attacks on everything that a volume has in the store: each object that a cold read needs is
+//! Attacks on everything that a volume has in the store: each object that a cold read or the collector needs is
 //! flipped, cut, taken away, replaced by noise, by another object of its kind (of the same volume, of
-//! another one, of another epoch, of another prefix), or by what it was before.
+//! another one, of another epoch, of another prefix), or by what it was before. Cold reads are those of the volume, of a
+//! snapshot of it, and of a fork, which reads its parent's objects.
 //!
 //! What must come of it is known before each case: an error that names what is wrong, or exactly the
-//! right data where the bytes are such that nobody reads (the trailer of an object is for people).
-//! Other data is never right. What no reader can know is not among the cases: a fresh node that is
-//! given an older root serves that older cut, whole (docs/encryption.md).
+//! right data where the bytes are such that nobody reads (the trailer of an object is for people; and of a part of the map that a
+//! later one took leaves from, the other leaves). Other data is never right. Of what only the collector reads: nothing that anybody needs is deleted. A pin that does not say what it holds
+//! stops all of it, by name; a part of the ledger that is lost keeps what it listed, and everything else goes on.
+//!
+//! What no reader can know is not among the cases: a fresh node that is given an older root serves that older cut, whole
+//! (docs/encryption.md).
+
+mod prefix;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,17 +20,16 @@ use anyhow::{Context, Result, bail, ensure};
 use blockcache::{Id, PageRange};
 use bytes::Bytes;
 use glidefs::volume::{
-    Bucket, BucketConfig, Compression, FrameContent, InUse, KeyChange, KeyringCost, Keyslots,
-    Metered, Owner, PlainFrame, Publish, Source, Volume, VolumeError,
+    Bucket, Deletes, KeptAll, Metered, Publish, Scope, Source, Tidied, Tidy, Volume, VolumeError,
 };
 use world::World;
-use world::sim::{Corruption, HostId, Sim, SimConfig, SimWorld};
-use zeroize::Zeroizing;
+use world::sim::{Corruption, HostId, Sim, SimWorld};
 
-const NAME: &str = "vm";
-const OTHER: &str = "other";
-const PASSWORD: &str = "correct horse";
-const NEXT_PASSWORD: &str = "battery staple";
+use prefix::{
+    Built, Earlier, KEPT, NAME, NEXT_PASSWORD, OTHER, Prefix, READERS, Reader, Sight, config, data,
+    owner, prefix, publish,
+};
+
 const PAGE: usize = 4096;
 /// Nobody reads it.
 const TRAILER_BYTES: usize = 128;
@@ -32,10 +37,6 @@ const TRAILER_BYTES: usize = 128;
 const TRAILER_KIND: usize = 10;
 /// Where it says where the index begins, in 4 bytes.
 const TRAILER_INDEX: usize = 56;
-/// So many publishes make a tail that is folded into a run of the map.
-const PUBLISHES_PER_FOLD: u64 = 34;
-const FOLDS: u64 = 2;
-const SIZE_BYTES: u64 = 1 << 30;
 
 /// Whether the prefix has a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +52,35 @@ enum Kind {
     Segment,
     MapPart,
     MapIndex,
+    Ledger,
+    Pin,
+}
+
+const KINDS: [Kind; 7] = [
+    Kind::Keyring,
+    Kind::Root,
+    Kind::Segment,
+    Kind::MapPart,
+    Kind::MapIndex,
+    Kind::Ledger,
+    Kind::Pin,
+];
+
+/// Who reads the object, and so meets the attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum By {
+    Reader(Reader),
+    /// And whoever publishes, which keeps the ledger.
+    Collector,
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reader(reader) => write!(f, "{reader:?}"),
+            Self::Collector => f.write_str("Collector"),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,25 +110,36 @@ const ATTACKS: [Attack; 10] = [
     Attack::RollBack,
 ];
 
-/// How often what happened, for one kind of object and one attack.
+/// How often what happened, for one kind of object, one reader and one attack.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// An error that names it.
     pub named: u64,
     /// The right data, where nobody reads what was changed.
     pub unread: u64,
+    /// It was noticed, nothing was deleted by it, and everybody reads the right data.
+    pub kept: u64,
+}
+
+/// How one case ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Came {
+    Named,
+    Unread,
+    Kept,
 }
 
 /// The outcome of all cases. There is no place for other data or an error without a name in it: those
 /// end the run.
 #[derive(Debug, Default)]
-pub struct Report(BTreeMap<(Guard, Kind, Attack), Tally>);
+pub struct Report(BTreeMap<(Guard, Kind, By, Attack), Tally>);
 
 impl Report {
     pub fn total(&self) -> Tally {
         let add = |sum: Tally, one: &Tally| Tally {
             named: sum.named + one.named,
             unread: sum.unread + one.unread,
+            kept: sum.kept + one.kept,
         };
         self.0.values().fold(Tally::default(), add)
     }
@@ -108,7 +149,7 @@ impl Report {
         let mut kinds: Vec<_> = self
             .0
             .keys()
-            .map(|(guard, kind, _)| (guard, kind))
+            .map(|(guard, kind, ..)| (guard, kind))
             .collect();
         kinds.dedup();
         kinds.len()
@@ -119,18 +160,26 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| prefix | object | attack | detected and named | nobody reads it, right data |"
+            "| prefix | object | read by | attack | detected and named | nobody reads it, right data | nothing deleted, right data |"
         )?;
-        writeln!(f, "|---|---|---|---|---|")?;
-        for ((guard, kind, attack), tally) in &self.0 {
+        writeln!(f, "|---|---|---|---|---|---|---|")?;
+        for ((guard, kind, by, attack), tally) in &self.0 {
+            let Tally {
+                named,
+                unread,
+                kept,
+            } = tally;
             writeln!(
                 f,
-                "| {guard:?} | {kind:?} | {attack:?} | {} | {} |",
-                tally.named, tally.unread
+                "| {guard:?} | {kind:?} | {by} | {attack:?} | {named} | {unread} | {kept} |"
             )?;
         }
-        let Tally { named, unread } = self.total();
-        write!(f, "| | | all | {named} | {unread} |")
+        let Tally {
+            named,
+            unread,
+            kept,
+        } = self.total();
+        write!(f, "| | | | all | {named} | {unread} | {kept} |")
     }
 }
 
@@ -149,100 +198,136 @@ pub fn run(seed: u64, cases: u64) -> Result<Report> {
     Ok(report)
 }
 
-/// An object that a cold read needs.
+/// An object that somebody needs.
 struct Live {
     kind: Kind,
     key: String,
+    by: By,
+    /// Bytes from which he takes something: the first so many.
     trusted: usize,
+    /// But not from all of them: a part of the map that is known by some of its leaves alone, which a later part took over.
+    has_holes: bool,
 }
 
 /// A prefix with two volumes, and one more prefix like it.
 struct Stage {
     sim: Sim,
     host: HostId,
+    seed: u64,
     guard: Guard,
-    /// Objects that a cold read of the volume needs.
     live: Vec<Live>,
     sound: BTreeMap<String, Bytes>,
     other_prefix: BTreeMap<String, Bytes>,
     earlier: Earlier,
-    expected: Vec<u8>,
-    pages: u64,
-    /// The handle that published last.
+    sights: Vec<Sight>,
     holder: Volume<SimWorld>,
 }
 
-/// What root and keyring were before their last changes.
-type Earlier = BTreeMap<String, Vec<Bytes>>;
-
-struct Prefix {
-    sim: Sim,
-    host: HostId,
-    earlier: Earlier,
-    pages: u64,
-    holder: Volume<SimWorld>,
+/// What a node that collects and sweeps came to.
+#[derive(Debug)]
+struct Cleaned {
+    first: Tidied,
+    kept_all: Option<KeptAll>,
 }
 
 impl Stage {
     fn new(seed: u64, guard: Guard) -> Result<Self> {
-        let Prefix {
-            sim,
-            host,
+        let Prefix { sim, host, built } = prefix(seed, guard)?;
+        let Built {
             earlier,
-            pages,
+            sights,
+            pin,
             holder,
-        } = prefix(seed, guard)?;
+        } = built;
         let other_prefix = prefix(seed + 1_000_003, guard)?.sim.objects();
         let sound = sim.objects();
         let mut stage = Self {
             sim,
             host,
+            seed,
             guard,
             live: Vec::new(),
             sound,
             other_prefix,
             earlier,
-            expected: (0..pages)
-                .flat_map(|number| page(number, seed, NAME))
-                .collect(),
-            pages,
+            sights,
             holder,
         };
-        let bytes = stage.read()?.context("the volume is not sound")?;
-        ensure!(bytes == stage.expected, "the volume is not sound");
-        stage.live = stage.find_live()?;
+        stage.check_sound()?;
+        stage.live = stage.find_live(pin)?;
         Ok(stage)
     }
 
-    /// What a cold read cannot do without, and the keyring.
-    fn find_live(&self) -> Result<Vec<Live>> {
-        let keyring = Live {
-            kind: Kind::Keyring,
-            key: "keyring".to_owned(),
-            trusted: self.sound["keyring"].len(),
+    /// Everybody reads what he must, also behind the collector, which has something to do.
+    fn check_sound(&self) -> Result<()> {
+        self.check_whole(&READERS)?;
+        let cleaned = self.clean()?.context("the volume is not sound")?;
+        let collected = &cleaned.first.collected;
+        ensure!(
+            collected.deleted_objects > 0 && collected.held_objects > 0,
+            "there is nothing to delete, or nothing to hold: {cleaned:?}"
+        );
+        ensure!(cleaned.kept_all.is_none(), "{cleaned:?}");
+        self.check_whole(&READERS)?;
+        self.sim.restore_objects(&self.sound);
+        Ok(())
+    }
+
+    /// What cold reads and the collector cannot do without, and the keyring.
+    fn find_live(&self, pin: String) -> Result<Vec<Live>> {
+        let volume = By::Reader(Reader::Volume);
+        let whole = |kind, key: String, by| Live {
+            kind,
+            trusted: self.sound[&key].len(),
+            key,
+            by,
+            has_holes: false,
         };
-        let mut live = vec![keyring];
+        let mut live = vec![
+            whole(Kind::Keyring, "keyring".to_owned(), volume),
+            whole(Kind::Pin, pin, By::Collector),
+        ];
         let own = format!("nbd/{NAME}/");
         for (key, bytes) in self.sound.iter().filter(|(key, _)| key.starts_with(&own)) {
-            self.sim.delete_object(key);
-            let is_needed = self.read()?.is_err();
-            self.restore(key);
-            if is_needed {
-                live.push(Live {
-                    kind: kind_of(key, bytes)?,
-                    key: key.clone(),
-                    trusted: self.trusted(key, bytes)?,
-                });
+            let kind = kind_of(key, bytes)?;
+            let candidates: Vec<By> = match kind {
+                Kind::Keyring | Kind::Pin => Vec::new(),
+                Kind::Root => vec![volume],
+                Kind::Ledger => vec![By::Collector],
+                Kind::Segment | Kind::MapPart | Kind::MapIndex => READERS.map(By::Reader).to_vec(),
+            };
+            for by in candidates {
+                self.sim.delete_object(key);
+                let is_needed = self.misses(by)?;
+                self.restore(key, by);
+                if is_needed {
+                    let (trusted, is_whole) = self.trusted(key, bytes, by)?;
+                    live.push(Live {
+                        kind,
+                        key: key.clone(),
+                        by,
+                        trusted,
+                        has_holes: kind == Kind::MapPart && !is_whole,
+                    });
+                }
             }
         }
         Ok(live)
     }
 
+    /// Whether he notices what was done.
+    fn misses(&self, by: By) -> Result<bool> {
+        Ok(match by {
+            By::Reader(reader) => self.read(reader)?.is_err(),
+            By::Collector => self.clean()?.is_ok_and(|it| it.kept_all.is_some()),
+        })
+    }
+
     /// Bytes from which a reader takes something: not the trailer, and not the index of a segment
-    /// whose frames are in the map by now.
-    fn trusted(&self, key: &str, bytes: &[u8]) -> Result<usize> {
+    /// whose frames are in the map by now. And whether he takes the index.
+    fn trusted(&self, key: &str, bytes: &[u8], by: By) -> Result<(usize, bool)> {
         if key.ends_with("/root") {
-            return Ok(bytes.len());
+            return Ok((bytes.len(), true));
         }
         let trailer = bytes.len() - TRAILER_BYTES;
         let index = bytes[trailer + TRAILER_INDEX..]
@@ -251,28 +336,37 @@ impl Stage {
         let index = usize::try_from(u32::from_le_bytes(*index))?;
         let at = u64::try_from(index)?;
         self.sim.corrupt(key, &Corruption::FlipBit { at, bit: 0 });
-        let is_read = self.read()?.is_err();
-        self.restore(key);
-        Ok(if is_read { trailer } else { index })
+        let is_read = self.misses(by)?;
+        self.restore(key, by);
+        Ok((if is_read { trailer } else { index }, is_read))
     }
 
-    /// One case: draws an object, attacks it, reads, puts it back.
+    /// One case: draws an object, attacks it, lets whoever needs it read, puts it back.
     fn attack(&self, attack: Attack, report: &mut Report) -> Result<()> {
-        let kinds = [
-            Kind::Keyring,
-            Kind::Root,
-            Kind::Segment,
-            Kind::MapPart,
-            Kind::MapIndex,
-        ];
-        let kind = kinds[self.draw(kinds.len())];
+        let kind = KINDS[self.draw(KINDS.len())];
         let of_kind: Vec<&Live> = self.live.iter().filter(|live| live.kind == kind).collect();
         ensure!(!of_kind.is_empty(), "no live object of kind {kind:?}");
         let live = of_kind[self.draw(of_kind.len())];
-        let key = live.key.as_str();
         let Some(how) = self.how(attack, live) else {
             return Ok(());
         };
+        self.damage(attack, &live.key, how)?;
+        let came = match live.by {
+            By::Reader(reader) => self.met_by_reader(reader, attack, live)?,
+            By::Collector => self.met_by_collector(attack, live)?,
+        };
+        self.restore(&live.key, live.by);
+        let case = (self.guard, kind, live.by, attack);
+        let tally = report.0.entry(case).or_default();
+        match came {
+            Came::Named => tally.named += 1,
+            Came::Unread => tally.unread += 1,
+            Came::Kept => tally.kept += 1,
+        }
+        Ok(())
+    }
+
+    fn damage(&self, attack: Attack, key: &str, how: Option<Corruption>) -> Result<()> {
         match (attack, how) {
             // Written over, not decayed: under a version of its own.
             (Attack::RollBack, Some(Corruption::Replace(old))) => {
@@ -283,48 +377,98 @@ impl Stage {
             (_, Some(how)) => ensure!(self.sim.corrupt(key, &how), "`{key}` is not there"),
             (_, None) => ensure!(self.sim.delete_object(key), "`{key}` is not there"),
         }
-        let tally = report.0.entry((self.guard, kind, attack)).or_default();
+        Ok(())
+    }
+
+    fn met_by_reader(&self, reader: Reader, attack: Attack, live: &Live) -> Result<Came> {
+        let (kind, key) = (live.kind, live.key.as_str());
         let outcome = if (kind, attack) == (Kind::Root, Attack::RollBack) {
             self.publish_more()?
         } else {
-            self.read()?
+            self.read(reader)?
         };
-        match outcome {
+        let error = match outcome {
             Ok(bytes) => {
-                ensure!(bytes == self.expected, "{key}: OTHER DATA WAS SERVED");
-                ensure!(attack == Attack::FlipUnread, "{key}: not detected");
-                tally.unread += 1;
-            }
-            Err(error) => {
-                let text = error.to_string();
-                // A keyring of another prefix opens with the same password; what it does not fit is
-                // the root. A foreign root names segments that are not there.
-                let named = match (kind, attack) {
-                    (Kind::Keyring, Attack::RollBack) => text.contains("an older version"),
-                    (Kind::Keyring, Attack::SwapPrefix) => text.contains("keyring"),
-                    (Kind::Root, Attack::SwapPrefix) => text.contains(&format!("nbd/{NAME}/")),
-                    (Kind::Root, Attack::Gone) => text.contains(&format!("`{NAME}`")),
-                    (Kind::Keyring, _) => text.contains("keyring") || text.contains("password"),
-                    _ => text.contains(key),
-                };
-                ensure!(named, "{key}: an error that does not name it: {text}");
                 ensure!(
-                    attack != Attack::FlipUnread,
-                    "{key}: nobody reads it: {text}"
+                    bytes == self.sight(reader).expected,
+                    "{key}: OTHER DATA WAS SERVED"
                 );
-                tally.named += 1;
+                let may_miss = live.has_holes && matches!(attack, Attack::Flip | Attack::Cut);
+                ensure!(
+                    attack == Attack::FlipUnread || may_miss,
+                    "{key}: not detected"
+                );
+                return Ok(Came::Unread);
+            }
+            Err(error) => error,
+        };
+        let text = error.to_string();
+        // A keyring of another prefix opens with the same password; what it does not fit is
+        // the root. A foreign root names segments that are not there.
+        let named = match (kind, attack) {
+            (Kind::Keyring, Attack::RollBack) => text.contains("an older version"),
+            (Kind::Keyring, Attack::SwapPrefix) => text.contains("keyring"),
+            (Kind::Root, Attack::SwapPrefix) => text.contains(&format!("nbd/{NAME}/")),
+            (Kind::Root, Attack::Gone) => text.contains(&format!("`{NAME}`")),
+            (Kind::Keyring, _) => text.contains("keyring") || text.contains("password"),
+            _ => text.contains(key),
+        };
+        ensure!(named, "{key}: an error that does not name it: {text}");
+        ensure!(
+            attack != Attack::FlipUnread,
+            "{key}: nobody reads it: {text}"
+        );
+        Ok(Came::Named)
+    }
+
+    fn met_by_collector(&self, attack: Attack, live: &Live) -> Result<Came> {
+        let (kind, key) = (live.kind, live.key.as_str());
+        match self.clean()? {
+            Err(error) => {
+                let mut others = self.sound.keys().filter(|other| *other != key);
+                let gone = others.find(|other| self.sim.object(other).is_none());
+                ensure!(gone.is_none(), "{key}: {gone:?} was deleted all the same");
+                let text = error.to_string();
+                ensure!(
+                    text.contains(key),
+                    "{key}: an error that does not name it: {text}"
+                );
+                ensure!(kind == Kind::Pin, "{key}: nothing goes on: {text}");
+                Ok(Came::Named)
+            }
+            // Whoever deletes a pin deletes what only the fork needs. It is not served something else.
+            Ok(_) if (kind, attack) == (Kind::Pin, Attack::Gone) => {
+                self.check_whole(&[Reader::Volume, Reader::Snapshot])?;
+                let text = match self.read(Reader::Fork)? {
+                    Ok(_) => bail!("{key}: the fork had nothing that it alone needs"),
+                    Err(error) => error.to_string(),
+                };
+                let named = text.contains(&format!("nbd/{NAME}/"));
+                ensure!(named, "{key}: an error that names nothing: {text}");
+                Ok(Came::Named)
+            }
+            Ok(cleaned) => {
+                self.check_whole(&READERS)?;
+                let is_unread = attack == Attack::FlipUnread;
+                match (kind, cleaned.kept_all) {
+                    (Kind::Ledger, None) if is_unread => Ok(Came::Unread),
+                    (Kind::Ledger, Some(KeptAll::HasGaps)) if !is_unread => Ok(Came::Kept),
+                    _ => bail!("{key}: not as it must be noticed: {cleaned:?}"),
+                }
             }
         }
-        self.restore(key);
-        Ok(())
     }
 
     /// What is done to the object; outer none: the attack does not exist for it. Inner none: deleted.
     fn how(&self, attack: Attack, live: &Live) -> Option<Option<Corruption>> {
-        let Live { kind, key, trusted } = live;
+        let Live {
+            kind, key, trusted, ..
+        } = live;
         let (kind, trusted) = (*kind, *trusted);
         let good = &self.sound[key];
-        let mutable = matches!(kind, Kind::Keyring | Kind::Root);
+        let changes = matches!(kind, Kind::Keyring | Kind::Root);
+        // All of it is read, and its name has no epoch.
+        let is_letter = changes || kind == Kind::Pin;
         let flip = |at: usize| {
             Some(Some(Corruption::FlipBit {
                 at: u64::try_from(at).expect("small"),
@@ -334,7 +478,7 @@ impl Stage {
         let plain_keyring = kind == Kind::Keyring && self.guard == Guard::Plain;
         match attack {
             Attack::Flip => flip(self.draw(trusted)),
-            Attack::FlipUnread if mutable => None,
+            Attack::FlipUnread if is_letter => None,
             Attack::FlipUnread => flip(trusted + self.draw(good.len() - trusted)),
             Attack::Cut => Some(Some(Corruption::Truncate {
                 len: u64::try_from(self.draw(trusted)).expect("small"),
@@ -356,12 +500,12 @@ impl Stage {
                 };
                 let own = epoch(key);
                 self.pick(&self.sound, kind, NAME, |other| {
-                    !mutable && epoch(other) != own
+                    !is_letter && epoch(other) != own
                 })
             }
             Attack::SwapVolume => self.pick(&self.sound, kind, OTHER, |_| true),
             Attack::SwapPrefix => self.pick(&self.other_prefix, kind, NAME, |_| true),
-            Attack::RollBack if plain_keyring || !mutable => None,
+            Attack::RollBack if plain_keyring || !changes => None,
             Attack::RollBack => {
                 let versions = &self.earlier[key];
                 let old = versions[self.draw(versions.len())].clone();
@@ -394,15 +538,55 @@ impl Stage {
         Some(Some(Corruption::Replace(bytes)))
     }
 
+    fn sight(&self, reader: Reader) -> &Sight {
+        let found = self.sights.iter().find(|sight| sight.reader == reader);
+        found.expect("each reader has one")
+    }
+
+    fn check_whole(&self, readers: &[Reader]) -> Result<()> {
+        for &reader in readers {
+            let bytes = self.read(reader)?;
+            let bytes = bytes.with_context(|| format!("{reader:?} is not whole"))?;
+            let right = bytes == self.sight(reader).expected;
+            ensure!(right, "OTHER DATA WAS SERVED to {reader:?}");
+        }
+        Ok(())
+    }
+
     /// A node that knows nothing reads everything.
-    fn read(&self) -> Result<Result<Vec<u8>, VolumeError>> {
-        let (pages, config) = (self.pages, config(self.guard, NEXT_PASSWORD));
-        let store = self.sim.store(self.host);
+    fn read(&self, reader: Reader) -> Result<Result<Vec<u8>, VolumeError>> {
+        let config = config(self.guard, NEXT_PASSWORD);
+        let (pages, store) = (self.sight(reader).pages.clone(), self.sim.store(self.host));
         in_process(&self.sim, self.host, move |world| async move {
             let store = Metered::new(world.clone(), store);
-            let bucket = Bucket::open(world, store, config).await?;
-            let volume = bucket.open_volume(NAME).await?;
-            read_all(&volume, pages).await
+            let bucket = Box::pin(Bucket::open(world, store, config)).await?;
+            let volume = Box::pin(reader.open(&bucket)).await?;
+            read_all(&volume, &pages).await
+        })
+    }
+
+    /// A node takes the volume over, writes, collects and sweeps: whatever reads pins and the ledger.
+    fn clean(&self) -> Result<Result<Cleaned, VolumeError>> {
+        let config = config(self.guard, NEXT_PASSWORD);
+        let (seed, store) = (self.seed, self.sim.store(self.host));
+        in_process(&self.sim, self.host, move |world| async move {
+            let store = Metered::new(world.clone(), store);
+            let bucket = Box::pin(Bucket::open(world.clone(), store, config)).await?;
+            let volume = Box::pin(bucket.open_volume(NAME)).await?;
+            let (nonce, epoch) = (Id(world.random_id()), volume.root().epoch);
+            Box::pin(volume.take(&owner(), nonce, Some(epoch))).await?;
+            // The same again: what the ledger's object lists is counted by that.
+            let frames = vec![data(KEPT, seed, NAME)];
+            let segment = Box::pin(volume.upload(frames)).await?;
+            publish(&world, &volume, vec![segment], Vec::new()).await?;
+            let thorough = Tidy::default().thorough();
+            let first = Box::pin(volume.tidy(&thorough)).await?;
+            publish(&world, &volume, Vec::new(), Vec::new()).await?;
+            Box::pin(volume.tidy(&thorough)).await?;
+            publish(&world, &volume, Vec::new(), Vec::new()).await?;
+            let swept = Box::pin(volume.sweep(Scope::All, Deletes::Really)).await?;
+            let kept_all = swept.kept_all;
+            Ok::<_, VolumeError>(Cleaned { first, kept_all })
         })
     }
 
@@ -419,14 +603,17 @@ impl Stage {
                 state: None,
                 snapshots: Vec::new(),
             };
-            holder.publish(&change).await.map(|_published| Vec::new())
+            let published = Box::pin(holder.publish(&change)).await;
+            published.map(|_published| Vec::new())
         })?;
         Ok(published)
     }
 
-    fn restore(&self, key: &str) {
+    /// Puts the object back, and whatever he changed who met the attack.
+    fn restore(&self, key: &str, by: By) {
         let good = Corruption::Replace(self.sound[key].clone());
-        if key == "keyring" || key.ends_with("/root") || !self.sim.corrupt(key, &good) {
+        let changes = key == "keyring" || key.ends_with("/root") || by == By::Collector;
+        if changes || !self.sim.corrupt(key, &good) {
             self.sim.restore_objects(&self.sound);
         }
     }
@@ -436,128 +623,18 @@ impl Stage {
     }
 }
 
-/// Makes a prefix: two volumes with segments of three epochs, runs of the map, a tail; and, if it is
-/// sealed, a password that was changed on the way.
-fn prefix(seed: u64, guard: Guard) -> Result<Prefix> {
-    let sim = Sim::new(seed, SimConfig::default());
-    let host = sim.host("node");
-    let world = sim.process(host);
-    let store = sim.store(host);
-    let building = build(sim.clone(), world, store, guard);
-    let (earlier, pages, holder) = sim.run(building)??;
-    Ok(Prefix {
-        sim,
-        host,
-        earlier,
-        pages,
-        holder,
-    })
-}
-
-async fn build(
-    sim: Sim,
-    world: SimWorld,
-    store: <SimWorld as World>::Store,
-    guard: Guard,
-) -> Result<(Earlier, u64, Volume<SimWorld>)> {
-    let metered = Metered::new(world.clone(), store.clone());
-    let bucket = Bucket::open(world.clone(), metered, config(guard, PASSWORD)).await?;
-    let owner = Owner {
-        cache: Id([1; 16]),
-        host: "node".to_owned(),
-    };
-    let mut pages = 0;
-    let mut volumes = Vec::new();
-    for name in [OTHER, NAME] {
-        let volume = bucket
-            .create(name, SIZE_BYTES, &owner, Id(world.random_id()))
-            .await?;
-        pages = 0;
-        for _ in 0..FOLDS {
-            for _ in 0..PUBLISHES_PER_FOLD {
-                sync(&sim, &world, &volume, &mut pages).await?;
-            }
-            Box::pin(volume.compact_map()).await?;
-            let epoch = volume.root().epoch;
-            volume
-                .take(&owner, Id(world.random_id()), Some(epoch))
-                .await?;
-            sync(&sim, &world, &volume, &mut pages).await?;
-        }
-        volumes.push(volume);
-    }
-    let mut earlier = Earlier::new();
-    remember(&sim, &mut earlier, |key| {
-        key == "keyring" || key.ends_with("/root")
-    });
-    let volume = volumes.pop().context("two were made")?;
-    sync(&sim, &world, &volume, &mut pages).await?;
-    if guard == Guard::Sealed {
-        let password = |text: &str| Zeroizing::new(text.to_owned());
-        let add = KeyChange::Add {
-            password: password(NEXT_PASSWORD),
-        };
-        let cost = KeyringCost::LEAST;
-        let added = Keyslots::change(&world, &store, password(PASSWORD), add, cost).await?;
-        // It opens with either password, so that only its age can give it away.
-        remember(&sim, &mut earlier, |key| key == "keyring");
-        let old = added.now.in_use.context("it was opened")?;
-        let remove = KeyChange::Remove {
-            slot: old.to_string(),
-            in_use: InUse::Keep,
-        };
-        Keyslots::change(&world, &store, password(NEXT_PASSWORD), remove, cost).await?;
-    }
-    Ok((earlier, pages, volume))
-}
-
-fn remember(sim: &Sim, earlier: &mut Earlier, is_wanted: impl Fn(&str) -> bool) {
-    let objects = sim.objects().into_iter();
-    for (key, bytes) in objects.filter(|(key, _)| is_wanted(key)) {
-        earlier.entry(key).or_default().push(bytes);
-    }
-}
-
-/// Two new pages as the next cut. No page is written twice, so that every stored frame is read.
-async fn sync(
-    sim: &Sim,
-    world: &SimWorld,
-    volume: &Volume<SimWorld>,
-    pages: &mut u64,
-) -> Result<()> {
-    let (seed, name) = (sim.seed(), volume.root().name);
-    let frame = |start: u64| PlainFrame {
-        pages: PageRange::new(start, start + 1),
-        content: FrameContent::Data(page(start, seed, &name).into()),
-    };
-    let segment = volume
-        .upload(vec![frame(*pages), frame(*pages + 1)])
-        .await?;
-    *pages += 2;
-    let change = Publish {
-        nonce: Id(world.random_id()),
-        ours: Vec::new(),
-        cut: volume.root().cut.next(),
-        segments: vec![segment],
-        size_bytes: None,
-        state: None,
-        snapshots: Vec::new(),
-    };
-    let published = volume.publish(&change).await?;
-    volume.install(published);
-    Ok(())
-}
-
-async fn read_all(volume: &Volume<SimWorld>, pages: u64) -> Result<Vec<u8>, VolumeError> {
+async fn read_all(volume: &Volume<SimWorld>, ranges: &[PageRange]) -> Result<Vec<u8>, VolumeError> {
     let mut out = Vec::new();
-    for (range, source) in volume.lookup(PageRange::new(0, pages)).await? {
-        let bytes = usize::try_from(range.bytes()).expect("small");
-        match source {
-            Source::Zero => out.resize(out.len() + bytes, 0),
-            Source::Frame { frame, skip } => {
-                let content = volume.fetch(&frame).await?;
-                let from = usize::try_from(skip).expect("small") * PAGE;
-                out.extend_from_slice(&content[from..from + bytes]);
+    for range in ranges {
+        for (pages, source) in Box::pin(volume.lookup(*range)).await? {
+            let bytes = usize::try_from(pages.bytes()).expect("small");
+            match source {
+                Source::Zero => out.resize(out.len() + bytes, 0),
+                Source::Frame { frame, skip } => {
+                    let content = Box::pin(volume.fetch(&frame)).await?;
+                    let from = usize::try_from(skip).expect("small") * PAGE;
+                    out.extend_from_slice(&content[from..from + bytes]);
+                }
             }
         }
     }
@@ -580,20 +657,15 @@ where
     outcome.context("the host stays up")
 }
 
-fn config(guard: Guard, password: &str) -> BucketConfig {
-    BucketConfig {
-        password: (guard == Guard::Sealed).then(|| password.to_owned()),
-        cost: KeyringCost::LEAST,
-        ..BucketConfig::new(Compression::Lz4)
-    }
-}
-
 fn kind_of(key: &str, bytes: &[u8]) -> Result<Kind> {
     if key == "keyring" {
         return Ok(Kind::Keyring);
     }
     if key.ends_with("/root") {
         return Ok(Kind::Root);
+    }
+    if key.contains("/pins/") {
+        return Ok(Kind::Pin);
     }
     let at = bytes
         .len()
@@ -603,21 +675,7 @@ fn kind_of(key: &str, bytes: &[u8]) -> Result<Kind> {
         Some(1) => Ok(Kind::Segment),
         Some(2) => Ok(Kind::MapPart),
         Some(3) => Ok(Kind::MapIndex),
+        Some(4) => Ok(Kind::Ledger),
         _ => bail!("`{key}` has no trailer"),
     }
-}
-
-/// Half of it compresses, half does not. No two prefixes or volumes hold the same.
-fn page(number: u64, seed: u64, volume: &str) -> Vec<u8> {
-    let mut page = vec![7; PAGE];
-    let volume: u64 = volume.bytes().map(u64::from).sum();
-    let mixed = number ^ (seed << 20) ^ (volume << 44);
-    let mut state = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    for byte in &mut page[..PAGE / 2] {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        *byte = state.to_le_bytes()[0];
-    }
-    page
 }

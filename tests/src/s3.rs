@@ -9,12 +9,13 @@
 //! Deliberately absent: durability (a test's objects need not survive a power cut), multipart
 //! beyond what the backend does.
 
+pub mod keys;
 pub mod weather;
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -27,7 +28,6 @@ use hyper::http::Extensions;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use s3s::auth::SimpleAuth;
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
     CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput,
@@ -42,8 +42,9 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
+use keys::{Doorkeeper, Keys};
 use weather::Weather;
 
 pub const BUCKET: &str = "test-bucket";
@@ -69,6 +70,10 @@ pub struct Faults {
     pub versioned: AtomicBool,
     /// Conditions of writes are ignored, without a word. So does Garage 2.5, which also names versions.
     pub careless: AtomicBool,
+    /// A PUT with If-Match on a key that is absent creates it.
+    pub creates_absent: AtomicBool,
+    /// A PUT with If-Match is refused whatever it says: so it is behind a proxy that changes ETags.
+    pub refuses_if_match: AtomicBool,
     requests: AtomicU64,
 }
 
@@ -80,6 +85,8 @@ impl Faults {
             "before_every" => self.before_every.store(value, Ordering::SeqCst),
             "after_every" => self.after_every.store(value, Ordering::SeqCst),
             "careless" => self.careless.store(value != 0, Ordering::SeqCst),
+            "creates_absent" => self.creates_absent.store(value != 0, Ordering::SeqCst),
+            "refuses_if_match" => self.refuses_if_match.store(value != 0, Ordering::SeqCst),
             "versioned" => self.versioned.store(value != 0, Ordering::SeqCst),
             "lost_answers" => self.lost_answers.store(value, Ordering::SeqCst),
             _ => return false,
@@ -126,6 +133,8 @@ pub struct S3Server {
     pub faults: Arc<Faults>,
     pub weather: Arc<Weather>,
     pub counts: Arc<Counts>,
+    /// What requests must be signed with, from now on.
+    pub keys: watch::Sender<Keys>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -142,7 +151,8 @@ impl S3Server {
         let counts = Arc::new(Counts::default());
         let weather = Arc::new(Weather::default());
         let through = Arc::clone(&weather);
-        let service = service(folder, &faults, &counts)?;
+        let (keys, current) = watch::channel(Keys::default());
+        let service = service(folder, &faults, &counts, Doorkeeper(current))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -163,6 +173,7 @@ impl S3Server {
             faults,
             weather,
             counts,
+            keys,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -190,18 +201,25 @@ impl Drop for S3Server {
     }
 }
 
-fn service(folder: &Path, faults: &Arc<Faults>, counts: &Arc<Counts>) -> Result<S3Service> {
+fn service(
+    folder: &Path,
+    faults: &Arc<Faults>,
+    counts: &Arc<Counts>,
+    doorkeeper: Doorkeeper,
+) -> Result<S3Service> {
     let files = FileSystem::new(folder)
         .ok()
         .context("opening the folder of objects")?;
     let endpoint = Endpoint {
         files,
+        objects: folder.join(BUCKET),
         gate: tokio::sync::Semaphore::new(1),
         faults: Arc::clone(faults),
         counts: Arc::clone(counts),
     };
     let mut builder = S3ServiceBuilder::new(endpoint);
-    builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+    builder.set_auth(doorkeeper.clone());
+    builder.set_access(doorkeeper);
     builder.set_route(ControlRoute {
         faults: Arc::clone(faults),
         counts: Arc::clone(counts),
@@ -238,6 +256,8 @@ async fn serve(listener: TcpListener, service: S3Service, weather: Arc<Weather>)
 /// The backend behind the lock, the faults and the counts.
 struct Endpoint {
     files: FileSystem,
+    /// Where the backend keeps those of the bucket.
+    objects: PathBuf,
     /// One state change or read of state at a time: a condition and its write are one step.
     gate: tokio::sync::Semaphore,
     faults: Arc<Faults>,
@@ -270,6 +290,11 @@ impl Endpoint {
             return Err(s3_error!(InternalError, "injected: the answer is lost"));
         }
         Ok(done)
+    }
+
+    /// Whether there is such an object: the backend keeps each in a file of its name.
+    fn holds(&self, key: &str) -> bool {
+        self.objects.join(key).is_file()
     }
 
     /// The last bytes of an object are all of it where it has fewer; the backend would look for
@@ -370,6 +395,13 @@ impl S3 for Endpoint {
         }
         let is_replacing = request.input.if_match.is_some();
         let effect = async {
+            if is_replacing && self.faults.refuses_if_match.load(Ordering::SeqCst) {
+                return Err(s3_error!(PreconditionFailed));
+            }
+            let creates_absent = self.faults.creates_absent.load(Ordering::SeqCst);
+            if creates_absent && !self.holds(&request.input.key) {
+                request.input.if_match = None;
+            }
             let mut done = self.files.put_object(request).await;
             if let Ok(done) = &mut done
                 && self.faults.versioned.load(Ordering::SeqCst)

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::blocking_client::{Address, Client};
 use crate::http::{self, Response};
-use crate::s3;
+use crate::s3::{self, keys};
 
 /// How long a start may take on a busy machine; a cache file is preallocated in it.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -42,6 +42,8 @@ pub struct Settings {
     pub sync_delay_ms: u64,
     /// None: the default of the product.
     pub compression: Option<String>,
+    /// Where the keys of an S3 store are, in the files of [`keys::Keys::write`]. None: in the config.
+    pub keys_dir: Option<PathBuf>,
     /// What the process finds in its environment beside ours.
     pub environment: Vec<(String, String)>,
 }
@@ -57,6 +59,7 @@ impl Settings {
             auto_create_size_gb: Some(1.0),
             sync_delay_ms: 200,
             compression: None,
+            keys_dir: None,
             environment: Vec::new(),
         }
     }
@@ -88,11 +91,29 @@ impl Settings {
         if let Some(endpoint) = endpoint {
             writeln!(text, "\n[aws]\nendpoint = {endpoint:?}")?;
             writeln!(text, "default_region = {:?}", s3::REGION)?;
-            writeln!(text, "access_key_id = {:?}", s3::ACCESS_KEY)?;
-            writeln!(text, "secret_access_key = {:?}", s3::SECRET_KEY)?;
             writeln!(text, "allow_http = true")?;
+            text.push_str(&self.keys());
         }
         Ok(text)
+    }
+
+    /// How the config names the keys of an S3 store.
+    fn keys(&self) -> String {
+        let named = match &self.keys_dir {
+            None => vec![
+                ("access_key_id", s3::ACCESS_KEY.to_owned()),
+                ("secret_access_key", s3::SECRET_KEY.to_owned()),
+            ],
+            Some(folder) => [
+                ("access_key_id_file", keys::ID_FILE),
+                ("secret_access_key_file", keys::SECRET_FILE),
+                ("session_token_file", keys::TOKEN_FILE),
+            ]
+            .map(|(key, file)| (key, folder.join(file).display().to_string()))
+            .to_vec(),
+        };
+        let line = |(key, value): (&str, String)| format!("{key} = {value:?}\n");
+        named.into_iter().map(line).collect()
     }
 }
 

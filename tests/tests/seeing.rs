@@ -183,5 +183,7 @@ fn a_versioned_bucket_is_said_once_with_what_to_do() -> Result<()> {
     let warned: Vec<&str> = log.lines().filter(|l| l.contains("versioned")).collect();
     ensure!(warned.len() == 1 && warned[0].contains("WARN"), "{log}");
     ensure!(warned[0].contains("lifecycle rule"), "{log}");
+    // The store's prefix, and never the whole bucket.
+    ensure!(warned[0].contains(r#""Prefix":"vms/"#), "{log}");
     Ok(())
 }

@@ -1,9 +1,12 @@
 //! The real server while its real store misbehaves.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use glidefs_tests::pages::{PAGE_BYTES, Stamp};
+use glidefs_tests::s3::keys::Keys;
+use glidefs_tests::server::wait_until;
 use glidefs_tests::site::Site;
 
 const VOLUME: u64 = 5;
@@ -98,27 +101,80 @@ fn a_flaky_store_is_only_slow() -> Result<()> {
     check_all(&site, "flaky", 4)
 }
 
-/// Two servers could own one volume: nothing is served before such a store, whatever it holds.
+/// Two servers could own one volume, or a lost one be made anew, or nothing be published, ever: nothing is served before
+/// such a store, whatever it holds.
 #[test]
 fn a_store_that_ignores_conditions_is_refused_by_name() -> Result<()> {
     let mut site = Site::new()?;
     write_all(&site, "vm", 1)?;
     ensure!(site.server.terminate()?.success(), "all is in the store");
-    site.s3.faults.careless.store(true, Ordering::SeqCst);
-    let refused = match site.restart() {
-        Ok(()) => anyhow::bail!("it serves"),
-        Err(refused) => refused.to_string(),
-    };
-    for words in [
-        "ended at start",
-        "`If-None-Match: *`",
-        "use a store that honours it",
+    for (fault, words) in [
+        ("careless", "`If-None-Match: *`"),
+        ("creates_absent", "though there is none to match"),
+        ("refuses_if_match", "`If-Match` that it gave for the object"),
     ] {
-        ensure!(refused.contains(words), "{words}: {refused}");
+        ensure!(site.s3.faults.set(fault, 1), "no fault {fault}");
+        let refused = match site.restart() {
+            Ok(()) => anyhow::bail!("{fault}: it serves"),
+            Err(refused) => refused.to_string(),
+        };
+        for words in ["ended at start", words, "use a store that honours it"] {
+            ensure!(refused.contains(words), "{fault}: {words}: {refused}");
+        }
+        ensure!(site.s3.faults.set(fault, 0), "no fault {fault}");
     }
-    site.s3.faults.careless.store(false, Ordering::SeqCst);
     site.restart()?;
     check_all(&site, "vm", 1)
+}
+
+/// Keys of a role last for hours: whoever renews them writes files, and nobody restarts anything.
+#[test]
+fn renewed_keys_are_used_without_a_restart() -> Result<()> {
+    let first = Keys {
+        token: Some("first-token".to_owned()),
+        ..Keys::default()
+    };
+    let mut site = Site::with(|settings| {
+        let folder = settings.cache_dir.with_file_name("keys");
+        first.write(&folder).expect("written");
+        settings.keys_dir = Some(folder);
+    })?;
+    site.s3.keys.send_replace(first);
+    write_all(&site, "role", 1)?;
+    site.server.drain("role")?;
+
+    let renewed = Keys {
+        access_key: "renewed-id".to_owned(),
+        secret_key: "renewed-secret".to_owned(),
+        token: Some("renewed-token".to_owned()),
+    };
+    site.s3.keys.send_replace(renewed.clone());
+    write_all(&site, "role", 2)?;
+    let is_refused = || site.server.log().contains("the sync fails");
+    ensure!(
+        wait_until(Duration::from_secs(60), is_refused),
+        "old keys are taken\n{}",
+        site.server.log_tail()
+    );
+    renewed.write(&site.path("keys"))?;
+    // The files are looked at every few seconds, and a drain that meets a refusal says so at once.
+    let is_drained = || site.server.drain("role").is_ok();
+    ensure!(
+        wait_until(Duration::from_secs(60), is_drained),
+        "new keys are not taken\n{}",
+        site.server.log_tail()
+    );
+    let log = site.server.log();
+    ensure!(log.contains("the keys of the store were renewed"), "{log}");
+    for secret in ["renewed-secret", "renewed-token", "first-token"] {
+        ensure!(!log.contains(secret), "{secret} is in the log");
+    }
+    ensure!(
+        site.server.terminate()?.success(),
+        "SIGTERM drains and ends well"
+    );
+    site.move_on()?;
+    check_all(&site, "role", 2)
 }
 
 /// Promise 7: a volume that vanished from the store is not invented anew.

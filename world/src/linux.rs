@@ -28,7 +28,7 @@ pub use disk::LinuxFile;
 pub use heap::return_large_buffers;
 pub use net::{LinuxListener, LinuxStream};
 pub use shard::run;
-pub use store::{LinuxStore, StoreConfig, StoreConfigError};
+pub use store::{LinuxStore, ReadKeys, StoreConfig, StoreConfigError, StoreKeys};
 
 use crate::sync::Semaphore;
 use crate::{Address, DiskError, Instant, OpenMode, UnixTime, World, exec};

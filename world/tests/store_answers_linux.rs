@@ -258,6 +258,19 @@ fn a_store_that_compares_bare_etags_is_asked_its_way() {
     );
 }
 
+/// So is one behind a proxy that changes ETags: the condition fails, whatever is made of a bare one.
+#[test]
+fn a_store_that_does_not_understand_a_bare_etag_has_refused_the_condition() {
+    let answers = vec![
+        status(412, &code("PreconditionFailed")),
+        with(200, META, ""),
+        status(400, &code("InvalidArgument")),
+    ];
+    let (outcome, heads) = told(answers, replace);
+    assert_eq!(outcome, StoreErrorKind::Conflict);
+    assert!(heads[2].contains("if-match: v1\r\n"), "{heads:?}");
+}
+
 #[test]
 fn a_broken_answer_leaves_a_write_unknown_and_a_read_to_be_repeated() {
     use StoreErrorKind::{Retry, Unknown};
@@ -347,6 +360,24 @@ fn a_person_must_act_on_credentials_and_configuration() {
     }
     let answer = vec![status(501, &code("NotImplemented"))];
     assert_eq!(told(answer, create).0, StoreErrorKind::Unsupported);
+}
+
+/// S3 repeats a token that has expired, and all that was signed.
+#[test]
+fn an_answer_that_repeats_secrets_is_not_passed_on_whole() {
+    let answer = "<?xml version=\"1.0\"?>\n<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message>\
+        <Token-0>the-secret-token</Token-0><CanonicalRequest>x-amz-security-token:the-secret-token</CanonicalRequest>\
+        <RequestId>4711</RequestId></Error>";
+    let failed = |store: LinuxStore| async move { store.get("key", Part::All).await };
+    let (failed, _) = told(vec![status(400, answer)], failed);
+    let error = failed.expect_err("refused");
+    assert_eq!(error.kind, StoreErrorKind::Refused);
+    let text = error.message;
+    assert!(!text.contains("secret") && !text.contains('<'), "{text}");
+    assert!(
+        text.contains("ExpiredToken: The provided token has expired.: 4711"),
+        "{text}"
+    );
 }
 
 #[test]

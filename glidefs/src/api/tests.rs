@@ -130,6 +130,7 @@ fn operation(wanted: Option<&GcDocument>) -> OperationDocument {
     let collected = CollectedDocument {
         export: "vm-a".to_owned(),
         repacked_bytes: 4096,
+        flattened_bytes: 0,
         deleted_objects: 3,
         deleted_bytes: 3 << 20,
         held_objects: 1,

@@ -15,6 +15,7 @@ pub(super) fn run(command: GcCommand) -> Result<ExitCode, Failure> {
             export,
             remote,
             dry_run,
+            flatten,
             no_wait,
             request_id,
             json,
@@ -23,6 +24,7 @@ pub(super) fn run(command: GcCommand) -> Result<ExitCode, Failure> {
             let wanted = GcDocument {
                 export,
                 dry_run,
+                flatten,
                 request_id,
             };
             let body = serde_json::to_string(&wanted).expect("our documents are JSON");
@@ -103,7 +105,14 @@ fn text(operation: &OperationDocument) -> String {
     };
     let mut text = table(
         [
-            "EXPORT", "REPACKED", deleted, "HELD", "SWEPT", "STORED", "LIVE",
+            "EXPORT",
+            "REPACKED",
+            "FLATTENED",
+            deleted,
+            "HELD",
+            "SWEPT",
+            "STORED",
+            "LIVE",
         ],
         &rows,
     );
@@ -115,10 +124,11 @@ fn text(operation: &OperationDocument) -> String {
     text
 }
 
-fn row(it: &CollectedDocument) -> [String; 7] {
+fn row(it: &CollectedDocument) -> [String; 8] {
     [
         it.export.clone(),
         bytes_text(it.repacked_bytes),
+        bytes_text(it.flattened_bytes),
         bytes_text(it.deleted_bytes),
         bytes_text(it.held_bytes),
         bytes_text(it.swept_bytes),

@@ -18,7 +18,7 @@ const OTHERS_READ: u32 = 0o004;
 const STDIN: &str = "-";
 
 /// Reads a file that holds a secret. What is wrong, and what to do, hold nothing of its content.
-pub(super) fn read(path: &Path) -> Result<SecretFile, (String, String)> {
+pub(crate) fn read(path: &Path) -> Result<SecretFile, (String, String)> {
     let file = std::fs::OpenOptions::new()
         .read(true)
         .open(path)

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -28,6 +28,13 @@ pub(super) struct Source<'a> {
     asked: BTreeSet<&'static str>,
     problems: Vec<Problem>,
     notes: Vec<String>,
+}
+
+/// A secret, and the file that it was read from, if it was.
+#[derive(Debug)]
+pub(super) struct FoundSecret {
+    pub(super) secret: Secret,
+    pub(super) file: Option<PathBuf>,
 }
 
 impl<'a> Source<'a> {
@@ -107,16 +114,32 @@ impl<'a> Source<'a> {
         key: &'static str,
         file_key: &'static str,
     ) -> Option<Secret> {
-        let path = self.string(file_key);
+        Some(self.found_secret(key, file_key)?.secret)
+    }
+
+    /// The same, with the file.
+    pub(super) fn found_secret(
+        &mut self,
+        key: &'static str,
+        file_key: &'static str,
+    ) -> Option<FoundSecret> {
+        let found = self.secret_in_file(file_key);
         if self.has(key) && self.has(file_key) {
             let remedy = "keep the one that is meant";
             self.problem(file_key, format!("stands beside `{key}`"), remedy);
         }
-        let Some(path) = path else {
-            return self.secret(key);
-        };
-        // Asked for, so that it is known.
-        let _ignored = self.value(key);
+        if self.has(file_key) {
+            // Asked for, so that it is known.
+            let _ignored = self.value(key);
+            return found;
+        }
+        let secret = self.secret(key)?;
+        Some(FoundSecret { secret, file: None })
+    }
+
+    /// A secret in a file that the text names.
+    pub(super) fn secret_in_file(&mut self, file_key: &'static str) -> Option<FoundSecret> {
+        let path = self.string(file_key)?;
         match self.environment.secret_file(Path::new(&path)) {
             Ok(file) => {
                 if file.is_public {
@@ -125,7 +148,10 @@ impl<'a> Source<'a> {
                          away, as in chmod 600"
                     ));
                 }
-                Some(file.secret)
+                Some(FoundSecret {
+                    secret: file.secret,
+                    file: Some(PathBuf::from(path)),
+                })
             }
             Err((wrong, remedy)) => {
                 self.problem(file_key, wrong, remedy);

@@ -69,6 +69,7 @@ fn the_sample_of_the_product_description_loads_as_written() {
             sync_delay: Duration::from_secs(8),
             shared: false,
             grace: Duration::from_secs(30),
+            read_wait: Duration::from_secs(900),
         }
     );
     assert_eq!(config.api.address.to_string(), "127.0.0.1:8080");
@@ -107,6 +108,7 @@ fn the_file_wins_over_the_environment() {
         access_key_id: Some("AKFILE".into()),
         secret_access_key: Some(Secret::new("sf".into())),
         session_token: None,
+        files: KeyFiles::default(),
         allow_http: true,
     };
     assert_eq!(config.storage.access, wanted);
@@ -271,8 +273,13 @@ fn a_secret_may_be_in_a_file_of_its_own() {
         revealed(config.api.token.clone()),
         "content of /run/s/public"
     );
-    let key = config.storage.access.secret_access_key.clone();
-    assert_eq!(revealed(key), "content of /run/s/key");
+    let access = config.storage.access.clone();
+    assert_eq!(revealed(access.secret_access_key), "content of /run/s/key");
+    let files = KeyFiles {
+        secret_access_key: Some("/run/s/key".into()),
+        ..KeyFiles::default()
+    };
+    assert_eq!(access.files, files, "where it may be renewed");
     let warned = config.warnings().join("\n");
     assert!(
         warned.contains("token_file") && warned.contains("chmod 600"),
@@ -298,6 +305,67 @@ fn a_secret_may_be_in_a_file_of_its_own() {
         assert!(
             error.contains(says) && !error.contains("content of"),
             "{error}"
+        );
+    }
+}
+
+#[test]
+fn keys_of_a_role_are_in_files_and_belong_together() {
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", "AKENV"),
+        ("AWS_SECRET_ACCESS_KEY", "hidden-in-env"),
+        ("AWS_SESSION_TOKEN", "of-other-keys"),
+    ];
+    let environment: Environment = environment.into_iter().collect();
+    let environment = environment.with_files(secret_file);
+    let parse = |aws: &str| Config::parse("t", &format!("{SMALL}[aws]\n{aws}"), &environment);
+    let pair = "access_key_id_file = \"/run/s/id\"\nsecret_access_key_file = \"/run/s/key\"\n";
+    let token = "session_token_file = \"/run/s/token\"\n";
+
+    let access = parse(&format!("{pair}{token}")).expect("legal");
+    let access = access.storage.access;
+    let revealed = |secret: Option<Secret>| secret.map(|it| it.reveal().to_owned());
+    assert_eq!(
+        access.access_key_id.as_deref(),
+        Some("content of /run/s/id")
+    );
+    let secret = revealed(access.secret_access_key);
+    assert_eq!(secret.as_deref(), Some("content of /run/s/key"));
+    let found = revealed(access.session_token);
+    assert_eq!(found.as_deref(), Some("content of /run/s/token"));
+    let files = KeyFiles {
+        access_key_id: Some("/run/s/id".into()),
+        secret_access_key: Some("/run/s/key".into()),
+        session_token: Some("/run/s/token".into()),
+    };
+    assert_eq!(access.files, files);
+
+    let access = parse(pair).expect("legal").storage.access;
+    assert_eq!(access.session_token, None, "the environment's is of others");
+    let access = parse("").expect("legal").storage.access;
+    assert!(access.files.is_empty() && access.session_token.is_some());
+
+    for (aws, says) in [
+        (token.to_owned(), "stands without the keys that it is of"),
+        (
+            format!("access_key_id_file = \"/run/s/id\"\n{token}"),
+            "`aws.access_key_id`: stands without its other half",
+        ),
+        (
+            format!("access_key_id = \"AK\"\n{pair}"),
+            "stands beside `aws.access_key_id`",
+        ),
+        (
+            pair.replace("/run/s/key", "/run/s/none"),
+            "`aws.secret_access_key_file`: cannot be read; give another",
+        ),
+    ] {
+        let error = parse(&aws).expect_err(&aws);
+        let said = error.to_string();
+        assert_eq!(error.problems.len(), 1, "{said}");
+        assert!(
+            said.contains(says) && !said.contains("content of"),
+            "{said}"
         );
     }
 }

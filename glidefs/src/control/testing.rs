@@ -56,6 +56,7 @@ pub(crate) fn export(name: &str) -> ExportMeters {
         throttled_ms: 20,
         evicted_pages: 6,
         decayed_reads: 0,
+        salvage_bytes: 0,
         store: vec![requests("create", "ok", 2)],
         latency: LatenciesDocument {
             read: latency(4),

@@ -22,8 +22,9 @@ const WORD_EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) enum KeyWish {
     Add { password: Secret },
+    Rotate { password: Secret },
     Remove { slot: String, in_use: bool },
-    KeepNewest,
+    Finish,
 }
 
 /// The slots, and what became of them.
@@ -37,7 +38,7 @@ pub(crate) struct KeyChanged {
     pub(crate) slots: Vec<SlotView>,
     /// The one that the configuration's password opens.
     pub(crate) in_use: Option<Id>,
-    /// False: the keyring that was replaced could not be noted as such.
+    /// False: the keyring that this one replaced could not be noted as such.
     pub(crate) is_guarded: bool,
 }
 
@@ -126,7 +127,7 @@ async fn perform(
             removed: Vec::new(),
             slots: found.slots,
             in_use: found.in_use,
-            is_guarded: true,
+            is_guarded: found.is_guarded,
         });
     };
     let password = password.expect("asked for above");
@@ -139,7 +140,7 @@ async fn perform(
         removed: changed.removed,
         slots: changed.now.slots,
         in_use: changed.now.in_use,
-        is_guarded: changed.is_guarded,
+        is_guarded: changed.now.is_guarded,
     })
 }
 
@@ -149,15 +150,19 @@ fn refused(error: VolumeError) -> Failure {
 
 impl From<KeyWish> for KeyChange {
     fn from(wish: KeyWish) -> Self {
+        let text = |password: Secret| Zeroizing::new(password.reveal().to_owned());
         match wish {
             KeyWish::Add { password } => Self::Add {
-                password: Zeroizing::new(password.reveal().to_owned()),
+                password: text(password),
+            },
+            KeyWish::Rotate { password } => Self::Rotate {
+                password: text(password),
             },
             KeyWish::Remove { slot, in_use } => Self::Remove {
                 slot,
                 in_use: if in_use { InUse::Remove } else { InUse::Keep },
             },
-            KeyWish::KeepNewest => Self::KeepNewest,
+            KeyWish::Finish => Self::Finish,
         }
     }
 }

@@ -15,7 +15,7 @@ use super::shard_thread::{door_text, linux, ring_text};
 use super::{EDGE_END_WAIT_MAX, edge, settings};
 use crate::api;
 use crate::config::Config;
-use crate::volume::{Bucket, Prefix, VERSIONS_HINT};
+use crate::volume::{Bucket, Prefix, versions_hint};
 
 /// One thing that was looked at: what it is, or why a start would fail on it.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ struct Plan {
     store: StoreConfig,
     password: Option<String>,
     url: String,
+    /// Of the URL, inside of the bucket.
+    place: String,
     edge: Handle,
 }
 
@@ -46,6 +48,7 @@ pub(crate) fn probe(config: &Config) -> Vec<Finding> {
         store: settings::store(config),
         password: settings::bucket(config).password,
         url: config.storage.url.to_string(),
+        place: config.storage.url.prefix().to_owned(),
         edge: runtime.handle().clone(),
     };
     let body = |world| Box::pin(look(world, plan));
@@ -94,7 +97,8 @@ async fn store(world: &LinuxWorld, plan: Plan) -> Result<String, String> {
     let url = plan.url;
     let protection = prefix_text(found.prefix, is_encrypted);
     let versions = if found.keeps_versions {
-        format!("; the bucket is versioned: {VERSIONS_HINT}")
+        let hint = versions_hint(&plan.place);
+        format!("; the bucket is versioned: {hint}")
     } else {
         String::new()
     };

@@ -1,12 +1,15 @@
 //! From the configuration of a person to those of the parts.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use blockcache::CacheConfig;
 use world::Address;
-use world::linux::StoreConfig;
+use world::linux::{ReadKeys, StoreConfig, StoreKeys};
 
-use crate::config::{Config, Secret, StoreKind};
+use crate::cli::read_secret;
+use crate::config::{Config, Secret, StoreAccess, StoreKind};
 use crate::export::clients::Sharing;
 use crate::export::site::ExportConfig;
 use crate::shard::ShardConfig;
@@ -35,24 +38,59 @@ pub(super) fn doors(config: &Config) -> Vec<(&'static str, Address)> {
 
 pub(super) fn store(config: &Config) -> StoreConfig {
     let access = &config.storage.access;
-    let revealed = |secret: &Option<Secret>| secret.as_ref().map(|it| it.reveal().to_owned());
     let mut store = StoreConfig::new(config.storage.url.to_string());
     store.request_timeout = REQUEST_TIMEOUT;
     if config.storage.url.kind() == StoreKind::S3 {
         store.endpoint = access.endpoint.clone();
         store.region = access.region.clone();
         store.access_key_id = access.access_key_id.clone();
-        store.secret_access_key = revealed(&access.secret_access_key);
-        store.session_token = revealed(&access.session_token);
+        store.secret_access_key = revealed(access.secret_access_key.as_ref());
+        store.session_token = revealed(access.session_token.as_ref());
+        store.read_keys = read_keys(access);
         store.allow_http = access.allow_http;
     }
     store
+}
+
+fn revealed(secret: Option<&Secret>) -> Option<String> {
+    secret.map(|secret| secret.reveal().to_owned())
+}
+
+/// Reads again the keys that stand in files; none if none does.
+fn read_keys(access: &StoreAccess) -> Option<ReadKeys> {
+    if access.files.is_empty() {
+        return None;
+    }
+    let access = access.clone();
+    Some(Arc::new(move || keys_now(&access)))
+}
+
+/// Those in files as they are now, the others as they were at the start.
+fn keys_now(access: &StoreAccess) -> Result<StoreKeys, String> {
+    let files = &access.files;
+    let now = |file: Option<&Path>, first: Option<String>| match file {
+        None => Ok(first),
+        Some(file) => match read_secret(file) {
+            Ok(found) => Ok(revealed(Some(&found.secret))),
+            Err((wrong, remedy)) => Err(format!("{wrong}; {remedy}")),
+        },
+    };
+    let secret = revealed(access.secret_access_key.as_ref());
+    let token = revealed(access.session_token.as_ref());
+    let id = now(files.access_key_id.as_deref(), access.access_key_id.clone())?;
+    let secret = now(files.secret_access_key.as_deref(), secret)?;
+    Ok(StoreKeys {
+        access_key_id: id.expect("files are taken with a whole pair alone"),
+        secret_access_key: secret.expect("files are taken with a whole pair alone"),
+        session_token: now(files.session_token.as_deref(), token)?,
+    })
 }
 
 pub(super) fn bucket(config: &Config) -> BucketConfig {
     let password = config.storage.password.as_ref();
     BucketConfig {
         password: password.map(|password| password.reveal().to_owned()),
+        place: config.storage.url.prefix().to_owned(),
         ..BucketConfig::new(config.storage.compression)
     }
 }
@@ -73,6 +111,7 @@ pub(super) fn shard(config: &Config) -> ShardConfig {
             Sharing::OneClient
         },
         grace: config.nbd.grace,
+        read_wait: config.nbd.read_wait,
         sync: SyncConfig {
             delay: config.nbd.sync_delay,
             blocks_per_batch: config.nbd.blocks_per_batch,
@@ -89,7 +128,64 @@ pub(super) fn shard(config: &Config) -> ShardConfig {
         #[cfg(feature = "planted")]
         forgets_intents: false,
         #[cfg(feature = "planted")]
+        takes_unasked: false,
+        #[cfg(feature = "planted")]
         snapshots_of_any_cut: false,
     };
     shard
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Environment;
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "whoever renews keys is another process"
+    )]
+    fn keys_in_files_are_read_again_and_others_stay() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [secret, token] = ["secret", "token"].map(|name| folder.path().join(name));
+        let write = |secret_text: &str, token_text: &str| {
+            std::fs::write(&secret, secret_text).expect("written");
+            std::fs::write(&token, token_text).expect("written");
+        };
+        write("first\n", "first token\n");
+        let text =
+            |aws: &str| format!("[cache]\ndir = \"/c\"\n[storage]\nurl = \"s3://b\"\n[aws]\n{aws}");
+        let aws = format!(
+            "access_key_id = \"AK\"\nsecret_access_key_file = {secret:?}\nsession_token_file = {token:?}\n"
+        );
+        let environment = Environment::default().with_files(read_secret);
+        let config = Config::parse("t", &text(&aws), &environment).expect("legal");
+        let store = store(&config);
+        assert_eq!(store.secret_access_key.as_deref(), Some("first"));
+        assert_eq!(store.session_token.as_deref(), Some("first token"));
+
+        let read = store.read_keys.expect("files are named");
+        write("second\n", "second token\n");
+        let renewed = StoreKeys {
+            access_key_id: "AK".to_owned(),
+            secret_access_key: "second".to_owned(),
+            session_token: Some("second token".to_owned()),
+        };
+        assert_eq!(read(), Ok(renewed));
+        // Half of a file is none, if it is empty; and what is said names it, and nothing that it holds.
+        write("", "second token");
+        let said = read().expect_err("no secret");
+        assert!(
+            said.contains(&format!("{} is empty", secret.display())),
+            "{said}"
+        );
+        assert!(!said.contains("token"), "{said}");
+
+        let aws = "access_key_id = \"AK\"\nsecret_access_key = \"it\"\n";
+        let config = Config::parse("t", &text(aws), &environment).expect("legal");
+        assert!(
+            super::store(&config).read_keys.is_none(),
+            "nothing is renewed"
+        );
+    }
 }

@@ -83,7 +83,7 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// Counts how long it took, if it succeeded: a refusal at once says nothing of the disk.
+    /// Counts how long it took, also if it failed in the end; but a refusal at once says nothing of the disk.
     async fn timed<T>(
         export: &Export<W>,
         histogram: &Histogram,
@@ -92,7 +92,7 @@ impl<W: World> Connection<W> {
         let world = export.world();
         let started = world.now();
         let outcome = operation.await;
-        if outcome.is_ok() {
+        if matches!(outcome, Ok(_) | Err(IoError::Io)) {
             histogram.record(world.now() - started);
         }
         outcome

@@ -88,6 +88,8 @@ impl<W: World> Site<W> {
     ) -> Result<Rc<Export<W>>, ConnectError> {
         for _attempt in 0..OPEN_ATTEMPTS_MAX {
             let asked = self.shelf.ask(name).await;
+            #[cfg(feature = "planted")]
+            let wish = self.unasked(wish, &asked.seen);
             if let Attempted::Opened(export) = self.perform(name, wish, asked).await? {
                 if export.role() == Role::ReadWrite {
                     sync::start(self, &export);
@@ -142,6 +144,16 @@ impl<W: World> Site<W> {
             ..root.clone()
         };
         decide(&Seen::Root(unowned), ours)
+    }
+
+    #[cfg(feature = "planted")]
+    fn unasked(&self, wish: Wish, seen: &Seen) -> Wish {
+        let Seen::Root(root) = seen else {
+            return wish;
+        };
+        let takes = self.config.takes_unasked && wish.purpose == Purpose::Promote;
+        let force = wish.force.or(takes.then_some(root.epoch));
+        Wish { force, ..wish }
     }
 
     #[cfg(feature = "planted")]
@@ -380,6 +392,7 @@ impl<W: World> Site<W> {
             size_bytes: opened.size_bytes,
             local,
             volume,
+            read_wait: self.config.read_wait,
         })
     }
 

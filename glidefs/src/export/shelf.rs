@@ -26,6 +26,19 @@ pub struct Shelf<W: World> {
 pub(crate) struct Asked<W: World> {
     pub(crate) seen: Seen,
     pub(crate) volume: Option<Volume<W>>,
+    /// Where nothing was seen: why not.
+    pub(crate) trouble: Trouble,
+}
+
+/// What keeps a root from being seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    Passing,
+    /// The store does not let us: credentials, a clock.
+    Refused,
+    /// It is there, and our password does not open it.
+    Keys,
+    Content,
 }
 
 impl<W: World> Shelf<W> {
@@ -65,6 +78,14 @@ impl<W: World> Shelf<W> {
         match self.ask_store(name).await {
             Ok(asked) => asked,
             Err(error) => Asked {
+                trouble: match &error {
+                    VolumeError::Store(error) if error.kind == StoreErrorKind::Refused => {
+                        Trouble::Refused
+                    }
+                    VolumeError::Store(_) => Trouble::Passing,
+                    VolumeError::Key(_) => Trouble::Keys,
+                    _ => Trouble::Content,
+                },
                 // An outage, or what was read: a node that goes on from its log while the root is
                 // not readable would serve what a newer owner may have replaced.
                 seen: match error {
@@ -86,6 +107,7 @@ impl<W: World> Shelf<W> {
                     None => Ok(Asked {
                         seen: Seen::Absent,
                         volume: None,
+                        trouble: Trouble::Passing,
                     }),
                     Some(_) => Err(error),
                 };
@@ -95,6 +117,7 @@ impl<W: World> Shelf<W> {
         Ok(Asked {
             seen: Seen::Root(volume.root()),
             volume: Some(volume),
+            trouble: Trouble::Passing,
         })
     }
 }

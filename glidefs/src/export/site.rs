@@ -51,6 +51,9 @@ pub struct ExportConfig {
     pub sharing: Sharing,
     /// From the end of the last connection to drain and detach (rule 15).
     pub grace: Duration,
+    /// How long a read asks a store that is down before it is an error, which few filesystems survive. And then as long as
+    /// its last request takes.
+    pub read_wait: Duration,
     pub sync: SyncConfig,
     /// Rule 11 is broken on purpose, for the simulation to find: whoever published last, the log's
     /// records count.
@@ -59,6 +62,9 @@ pub struct ExportConfig {
     /// Rule 13 the same way: a write of the root that landed unheard is taken for a stranger's.
     #[cfg(feature = "planted")]
     pub forgets_intents: bool,
+    /// Rule 15 the same way: a promotion without force takes a volume from its owner.
+    #[cfg(feature = "planted")]
+    pub takes_unasked: bool,
     /// Rule 22 the same way: a snapshot goes with any cut.
     #[cfg(feature = "planted")]
     pub snapshots_of_any_cut: bool,

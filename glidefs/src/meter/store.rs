@@ -130,8 +130,15 @@ impl Call<'_> {
     /// The answer is here.
     pub fn ends(mut self, done: Done) {
         self.outcome = done.outcome;
-        let (row, _) = place(self.kind, done.outcome);
-        self.meter.latency[row].record(done.took);
+        // A storm of 503s, each of them quick, must not look like a fast store.
+        let is_answer = matches!(
+            done.outcome,
+            Outcome::Ok | Outcome::Error(StoreErrorKind::NotFound | StoreErrorKind::Conflict)
+        );
+        if is_answer {
+            let (row, _) = place(self.kind, done.outcome);
+            self.meter.latency[row].record(done.took);
+        }
         let add = |to: &Cell<u64>, bytes| to.set(to.get().saturating_add(bytes));
         add(&self.meter.sent_bytes, done.sent_bytes);
         add(&self.meter.received_bytes, done.received_bytes);
@@ -192,7 +199,7 @@ pub struct StoreRequests {
     pub count: u64,
 }
 
-/// From a request to its answer, whatever it was.
+/// From a request to its answer, of those with the outcomes `ok`, `not_found` and `conflict`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct StoreLatency {
     pub kind: String,

@@ -16,7 +16,7 @@ pub(super) const STORE_REQUESTS: (&str, &str) = (
 );
 pub(super) const STORE_LATENCY: (&str, &str) = (
     "glidefs_store_request_duration_seconds",
-    "Time from a request to the object store to its answer, whatever it was",
+    "Time from a request to the object store to its answer, of those with the outcomes ok, not_found and conflict",
 );
 pub(super) const EXPORT_STORE_REQUESTS: (&str, &str) = (
     "glidefs_export_store_requests",
@@ -24,7 +24,7 @@ pub(super) const EXPORT_STORE_REQUESTS: (&str, &str) = (
 );
 pub(super) const EXPORT_LATENCY: (&str, &str) = (
     "glidefs_export_request_duration_seconds",
-    "Time from a client's request to its answer, of those that succeeded, without the network",
+    "Time from a client's request to its answer, without the network; also of those that failed after a wait, not of those that were refused at once",
 );
 pub(super) const EXPORT_SYNC: (&str, &str) = (
     "glidefs_export_sync_duration_seconds",
@@ -93,6 +93,11 @@ pub(super) const EXPORT_COUNTERS: &[Row<ExportMeters, f64>] = &[
         |e| float(e.export.io.uploaded_bytes),
     ),
     (
+        "glidefs_export_flattened_bytes",
+        "Bytes of segments that were copied from volumes that this one was forked from",
+        |e| float(e.export.io.flattened_bytes),
+    ),
+    (
         "glidefs_export_repacked_bytes",
         "Bytes of segments written anew because most of what lay beside them was dead",
         |e| float(e.export.io.repacked_bytes),
@@ -147,6 +152,11 @@ pub(super) const EXPORT_GAUGES: &[Row<ExportMeters, f64>] = &[
         "glidefs_export_dirty_age_seconds",
         "Age of the oldest write that the store does not hold yet",
         |e| seconds(e.export.dirty_age_ms),
+    ),
+    (
+        "glidefs_export_salvage_bytes",
+        "Bytes that this node's log holds and that nobody will publish, because another node has taken the volume",
+        |e| float(e.salvage_bytes),
     ),
     (
         "glidefs_export_stored_bytes",

@@ -10,6 +10,7 @@ use crate::export::Role;
 use crate::export::decide::{Plan, Refusal, Seen};
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
+use crate::volume::VolumeState;
 
 pub(super) async fn run<W: World>(
     registry: &Registry<W>,
@@ -73,10 +74,15 @@ pub(super) async fn delete<W: World>(
         return Err(not_accepted(name, lost));
     }
     let mut held = locals.iter().filter(|local| local.attached);
+    // A detach whose answer was lost and that was given up then: the log has noted it, the root has not.
+    let is_ours = root.is_some_and(|root| {
+        let owner = root.owner.as_ref().map(|owner| owner.cache);
+        root.state == VolumeState::Open && owner == Some(site.owner.cache)
+    });
     if !syncs && (is_loss(&plan) || is_deleted) {
         // It can never be drained: the operator says that the local copy may go, or there is nothing to lose.
         registry.remove(name);
-    } else if open.is_some() || held.any(|local| !is_of_another(local)) {
+    } else if open.is_some() || is_ours || held.any(|local| !is_of_another(local)) {
         let export = Box::pin(registry.opened(name, Wish::default())).await;
         let export = export.map_err(refusal)?;
         match export.role() {

@@ -14,7 +14,9 @@ use crate::control::{
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
-use crate::volume::{Collected, Deletes, KeptAll, Scope, Swept, Tidied, Tidy, Volume, VolumeError};
+use crate::volume::{
+    Collected, Deletes, Flattened, KeptAll, Scope, Swept, Tidied, Tidy, Volume, VolumeError,
+};
 
 /// Passes over one export: each but the last one moves as much as a pass may.
 const PASSES_MAX: u32 = 1000;
@@ -25,6 +27,11 @@ pub(super) fn run<W: World>(
     wanted: &GcDocument,
 ) -> Answer<OperationDocument> {
     let site = registry.site();
+    if wanted.flatten && (wanted.dry_run || wanted.export.is_none()) {
+        let text =
+            "`flatten` copies data, so it is asked for one export by name, and not as a dry run";
+        return Err(ControlError::new(ControlErrorKind::Invalid, text));
+    }
     let names = match &wanted.export {
         Some(name) => {
             check_name(name).map_err(refusal)?;
@@ -39,8 +46,12 @@ pub(super) fn run<W: World>(
     let id = match &wanted.request_id {
         Some(request) => {
             let export = wanted.export.as_deref().unwrap_or("");
-            let dry = if wanted.dry_run { "dry" } else { "" };
-            ids_of_request(&["gc", export, dry], request)?[0]
+            let what = match (wanted.dry_run, wanted.flatten) {
+                (true, _) => "dry",
+                (false, true) => "flatten",
+                (false, false) => "",
+            };
+            ids_of_request(&["gc", export, what], request)?[0]
         }
         None => Id(site.world.random_id()),
     };
@@ -62,9 +73,12 @@ pub(super) fn run<W: World>(
         exports: Vec::new(),
     };
     site.operations.begin(operation.clone())?;
-    let deletes = match wanted.dry_run {
-        true => Deletes::Not,
-        false => Deletes::Really,
+    let wish = GcWish {
+        deletes: match wanted.dry_run {
+            true => Deletes::Not,
+            false => Deletes::Really,
+        },
+        flattens: wanted.flatten,
     };
     let registry = Rc::clone(registry);
     site.world.spawn(async move {
@@ -72,7 +86,7 @@ pub(super) fn run<W: World>(
         let mut failure = None;
         for name in names {
             site.operations.at(&id, &name);
-            match Box::pin(gc(&registry, &name, deletes)).await {
+            match Box::pin(gc(&registry, &name, wish)).await {
                 Ok(collected) => site.operations.collected(&id, collected),
                 // The others are not to suffer from it.
                 Err(error) => failure = Some(format!("`{name}`: {error}")),
@@ -84,16 +98,23 @@ pub(super) fn run<W: World>(
     Ok(operation)
 }
 
+/// What is asked for of each export.
+#[derive(Clone, Copy, Debug)]
+struct GcWish {
+    deletes: Deletes,
+    flattens: bool,
+}
+
 async fn gc<W: World>(
     registry: &Registry<W>,
     name: &str,
-    deletes: Deletes,
+    wish: GcWish,
 ) -> Answer<CollectedDocument> {
     let (door, export) = open(registry, name, Wish::default()).await?;
     // So that it does not detach in the middle, if nobody is connected.
     export.clients.hold();
     drop(door);
-    let collected = Box::pin(gc_of(registry, &export, deletes)).await;
+    let collected = Box::pin(gc_of(registry, &export, wish)).await;
     export.clients.release(registry.site().world.now());
     export.orders.wake.notify_one();
     collected
@@ -102,8 +123,9 @@ async fn gc<W: World>(
 async fn gc_of<W: World>(
     registry: &Registry<W>,
     export: &Export<W>,
-    deletes: Deletes,
+    wish: GcWish,
 ) -> Answer<CollectedDocument> {
+    let GcWish { deletes, flattens } = wish;
     let Some(volume) = export.frames().volume() else {
         let text = "the store has not been reached since the start: try again when it answers";
         return Err(ControlError::new(ControlErrorKind::Unavailable, text));
@@ -111,6 +133,10 @@ async fn gc_of<W: World>(
     let tidy = registry.site().config.sync.tidy.thorough();
     let owns = export.role() == Role::ReadWrite;
     let mut tidied = Tidied::default();
+    let mut flattened = None;
+    if owns && flattens {
+        flattened = Some(Box::pin(flatten(export, &volume, &tidy)).await?);
+    }
     if owns && deletes == Deletes::Really {
         volume.forget_pins();
         tidied = Box::pin(repack(export, &volume, &tidy)).await?;
@@ -130,12 +156,14 @@ async fn gc_of<W: World>(
             io.collected_bytes += collected.deleted_bytes + swept.deleted_bytes;
         });
     }
-    let note = note(owns, &collected, &swept);
+    let held = flattened.as_ref().and_then(flat_note);
+    let note = held.or_else(|| note(owns, &collected, &swept));
     let totals = volume.totals();
     let (before, repacked) = (tidied.collected, tidied.repacked);
     Ok(CollectedDocument {
         export: export.name().to_owned(),
         repacked_bytes: repacked.moved_bytes,
+        flattened_bytes: flattened.map_or(0, |it| it.moved_bytes),
         deleted_objects: before.deleted_objects + collected.deleted_objects,
         deleted_bytes: before.deleted_bytes + collected.deleted_bytes,
         held_objects: collected.held_objects,
@@ -187,10 +215,49 @@ async fn repack<W: World>(export: &Export<W>, volume: &Volume<W>, tidy: &Tidy) -
     Ok(all)
 }
 
-async fn publish_edits<W: World>(export: &Export<W>, volume: &Volume<W>) -> Answer<()> {
-    if !volume.has_edits() {
-        return Ok(());
+/// Copies what the export shares with others, until it names none of them.
+async fn flatten<W: World>(
+    export: &Export<W>,
+    volume: &Volume<W>,
+    tidy: &Tidy,
+) -> Answer<Flattened> {
+    let mut moved_bytes = 0;
+    loop {
+        let pass = Box::pin(volume.flatten(0, tidy)).await;
+        let pass = pass.map_err(|error| volume_failure(&error))?;
+        moved_bytes += pass.moved_bytes;
+        export.count(|io| io.flattened_bytes += pass.moved_bytes);
+        if !pass.goes_on {
+            return Ok(Flattened {
+                moved_bytes,
+                ..pass
+            });
+        }
+        if export.role() != Role::ReadWrite {
+            let text = "the export was given up while it was flattened; ask again";
+            return Err(ControlError::new(ControlErrorKind::Conflict, text));
+        }
+        // Also where it would bring nothing: behind a restart a publish proves that the volume is ours still.
+        carry(export).await?;
     }
+}
+
+fn flat_note(flattened: &Flattened) -> Option<String> {
+    let needs = flattened.needs.join(", ");
+    let by = flattened.held_by.as_ref()?;
+    Some(format!(
+        "it names nothing of {needs} any more, and still holds it for {by}; run this again once they are gone"
+    ))
+}
+
+async fn publish_edits<W: World>(export: &Export<W>, volume: &Volume<W>) -> Answer<()> {
+    match volume.has_edits() {
+        true => carry(export).await,
+        false => Ok(()),
+    }
+}
+
+async fn carry<W: World>(export: &Export<W>) -> Answer<()> {
     let failures = export.orders.failures();
     export.orders.carry();
     let carried = wait_for(export, failures, || !export.orders.is_carrying()).await;

@@ -7,6 +7,7 @@ use blockcache::VolumeCounts;
 use world::World;
 
 use super::answer::{list, server};
+use super::salvage::is_salvage;
 use crate::control::{CacheDocument, ExportDocument, ExportMeters, MetersDocument};
 use crate::export::document::millis;
 use crate::export::registry::Registry;
@@ -41,10 +42,19 @@ pub(super) fn meters<W: World>(registry: &Registry<W>) -> MetersDocument {
 fn of_export<W: World>(registry: &Registry<W>, export: ExportDocument) -> ExportMeters {
     let site = registry.site();
     let open = registry.get(&export.name);
-    let local = open.as_ref().and_then(|open| open.local());
+    // Of the log and not of the handle: they must not fall to nothing and come back whenever it is closed and opened.
+    let local = site.local_volume(&export.name, None);
+    let local = local.and_then(|local| site.cache.volume(local.id));
     let counts = local.map_or_else(VolumeCounts::default, |local| local.counts());
     let root = open.as_ref().and_then(|open| open.root());
-    let age = Duration::from_millis(export.dirty_age_ms);
+    let held = site.local_volumes(&export.name, None).into_iter();
+    let salvage = held.filter(|local| is_salvage(registry, local));
+    let salvage_bytes = salvage.map(|local| local.dirty_bytes).sum();
+    // Nobody will publish that, so it is not late.
+    let age = match salvage_bytes {
+        0 => Duration::from_millis(export.dirty_age_ms),
+        _ => Duration::ZERO,
+    };
     let latency = site.meters.known(&export.name);
     ExportMeters {
         published_unix_ms: root.map_or(0, |root| root.cut_time.0),
@@ -53,6 +63,7 @@ fn of_export<W: World>(registry: &Registry<W>, export: ExportDocument) -> Export
         throttled_ms: millis(counts.throttled_for),
         evicted_pages: counts.evicted_pages,
         decayed_reads: counts.decayed_reads,
+        salvage_bytes,
         store: site.shelf.meter().of_volume(&export.name),
         latency: latency.map(|meter| meter.latencies()).unwrap_or_default(),
         export,

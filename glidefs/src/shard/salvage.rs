@@ -102,7 +102,7 @@ async fn opened<W: World>(registry: &Registry<W>, id: &str) -> Answer<(LocalVolu
 }
 
 /// Nobody here will ever publish it.
-fn is_salvage<W: World>(registry: &Registry<W>, local: &LocalVolume) -> bool {
+pub(super) fn is_salvage<W: World>(registry: &Registry<W>, local: &LocalVolume) -> bool {
     let export = registry.get(&local.name);
     let serves = export.is_some_and(|it| matches!(it.role(), Role::ReadWrite | Role::Leaving));
     local.last > local.published && !local.attached && !serves

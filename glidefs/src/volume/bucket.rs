@@ -33,6 +33,8 @@ use super::{
 
 /// Volumes that [`Bucket::names`] lists at most: it is for people.
 const NAMES_MAX: usize = 100_000;
+/// What we advise to keep old versions for: time to bring back what a person deleted by mistake.
+const OLD_VERSION_DAYS: u32 = 7;
 /// Volumes that are remembered as parents. At the bound all are forgotten.
 const PARENTS_MAX: usize = 1024;
 
@@ -52,6 +54,8 @@ pub struct BucketConfig {
     pub password: Option<String>,
     /// Of stretching the password, if this node begins the prefix.
     pub cost: KeyringCost,
+    /// Where the prefix begins in its bucket, without slashes around it: for what a person is told to set there.
+    pub place: String,
     /// A rule broken on purpose, for the simulation to find.
     #[cfg(feature = "planted")]
     pub planted: Option<super::Planted>,
@@ -64,6 +68,7 @@ impl BucketConfig {
             compression,
             password: None,
             cost: KeyringCost::default(),
+            place: String::new(),
             #[cfg(feature = "planted")]
             planted: None,
         }
@@ -83,13 +88,31 @@ impl std::fmt::Debug for BucketConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Looked {
     pub prefix: Prefix,
-    /// The store keeps what is replaced or deleted: [`VERSIONS_HINT`].
+    /// The store keeps what is replaced or deleted: [`versions_hint`].
     pub keeps_versions: bool,
 }
 
-/// What to do about a store that keeps old versions.
-pub const VERSIONS_HINT: &str = "old versions of replaced and deleted objects stay and are paid for; set a lifecycle rule that \
-     removes them after some days (docs/runbooks/bill-too-high.md)";
+/// What to do about a store that keeps old versions, for the prefix that begins at `place` in its bucket: the rule
+/// itself, so that nobody has to look for it. It is about that prefix alone: without one, only about what volumes hold,
+/// as the bucket may be somebody else's too.
+pub fn versions_hint(place: &str) -> String {
+    let folder = match place {
+        "" => VOLUMES.to_owned(),
+        place => format!("{place}/"),
+    };
+    let rule = serde_json::json!({
+        "Status": "Enabled",
+        "Filter": { "Prefix": folder },
+        "NoncurrentVersionExpiration": { "NoncurrentDays": OLD_VERSION_DAYS },
+        "Expiration": { "ExpiredObjectDeleteMarker": true },
+        "AbortIncompleteMultipartUpload": { "DaysAfterInitiation": 1 },
+    });
+    format!(
+        "old versions of replaced and deleted objects stay and are paid for; add this lifecycle rule \
+         to those of the bucket (a put replaces them all, so get, add, put): {rule} \
+         (docs/runbooks/bill-too-high.md)"
+    )
+}
 
 /// How far a prefix has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +159,7 @@ impl<W: World> Bucket<W> {
         config: BucketConfig,
     ) -> Result<Self, VolumeError> {
         if probe::probe(&world, &store).await?.keeps_versions {
-            tracing::warn!("the bucket is versioned: {VERSIONS_HINT}");
+            tracing::warn!("the bucket is versioned: {}", versions_hint(&config.place));
         }
         let password = config.password.map(Zeroizing::new);
         let keys = open_keyring(&world, &store, password, config.cost).await?;
@@ -447,6 +470,7 @@ impl<W: World> Bucket<W> {
                 volume,
                 name: name.to_string(),
                 keys: keys.into_iter().collect(),
+                unnamed_from: None,
             }],
             snapshots: Vec::new(),
             parent: None,
@@ -546,7 +570,12 @@ async fn open_keyring<W: World>(
 ) -> Result<Option<PrefixKeys>, VolumeError> {
     for attempt in 0..retry::ATTEMPTS_MAX {
         if let Some((keyring, _)) = replaced::read(world, store).await? {
-            return unlock(world, keyring, password).await;
+            let keys = unlock(world, keyring.clone(), password).await?;
+            // No reason not to start: all that is lost until then is that the old one, put back, would be noticed.
+            if let Err(error) = replaced::catch_up(world, store, &keyring).await {
+                tracing::warn!(%error, "the keyring that `glidefs key` has replaced is not noted as replaced, and cannot be now; the next start tries again");
+            }
+            return Ok(keys);
         }
         if let Begun::Ours(keys) = begin_prefix(world, store, password.clone(), cost).await? {
             return Ok(keys);

@@ -195,6 +195,8 @@ pub(crate) struct MergeInput {
     pub(crate) moved: Vec<Extent>,
     /// Parts of which no leaf is carried over.
     pub(crate) stale_parts: BTreeSet<ObjectId>,
+    /// Volumes of whose parts none is.
+    pub(crate) stale_volumes: BTreeSet<Id>,
 }
 
 /// Writes the union of runs as one. Holds a directory and a leaf per input, and [`READ_AHEAD_BYTES`].
@@ -224,7 +226,9 @@ pub(crate) async fn merge<W: World>(
                 let entries = usize::try_from(row.entries).unwrap_or(usize::MAX);
                 let whole =
                     entries >= CARRY_ENTRIES_MIN || writer.between_leaves(row.pages.start.0);
-                whole && !input.stale_parts.contains(&row.object.id.0)
+                whole
+                    && !input.stale_parts.contains(&row.object.id.0)
+                    && !input.stale_volumes.contains(&row.object.volume)
             };
             heads.push(cursor.head(carries, zeros).await?);
         }
@@ -270,6 +274,8 @@ pub(crate) struct Cursor<'a, W: World> {
     /// Stored bytes from the leaf that was read last, as many as `ahead_max` allows.
     ahead: Option<Ahead>,
     ahead_max: u32,
+    /// Leaves before this page are not read at all.
+    from: u64,
     /// Everything before this page is in the result.
     done: u64,
     /// What the run named and was passed by. All of it has been read, also what is hidden: else nobody would know
@@ -304,8 +310,20 @@ impl<'a, W: World> Cursor<'a, W> {
             extents: VecDeque::new(),
             ahead: None,
             ahead_max,
+            from: 0,
             done: 0,
             left: Counts::new(reader.volumes.own()),
+        }
+    }
+
+    /// The same for who has no use for what lies before a page. It does not know all that it passed by.
+    pub(crate) fn from(self, from: u64) -> Self {
+        let next_part = self.run.parts.partition_point(|part| part.end <= from);
+        Self {
+            next_part,
+            from,
+            done: from,
+            ..self
         }
     }
 
@@ -340,13 +358,15 @@ impl<'a, W: World> Cursor<'a, W> {
 
     /// The next leaf.
     async fn row(&mut self) -> Result<Option<LeafRow>, VolumeError> {
-        if self.rows.is_empty()
+        while self.rows.is_empty()
             && let Some(part) = self.run.parts.get(self.next_part)
         {
             self.next_part += 1;
             let nodes = self.reader.bucket.nodes();
             let directory = nodes.directory(self.reader, part).await?;
-            self.rows.extend(&directory.leaves);
+            let from = self.from;
+            let rows = directory.leaves.iter().copied();
+            self.rows.extend(rows.filter(|row| row.pages.end.0 > from));
             let reference = &part.directory;
             let stored = i64::from(reference.stored);
             self.left.add(&reference.name(), -stored);

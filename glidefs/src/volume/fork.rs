@@ -11,6 +11,8 @@
 //! the first look and its pins the parent may have been deleted or flattened. Why each step is needed is in
 //! `docs/model.md`: `pin-after-root`, `pin-only-child`, `trusts-first-look`.
 
+use std::collections::BTreeSet;
+
 use blockcache::Id;
 use bytes::Bytes;
 use world::store::Part;
@@ -89,6 +91,14 @@ impl Fork {
             over: Some(tomb),
             ..self.clone()
         }
+    }
+
+    /// Other volumes of which the child will need something: those that the parent's map names, or that a snapshot of it
+    /// may name.
+    fn needs<'a>(&self, parent: &'a Root) -> impl Iterator<Item = &'a NamedVolume> {
+        let live = self.snapshot.is_none();
+        let others = parent.volumes.get(1..).unwrap_or_default().iter();
+        others.filter(move |it| !live || it.unnamed_from.is_none())
     }
 
     /// Whether this root is of the fork, whatever it took the place of.
@@ -176,17 +186,21 @@ impl<W: World> Bucket<W> {
         let first = self.forkable(fork).await?;
         #[cfg(feature = "planted")]
         let first = early.unwrap_or(first);
-        let stored = if first.root.volumes.len() == 1 {
+        let pinned: BTreeSet<[u8; 16]> = fork.needs(&first.root).map(|it| it.volume).collect();
+        let stored = if pinned.is_empty() {
             first
         } else {
-            Box::pin(self.pin_ancestors(fork, &first.root)).await?;
+            let found = Box::pin(self.pin_ancestors(fork, &first.root)).await;
             let again = self.forkable(fork).await?;
-            let same = |stored: &Stored| (stored.root.volume, stored.root.volumes.clone());
-            if same(&again) != same(&first) {
-                return Err(VolumeError::Invalid(format!(
-                    "volume `{}` was changed while it was forked: try again",
-                    fork.parent
-                )));
+            let is_same = again.root.volume == first.root.volume;
+            let needed: Vec<_> = fork.needs(&again.root).map(|it| it.volume).collect();
+            let is_known = is_same && needed.iter().all(|it| pinned.contains(it));
+            let is_less = needed.len() < pinned.len();
+            match found {
+                Ok(()) if is_known => {}
+                // It may have been let go just then.
+                Err(error) if is_known && !is_less => return Err(error),
+                _ => return Err(changed(fork)),
             }
             again
         };
@@ -267,7 +281,7 @@ impl<W: World> Bucket<W> {
     /// Pins what the parent's map names of others, at the cuts at which the parent, or its parents, came from them.
     async fn pin_ancestors(&self, fork: &Fork, root: &Root) -> Result<(), VolumeError> {
         let parent = root.parent.as_ref();
-        for named in &root.volumes[1..] {
+        for named in fork.needs(root) {
             let cut = match parent.filter(|parent| parent.volume == named.volume) {
                 Some(parent) => (parent.cut_epoch, parent.cut_seq),
                 None => self.pinned_cut(named, root).await?,
@@ -318,7 +332,13 @@ impl<W: World> Bucket<W> {
             )));
         }
         let mut root = self.empty_root(&fork.child, fork.id, size_bytes);
-        root.volumes.extend(parent.volumes.iter().cloned());
+        // What of them the child's map names is not known: it may begin with a snapshot of long ago.
+        let named = parent.volumes.iter().take(1).chain(fork.needs(parent));
+        let named = named.map(|named| NamedVolume {
+            unnamed_from: None,
+            ..named.clone()
+        });
+        root.volumes.extend(named);
         root.parent = Some(Parent {
             volume: parent.volume,
             name: parent.name.clone(),
@@ -335,6 +355,13 @@ impl<W: World> Bucket<W> {
         root.nonce = fork.nonce.0;
         Ok(root)
     }
+}
+
+fn changed(fork: &Fork) -> VolumeError {
+    VolumeError::Invalid(format!(
+        "volume `{}` was changed while it was forked: try again",
+        fork.parent
+    ))
 }
 
 /// Size and content with which the child begins, and the snapshot that they are of.

@@ -38,11 +38,11 @@ pub(crate) const ENVELOPE: Envelope = Envelope {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Keyring {
     /// Volumes are not encrypted.
-    Plain {
-        prefix: [u8; 16],
-    },
+    Plain { prefix: [u8; 16] },
     Password {
         prefix: [u8; 16],
+        /// The version that this one was put in the place of (`replaced.rs`); none: the first.
+        replaces: Option<[u8; 16]>,
         slots: Vec<Slot>,
     },
 }
@@ -51,6 +51,8 @@ pub(crate) enum Keyring {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Slot {
     id: [u8; 16],
+    /// The id of the first slot of those that rotations replaced one by another.
+    line: [u8; 16],
     cost: KeyringCost,
     salt: [u8; 16],
     wrapped: Wrapped,
@@ -89,6 +91,8 @@ impl KeyringCost {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotView {
     pub id: Id,
+    /// The same for all slots that rotations replace one by another. Of one line the newest stays.
+    pub line: Id,
     /// By the clock of the machine that added it; none if the id does not tell.
     pub added: Option<UnixTime>,
     pub memory_kib: u32,
@@ -100,6 +104,7 @@ pub struct SlotView {
 #[derive(Clone, Debug)]
 pub(crate) struct Opened {
     pub(crate) slot: Id,
+    pub(crate) line: Id,
     key: Secret,
 }
 
@@ -128,6 +133,14 @@ fn added(id: [u8; 16]) -> Option<UnixTime> {
     let ms = u64::from_be_bytes(ms);
     let is_ours = id[6] >> 4 == 7 && id[8] >> 6 == 2;
     (is_ours && ADDED_MS.contains(&ms)).then_some(UnixTime(ms))
+}
+
+/// What tells a slot apart.
+#[derive(Clone, Copy, Debug)]
+struct SlotName {
+    id: [u8; 16],
+    line: [u8; 16],
+    salt: [u8; 16],
 }
 
 /// The random values of a new keyring.
@@ -183,10 +196,19 @@ impl Keyring {
         let Some(password) = password else {
             return (Self::Plain { prefix }, None);
         };
-        let slot = Slot::new(prefix, (fresh.slot, fresh.salt), cost, password, &fresh.key);
+        let name = SlotName {
+            id: fresh.slot,
+            line: fresh.slot,
+            salt: fresh.salt,
+        };
+        let slot = Slot::new(prefix, name, cost, password, &fresh.key);
         let keys = PrefixKeys::new(fresh.key.clone());
-        let slots = vec![slot];
-        (Self::Password { prefix, slots }, Some(keys))
+        let keyring = Self::Password {
+            prefix,
+            replaces: None,
+            slots: vec![slot],
+        };
+        (keyring, Some(keys))
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -202,6 +224,14 @@ impl Keyring {
         let hash = blake3::derive_key("glidefs 1 keyring version", &self.body());
         let (id, _) = hash.split_first_chunk().expect("32 bytes");
         Id(*id)
+    }
+
+    /// The version that this one was put in the place of.
+    pub(crate) fn replaces(&self) -> Option<Id> {
+        match self {
+            Self::Plain { .. } => None,
+            Self::Password { replaces, .. } => replaces.map(Id),
+        }
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, VolumeError> {
@@ -256,7 +286,7 @@ impl Keyring {
 
     /// The first slot that the password opens.
     pub(crate) fn opened_by(&self, password: &str) -> Result<Option<Opened>, VolumeError> {
-        let Self::Password { prefix, slots } = self else {
+        let Self::Password { prefix, slots, .. } = self else {
             return Ok(None);
         };
         for slot in slots {
@@ -264,8 +294,11 @@ impl Keyring {
                 .stretch(password)?
                 .unwrap(&slot.wrapped, &slot.about(*prefix));
             if let Some(key) = key {
-                let slot = Id(slot.id);
-                return Ok(Some(Opened { slot, key }));
+                return Ok(Some(Opened {
+                    slot: Id(slot.id),
+                    line: Id(slot.line),
+                    key,
+                }));
             }
         }
         Ok(None)
@@ -280,21 +313,40 @@ impl Keyring {
     }
 
     /// With one more slot, at the end.
-    pub(crate) fn with_slot(&self, opened: &Opened, fresh: &FreshSlot, password: &str) -> Self {
+    pub(crate) fn with_slot(
+        &self,
+        opened: &Opened,
+        fresh: &FreshSlot,
+        line: Id,
+        password: &str,
+    ) -> Self {
         let mut changed = self.clone();
-        if let Self::Password { prefix, slots } = &mut changed {
-            let key = &opened.key;
-            let slot = Slot::new(*prefix, (fresh.id, fresh.salt), fresh.cost, password, key);
-            slots.push(slot);
+        if let Self::Password { prefix, slots, .. } = &mut changed {
+            let name = SlotName {
+                id: fresh.id,
+                line: line.0,
+                salt: fresh.salt,
+            };
+            slots.push(Slot::new(*prefix, name, fresh.cost, password, &opened.key));
         }
         changed
     }
 
     /// With these slots only.
-    pub(crate) fn keeping(&self, keep: impl Fn(Id) -> bool) -> Self {
+    pub(crate) fn keeping(&self, keep: impl Fn(&SlotView) -> bool) -> Self {
         let mut changed = self.clone();
         if let Self::Password { slots, .. } = &mut changed {
-            slots.retain(|slot| keep(Id(slot.id)));
+            slots.retain(|slot| keep(&slot.view()));
+        }
+        changed
+    }
+
+    /// Naming the one that it is put in the place of: so whoever reads it can note that that one is old, should who
+    /// replaced it not have come so far.
+    pub(crate) fn replacing(&self, old: &Self) -> Self {
+        let mut changed = self.clone();
+        if let Self::Password { replaces, .. } = &mut changed {
+            *replaces = Some(old.version().0);
         }
         changed
     }
@@ -304,10 +356,14 @@ impl Keyring {
     /// version by its bytes, and a request that was thought lost could land on an equal one later.
     pub(crate) fn rewrapped(&self, opened: &Opened, fresh: &FreshSlot, password: &str) -> Self {
         let mut changed = self.clone();
-        if let Self::Password { prefix, slots } = &mut changed {
+        if let Self::Password { prefix, slots, .. } = &mut changed {
             for slot in slots.iter_mut().filter(|slot| slot.id == opened.slot.0) {
-                let salted = (slot.id, fresh.opener_salt);
-                *slot = Slot::new(*prefix, salted, fresh.cost, password, &opened.key);
+                let name = SlotName {
+                    id: slot.id,
+                    line: slot.line,
+                    salt: fresh.opener_salt,
+                };
+                *slot = Slot::new(*prefix, name, fresh.cost, password, &opened.key);
             }
         }
         changed
@@ -349,15 +405,16 @@ fn date_text(ms: u64) -> String {
 impl Slot {
     fn new(
         prefix: [u8; 16],
-        (id, salt): ([u8; 16], [u8; 16]),
+        name: SlotName,
         cost: KeyringCost,
         password: &str,
         key: &Secret,
     ) -> Self {
         let mut slot = Self {
-            id,
+            id: name.id,
+            line: name.line,
             cost,
-            salt,
+            salt: name.salt,
             wrapped: Wrapped {
                 key: [0; KEY_BYTES],
                 tag: [0; 16],
@@ -373,6 +430,7 @@ impl Slot {
     fn view(&self) -> SlotView {
         SlotView {
             id: Id(self.id),
+            line: Id(self.line),
             added: added(self.id),
             memory_kib: self.cost.memory_kib,
             passes: self.cost.passes,

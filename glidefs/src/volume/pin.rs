@@ -52,11 +52,16 @@ impl Reader {
     }
 }
 
+/// Where the pin of a child lies.
+pub(crate) fn key(of: &str, child: Id) -> String {
+    format!("{VOLUMES}{of}/pins/{child}")
+}
+
 impl Pin {
     /// Where it lies. The id is in it and not the name: a name may come again, and the pin of an earlier
     /// child must not be taken for that of a later one.
     pub(crate) fn key(&self, of: &str) -> String {
-        format!("{VOLUMES}{of}/pins/{}", Id(self.child))
+        key(of, Id(self.child))
     }
 
     pub(crate) fn encode(&self, mac_key: Option<&Secret>) -> Vec<u8> {

@@ -44,6 +44,8 @@ impl PinBook {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) cuts: BTreeSet<u64>,
+    /// Those of readers.
+    pub(crate) read_cuts: BTreeSet<u64>,
     /// Some of the forks that hold them.
     pub(crate) forks: BTreeSet<String>,
     /// A pin of which nobody knows what it holds, or that holds nothing any more but may have been followed by
@@ -117,7 +119,10 @@ impl<W: World> Bucket<W> {
                         held.add(cut, Some(fork));
                         book.held.borrow_mut().insert(listed.key.clone(), cut);
                     }
-                    Pinned::CutForNow(cut, fork) => held.add(cut, fork),
+                    Pinned::CutForNow(cut, fork) => {
+                        held.read_cuts.extend(fork.is_none().then_some(cut));
+                        held.add(cut, fork);
+                    }
                     Pinned::Nothing => {}
                     Pinned::Unclear => held.blocked_by = Some(listed.key.clone()),
                 }

@@ -190,6 +190,7 @@ impl<W: World> Volume<W> {
             state.hold = Hold::Free;
         }
         state.is_proved = true;
+        state.flattening.landed(&state.stored.root, &stored.root);
         state.stored = stored;
         view
     }
@@ -322,7 +323,12 @@ impl<W: World> Volume<W> {
             let new = new.iter().map(|new| new.in_tail(cut));
             root.content.tail = shape.tail.into_iter().chain(new).collect();
         }
-        let map = if tallies.is_empty() {
+        let keeps_index = {
+            let state = self.inner.state.borrow();
+            state.flattening.apply(&mut root);
+            tallies.is_empty() && !state.flattening.needs_index(&base.root)
+        };
+        let map = if keeps_index {
             self.inner.state.borrow().map.clone()
         } else {
             let index = self.index(base, shape.runs, &tallies, cut);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use blockcache::{Epoch, Id};
 use bytes::Bytes;
 use world::store::Part;
-use world::{StoreErrorKind, World};
+use world::{Store, StoreError, StoreErrorKind, World};
 
 use super::bucket::Bucket;
 use super::extent::ObjectName;
@@ -16,6 +16,9 @@ use super::name::{VOLUMES, object_key};
 use super::root::Root;
 use super::sealed::{self, Kind, ObjectRef, Target};
 use super::{VolumeError, retry};
+
+/// What is wrong with an object that was cut.
+const TOO_SHORT: &str = "it ends before a frame that it should hold";
 
 /// The volumes that a map names, with their keys: from the root.
 #[derive(Debug)]
@@ -137,13 +140,24 @@ impl<W: World> Reader<W> {
                 let root = self.volumes.root_key();
                 return Err(VolumeError::Missing { key, root });
             }
+            Err(error) if error.kind == StoreErrorKind::Refused => {
+                return Err(self.refused(error, u64::from(range.end)).await);
+            }
             Err(error) => return Err(error.into()),
         };
         if u32::try_from(got.len()) == Ok(range.end - range.start) {
             Ok(got)
         } else {
-            let what = "it ends before a frame that it should hold";
-            Err(VolumeError::damaged(&key, what))
+            Err(VolumeError::damaged(&key, TOO_SHORT))
+        }
+    }
+
+    /// Why a part that ends there is refused. Stores say the same of what we may not read and of what the object does not
+    /// have; the size tells which. One that was cut short is damaged, and nobody's credentials help.
+    async fn refused(&self, error: StoreError, end: u64) -> VolumeError {
+        match self.bucket.store().get(&error.key, Part::Range(0..0)).await {
+            Ok(object) if object.size < end => VolumeError::damaged(&error.key, TOO_SHORT),
+            _ => error.into(),
         }
     }
 

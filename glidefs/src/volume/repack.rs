@@ -14,11 +14,13 @@
 //! Choosing the emptiest first is greedy cleaning (Rosenblum, Ousterhout: "The design and implementation of a
 //! log-structured file system", 1992).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
 use blockcache::{PAGE_BYTES, PageRange};
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
 use world::World;
 
 use super::books::{known, load};
@@ -40,11 +42,13 @@ const LIVE_PERCENT_MAX: u64 = 90;
 const PART_PERCENT_MAX: u64 = 50;
 /// Pages that one pass moves at most: 512 MiB. Bounds its memory (60 bytes for each extent), and how long folds wait. Few in
 /// unit tests, which are to need several.
-const PAGES_MAX: u64 = if cfg!(test) { 64 } else { 128 << 10 };
+pub(crate) const PAGES_MAX: u64 = if cfg!(test) { 64 } else { 128 << 10 };
 /// And this share of what is live: until the victims are deleted, it is in the store twice.
 const MOVED_SHARE: u64 = 12;
-/// Stored bytes of victims in memory at a time.
+/// Stored bytes of what is moved in memory at a time.
 const GROUP_BYTES_MAX: u64 = 16 << 20;
+/// Segments that are read at a time.
+const READS_MAX: usize = 4;
 /// Pages of one new segment.
 const SEGMENT_PAGES: u64 = 25 * FRAME_PAGES_MAX;
 
@@ -88,7 +92,7 @@ impl<W: World> Volume<W> {
             return Ok(Repacked::default());
         }
         let left = scan(&reader, &runs, &victims.segments).await?;
-        let (moved, uploads) = Box::pin(self.moved(&reader, &victims.segments, left)).await?;
+        let (moved, uploads) = Box::pin(self.moved(&reader, left)).await?;
         let plan = MergePlan {
             inputs: runs.clone(),
             level: bottom.level,
@@ -97,6 +101,7 @@ impl<W: World> Volume<W> {
         let input = MergeInput {
             moved,
             stale_parts: victims.parts,
+            ..MergeInput::default()
         };
         let Written { run, mut tally } = Box::pin(merge(&reader, maker, &plan, input)).await?;
         let new = uploads.iter().map(|uploaded| uploaded.in_tail(0));
@@ -113,33 +118,22 @@ impl<W: World> Volume<W> {
         })
     }
 
-    /// Writes what is left of the victims into new segments. Returns where it is now, in order of address.
-    async fn moved(
+    /// Writes what these extents hold into new segments. Returns where it is now, in order of address.
+    pub(crate) async fn moved(
         &self,
         reader: &Reader<W>,
-        victims: &[Entry],
         mut left: Vec<Extent>,
     ) -> Result<(Vec<Extent>, Vec<Uploaded>), VolumeError> {
         let (mut moved, mut uploads) = (Vec::with_capacity(left.len()), Vec::new());
-        let own = reader.volumes.own();
-        let mut rest = victims;
+        let sources = sources(&left);
+        let mut rest = &sources[..];
         while !rest.is_empty() {
             let (group, next) = rest.split_at(group_len(rest));
             rest = next;
-            let ids: BTreeSet<ObjectId> = group.iter().map(|victim| victim.id).collect();
-            let in_group = |extent: &mut Extent| matches!(&extent.spot, Some(it) if ids.contains(&it.segment.id.0));
+            let names: BTreeSet<ObjectName> = group.iter().map(|(name, _)| *name).collect();
+            let in_group = |extent: &mut Extent| matches!(&extent.spot, Some(it) if names.contains(&it.segment));
             let extents: Vec<Extent> = left.extract_if(.., in_group).collect();
-            let mut bodies = Vec::with_capacity(group.len());
-            for victim in group {
-                let name = ObjectName {
-                    volume: own,
-                    epoch: blockcache::Epoch(victim.epoch),
-                    id: blockcache::Id(victim.id),
-                };
-                let whole = 0..u32::try_from(victim.bytes).unwrap_or(u32::MAX);
-                let body = reader.stored(Kind::Segment, name, whole).await?;
-                bodies.push((victim.id, body));
-            }
+            let bodies = Box::pin(bodies(reader, group)).await?;
             for chunk in segments(&extents) {
                 let frames = Box::pin(read(reader, &bodies, chunk)).await?;
                 let uploaded = Box::pin(self.upload(frames)).await?;
@@ -207,42 +201,83 @@ async fn scan<W: World>(
 ) -> Result<Vec<Extent>, VolumeError> {
     let ids: BTreeSet<ObjectId> = victims.iter().map(|victim| victim.id).collect();
     let own = reader.volumes.own();
+    let mut left = Vec::new();
+    let collects = |extent: &Extent| {
+        let segment = extent.spot.map(|spot| spot.segment);
+        if segment.is_some_and(|it| it.volume == own && ids.contains(&it.id.0)) {
+            left.push(*extent);
+        }
+        ControlFlow::Continue(())
+    };
+    walk(reader, runs, 0, collects).await?;
+    Ok(left)
+}
+
+/// Shows everything that the runs say from a page on, in order of address, until it is enough.
+pub(crate) async fn walk<W: World>(
+    reader: &Reader<W>,
+    runs: &[Rc<Run>],
+    from: u64,
+    mut visit: impl FnMut(&Extent) -> ControlFlow<()>,
+) -> Result<(), VolumeError> {
     let inputs = u32::try_from(runs.len()).expect("a map has few runs");
     let ahead = READ_AHEAD_BYTES / inputs.max(1);
     let mut cursors: Vec<Cursor<'_, W>> = runs
         .iter()
-        .map(|run| Cursor::new(reader, Rc::as_ref(run), ahead))
+        .map(|run| Cursor::new(reader, Rc::as_ref(run), ahead).from(from))
         .collect();
-    let mut left = Vec::new();
     loop {
         let mut heads = Vec::with_capacity(cursors.len());
         for cursor in &mut cursors {
             heads.push(cursor.head(|_| false, Zeros::Keep).await?);
         }
         match decide(&heads) {
-            Step::Finished => return Ok(left),
+            Step::Finished => return Ok(()),
             Step::Carry(input) | Step::Load(input) => cursors[input].load().await?,
             Step::Emit(extent) => {
                 let to = extent.end();
                 cursors.iter_mut().for_each(|cursor| cursor.advance(to));
-                let segment = extent.spot.map(|spot| spot.segment);
-                let is_left = segment.is_some_and(|it| it.volume == own && ids.contains(&it.id.0));
-                if is_left {
-                    left.push(extent);
+                if visit(&extent).is_break() {
+                    return Ok(());
                 }
             }
         }
     }
 }
 
-/// How many of the victims are taken together: one at least.
-fn group_len(victims: &[Entry]) -> usize {
+/// A segment, and the stretch of it that holds what is moved.
+type Source = (ObjectName, Range<u32>);
+
+fn sources(left: &[Extent]) -> Vec<Source> {
+    let mut spans: BTreeMap<ObjectName, Range<u32>> = BTreeMap::new();
+    for spot in left.iter().filter_map(|extent| extent.spot) {
+        let end = spot.offset.saturating_add(spot.stored);
+        let span = spans.entry(spot.segment).or_insert(spot.offset..end);
+        *span = span.start.min(spot.offset)..span.end.max(end);
+    }
+    spans.into_iter().collect()
+}
+
+/// How many of them are taken together: one at least.
+fn group_len(sources: &[Source]) -> usize {
     let mut bytes = 0;
-    let end = victims.iter().position(|victim| {
-        bytes += victim.bytes;
+    let end = sources.iter().position(|(_, span)| {
+        bytes += u64::from(span.end - span.start);
         bytes > GROUP_BYTES_MAX
     });
-    end.unwrap_or(victims.len()).max(1)
+    end.unwrap_or(sources.len()).max(1)
+}
+
+/// Where the stretch begins, and its bytes.
+type Bodies = BTreeMap<ObjectName, (u32, Bytes)>;
+
+async fn bodies<W: World>(reader: &Reader<W>, group: &[Source]) -> Result<Bodies, VolumeError> {
+    let got = group.iter().map(|(name, span)| async move {
+        let body = reader.stored(Kind::Segment, *name, span.clone()).await?;
+        Ok::<_, VolumeError>((*name, (span.start, body)))
+    });
+    let got = futures_util::stream::iter(got).buffered(READS_MAX);
+    got.try_collect().await
 }
 
 /// Extents as they go into one segment each.
@@ -265,7 +300,7 @@ fn segments(extents: &[Extent]) -> Vec<&[Extent]> {
 /// The pages of the extents as frames: neighbours together, as long as a frame may be.
 async fn read<W: World>(
     reader: &Reader<W>,
-    bodies: &[(ObjectId, Bytes)],
+    bodies: &Bodies,
     extents: &[Extent],
 ) -> Result<Vec<PlainFrame>, VolumeError> {
     let mut frames: Vec<(PageRange, Vec<u8>)> = Vec::new();
@@ -293,7 +328,7 @@ async fn read<W: World>(
 /// The bytes of an extent, cut out of the frame that holds them.
 async fn pages_of<W: World>(
     reader: &Reader<W>,
-    bodies: &[(ObjectId, Bytes)],
+    bodies: &Bodies,
     extent: &Extent,
 ) -> Result<Vec<u8>, VolumeError> {
     let spot = extent.spot.expect("only data is left of a segment");
@@ -318,10 +353,10 @@ async fn pages_of<W: World>(
             "it is shorter than the map says",
         )
     };
-    let body = bodies.iter().find(|(id, _)| *id == spot.segment.id.0);
-    let from = usize::try_from(spot.offset).map_err(|_wide| short())?;
+    let body = bodies.get(&spot.segment);
     let stored = usize::try_from(spot.stored).map_err(|_wide| short())?;
-    let stored = body.and_then(|(_, body)| {
+    let stored = body.and_then(|(start, body)| {
+        let from = usize::try_from(spot.offset.checked_sub(*start)?).ok()?;
         let end = from.checked_add(stored).filter(|end| *end <= body.len())?;
         Some(body.slice(from..end))
     });

@@ -4,8 +4,19 @@
 //!
 //! No bytes of a keyring ever come twice (`slots.rs`), so its hash names a version of it. Whoever
 //! replaces one creates an object of that name; whoever reads one looks whether it has such a note.
+//!
+//! ```text
+//! N is put in the place of P ---- dies here ----> note of P
+//!   N names P                        \-- a start, or `glidefs key`, reads N ----> note of P
+//! ```
+//!
+//! The note cannot come first: of a P that is still there because the swap failed it would say that
+//! somebody put it back. So N names P, and whoever finds N there knows that P is old. N names P alone:
+//! before N itself is replaced, the note of P must be there (`slots.rs`), and so those of all before
+//! it. What is left: from the swap until somebody reads N, a P that is put back is not noticed.
 //! What no note can do: stop somebody who deletes the note as well (docs/encryption.md).
 
+use blockcache::Id;
 use bytes::Bytes;
 use world::store::Part;
 use world::{ETag, Store, StoreError, StoreErrorKind, World};
@@ -32,9 +43,11 @@ pub(crate) async fn read<W: World>(
             Err(error) => return Err(error.into()),
         };
         let keyring = Keyring::decode(&object.bytes)?;
-        let Some(key) = note_key(&keyring) else {
+        if matches!(keyring, Keyring::Plain { .. }) {
+            // Never replaced.
             return Ok(Some((keyring, object.etag)));
-        };
+        }
+        let key = note_key(keyring.version());
         if replaced.as_ref() == Some(&key) {
             return Err(put_back(&key));
         }
@@ -61,22 +74,32 @@ fn put_back(note: &str) -> VolumeError {
     ))
 }
 
-/// Notes that another keyring has taken its place. May be repeated.
-pub(crate) async fn note<W: World>(
+/// Sees to it that the keyring which this one was put in the place of is noted. `keyring` was read from the store:
+/// so the other one is old, whatever became of who replaced it. May be repeated.
+pub(crate) async fn catch_up<W: World>(
     world: &W,
     store: &impl Store,
     keyring: &Keyring,
 ) -> Result<(), StoreError> {
-    let Some(key) = note_key(keyring) else {
+    let Some(old) = keyring.replaces() else {
         return Ok(());
     };
-    retry::create(world, store, &key, Bytes::from_static(TEXT.as_bytes())).await
+    match retry::get(world, store, &note_key(old), Part::All).await {
+        Err(error) if error.kind == StoreErrorKind::NotFound => note(world, store, old).await,
+        outcome => outcome.map(|_note| ()),
+    }
 }
 
-/// None: a plain keyring is never replaced.
-fn note_key(keyring: &Keyring) -> Option<String> {
-    match keyring {
-        Keyring::Plain { .. } => None,
-        Keyring::Password { .. } => Some(format!("{REPLACED}{}", keyring.version())),
-    }
+/// Notes that another keyring has taken the place of this version. May be repeated.
+pub(crate) async fn note<W: World>(
+    world: &W,
+    store: &impl Store,
+    old: Id,
+) -> Result<(), StoreError> {
+    let text = Bytes::from_static(TEXT.as_bytes());
+    retry::create(world, store, &note_key(old), text).await
+}
+
+fn note_key(version: Id) -> String {
+    format!("{REPLACED}{version}")
 }

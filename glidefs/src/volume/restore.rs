@@ -158,6 +158,10 @@ fn restored(base: &Root, wanted: &Restore, nonce: Id, now_ms: u64) -> Result<Roo
     root.epoch += 1;
     root.nonce = nonce.0;
     root.content = found.content.clone();
+    // It may name again what the map did not name any more.
+    for named in &mut root.volumes {
+        named.unnamed_from = None;
+    }
     root.content.cut_seq = base.content.cut_seq + 1;
     root.content.cut_epoch = root.epoch;
     root.content.cut_time_ms = now_ms;

@@ -114,6 +114,8 @@ pub(crate) struct NamedVolume {
     /// In order of `from_epoch`; an object's key is the last that is not later than its epoch.
     /// Empty without a password.
     pub(crate) keys: Vec<DataKey>,
+    /// The cut since which the map does not name it any more: only snapshots and readers of earlier ones need it.
+    pub(crate) unnamed_from: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,6 +235,9 @@ impl Root {
             }
             // They become part of object keys.
             VolumeName::parse(&volume.name).map_err(|_bad| "it names a volume impossibly")?;
+            if volume.unnamed_from.is_some_and(|cut| cut > COUNT_MAX) {
+                return Err("it let go of a volume at an impossible cut");
+            }
         }
         self.content.check()?;
         self.snapshots.iter().try_for_each(Snapshot::check)

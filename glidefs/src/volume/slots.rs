@@ -10,7 +10,12 @@
 //!   \---------------------------- anything else: somebody was faster
 //! ```
 //!
-//! Behind the swap a note says that the old one was replaced (`replaced.rs`).
+//! Behind the swap a note says that the old one was replaced (`replaced.rs`). Before it the note of the
+//! one before that is made sure of, as the new keyring will name the old one alone.
+//!
+//! Slots are in lines: `rotate` makes one of the same line as the one that the configuration's password
+//! opens, `add` one that begins a line. So what a rotation ends is its own older slots, and never a
+//! password that was added to stay.
 //!
 //! Of two operators at once one wins, and the other decides again on what the first has left: no
 //! slot is lost. The last slot is never removed, and the one that the configuration's own password
@@ -34,20 +39,24 @@ const SLOT_DIGITS_MIN: usize = 4;
 /// What is asked of the slots.
 #[derive(Clone)]
 pub enum KeyChange {
-    /// One more password. If it opens a slot already, nothing is done.
+    /// One more password, to stay. If it opens a slot already, nothing is done.
     Add { password: Zeroizing<String> },
+    /// One more password, to replace the configuration's.
+    Rotate { password: Zeroizing<String> },
     /// The slot whose id begins so.
     Remove { slot: String, in_use: InUse },
-    /// All slots but the newest, which the configuration's password must open.
-    KeepNewest,
+    /// Removes all slots that the one which the configuration's password opens was rotated from. It must be the
+    /// newest of them.
+    Finish,
 }
 
 impl std::fmt::Debug for KeyChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Add { .. } => f.write_str("Add"),
+            Self::Rotate { .. } => f.write_str("Rotate"),
             Self::Remove { slot, in_use } => write!(f, "Remove({slot}, {in_use:?})"),
-            Self::KeepNewest => f.write_str("KeepNewest"),
+            Self::Finish => f.write_str("Finish"),
         }
     }
 }
@@ -66,6 +75,9 @@ pub struct Keyslots {
     pub slots: Vec<SlotView>,
     /// The one that the configuration's password opens.
     pub in_use: Option<Id>,
+    /// Should the keyring that this one replaced be put back, it will be noticed. False: the store failed when this was
+    /// to be noted, which the next start or look makes up for.
+    pub is_guarded: bool,
 }
 
 /// What a change did.
@@ -75,25 +87,24 @@ pub struct Changed {
     pub removed: Vec<SlotView>,
     /// Afterwards.
     pub now: Keyslots,
-    /// Should the keyring that was replaced be put back, it will be noticed. False: the store failed
-    /// when this was to be noted.
-    pub is_guarded: bool,
 }
 
 impl Keyslots {
-    /// Looks. The password need not fit: what is shown is no secret.
+    /// Looks, and makes up for a note that is missing. The password need not fit: what is shown is no secret.
     pub async fn read<W: World>(
         world: &W,
         store: &W::Store,
         password: Option<Zeroizing<String>>,
     ) -> Result<Self, VolumeError> {
         let (keyring, _) = read(world, store).await?;
+        let is_guarded = replaced::catch_up(world, store, &keyring).await.is_ok();
         let looking = world.compute(move || {
             let opened = password.map(|password| keyring.opened_by(&password));
             let opened = opened.transpose()?.flatten();
             Ok(Self {
                 slots: keyring.slots(),
                 in_use: opened.map(|opened| opened.slot),
+                is_guarded,
             })
         });
         looking.await
@@ -113,6 +124,8 @@ impl Keyslots {
         let before = read(world, store).await?;
         let (mut keyring, mut etag) = before.clone();
         for _ in 0..ROUNDS_MAX {
+            // What this one replaced is named by it alone: noted now, or never.
+            replaced::catch_up(world, store, &keyring).await?;
             let fresh = FreshSlot {
                 id: new_id,
                 salt: world.random_id(),
@@ -129,16 +142,15 @@ impl Keyslots {
                 return Ok(decision.outcome);
             };
             let body = Bytes::from(next.encode());
-            let swapped = swap(world, store, &etag, body).await?;
-            // Also if somebody else's took its place: it may be ours that did, and was replaced in turn.
-            let noted = replaced::note(world, store, &keyring).await;
-            match swapped {
+            match swap(world, store, &etag, body).await? {
                 Swapped::Landed => {
+                    let noted = replaced::note(world, store, keyring.version()).await;
                     let mut changed = decision.outcome;
-                    changed.is_guarded = noted.is_ok();
+                    changed.now.is_guarded = noted.is_ok();
                     return Ok(changed);
                 }
-                Swapped::Lost(now) => (keyring, etag) = *now,
+                // Ours may have landed and been replaced in turn: then by somebody who noted the old one first.
+                Swapped::Lost => (keyring, etag) = read(world, store).await?,
             }
         }
         Err(VolumeError::Invalid(format!(
@@ -168,40 +180,12 @@ fn decide(
             "object `{KEYRING}` holds no slots: this prefix is not encrypted"
         )));
     };
-    let slots = keyring.slots();
-    let changed = match change {
-        KeyChange::Add { password } => {
-            let there = keyring.opened_by(password)?.is_some();
-            if !there && slots.len() >= SLOTS_MAX {
-                return Err(VolumeError::Invalid(format!(
-                    "the keyring has {SLOTS_MAX} slots, which is the most: remove one that no node uses"
-                )));
-            }
-            (!there).then(|| keyring.with_slot(&opened, fresh, password))
-        }
-        KeyChange::Remove { slot, in_use } => {
-            let target = find(&slots, &first.slots(), slot)?;
-            removable(&slots, &opened, target, *in_use)?;
-            let is_there = slots.iter().any(|view| view.id == target);
-            is_there.then(|| keyring.keeping(|id| id != target))
-        }
-        KeyChange::KeepNewest => {
-            let newest = slots.last().map(|view| view.id);
-            if newest != Some(opened.slot) {
-                return Err(VolumeError::Invalid(format!(
-                    "the configuration's password opens slot {}, which is not the newest: set the \
-                     newest password in the configuration (of every node), then finish",
-                    opened.slot
-                )));
-            }
-            (slots.len() > 1).then(|| keyring.keeping(|id| id == opened.slot))
-        }
-    };
-    let next = changed.map(|changed| changed.rewrapped(&opened, fresh, password));
+    let next = next(keyring, first, &opened, change, fresh)?;
+    let next = next.map(|next| next.rewrapped(&opened, fresh, password).replacing(keyring));
     let now = next.as_ref().unwrap_or(keyring).slots();
     let first = first.slots();
     let is_in = |list: &[SlotView], slot: &SlotView| list.iter().any(|other| other.id == slot.id);
-    let has_gone = |slot: &&SlotView| !is_in(&now, slot) && goes(change, slot);
+    let has_gone = |slot: &&SlotView| !is_in(&now, slot) && goes(change, &opened, slot);
     let added = now.iter().find(|slot| slot.id.0 == fresh.id).copied();
     let removed = first.iter().filter(has_gone).copied().collect();
     let in_use = now.iter().map(|slot| slot.id).find(|id| *id == opened.slot);
@@ -209,19 +193,123 @@ fn decide(
         outcome: Changed {
             added,
             removed,
-            now: Keyslots { slots: now, in_use },
-            is_guarded: true,
+            now: Keyslots {
+                slots: now,
+                in_use,
+                is_guarded: true,
+            },
         },
         next,
     })
 }
 
-fn goes(change: &KeyChange, slot: &SlotView) -> bool {
+/// The keyring with the change made; none if it is so already.
+fn next(
+    keyring: &Keyring,
+    first: &Keyring,
+    opened: &Opened,
+    change: &KeyChange,
+    fresh: &FreshSlot,
+) -> Result<Option<Keyring>, VolumeError> {
+    let slots = keyring.slots();
     match change {
-        KeyChange::Add { .. } => false,
-        KeyChange::Remove { slot: start, .. } => slot.id.to_string().starts_with(start.as_str()),
-        KeyChange::KeepNewest => true,
+        KeyChange::Add { password } => {
+            if keyring.opened_by(password)?.is_some() {
+                return Ok(None);
+            }
+            has_room(&slots)?;
+            Ok(Some(keyring.with_slot(
+                opened,
+                fresh,
+                Id(fresh.id),
+                password,
+            )))
+        }
+        KeyChange::Rotate { password } => {
+            if let Some(there) = keyring.opened_by(password)? {
+                is_rotation(&slots, opened, &there, fresh)?;
+                return Ok(None);
+            }
+            has_room(&slots)?;
+            Ok(Some(keyring.with_slot(
+                opened,
+                fresh,
+                opened.line,
+                password,
+            )))
+        }
+        KeyChange::Remove { slot, in_use } => {
+            let target = find(&slots, &first.slots(), slot)?;
+            removable(&slots, opened, target, *in_use)?;
+            let is_there = slots.iter().any(|view| view.id == target);
+            Ok(is_there.then(|| keyring.keeping(|slot| slot.id != target)))
+        }
+        KeyChange::Finish => {
+            let newest = newest(&slots, opened);
+            if newest != opened.slot {
+                return Err(VolumeError::Invalid(format!(
+                    "the configuration's password opens slot {}, which is not the newest: {newest} \
+                     is to replace it; set that one's password in the configuration (of every node), \
+                     then finish",
+                    opened.slot
+                )));
+            }
+            let ends = |slot: &SlotView| slot.line == opened.line && slot.id != opened.slot;
+            let has_older = slots.iter().any(ends);
+            Ok(has_older.then(|| keyring.keeping(|slot| !ends(slot))))
+        }
     }
+}
+
+/// Whether a slot that is gone went by this change.
+fn goes(change: &KeyChange, opened: &Opened, slot: &SlotView) -> bool {
+    match change {
+        KeyChange::Add { .. } | KeyChange::Rotate { .. } => false,
+        KeyChange::Remove { slot: start, .. } => slot.id.to_string().starts_with(start.as_str()),
+        KeyChange::Finish => slot.line == opened.line,
+    }
+}
+
+/// The newest slot of the line that the configuration's password opens.
+fn newest(slots: &[SlotView], opened: &Opened) -> Id {
+    let newest = slots.iter().rfind(|slot| slot.line == opened.line);
+    newest.map_or(opened.slot, |slot| slot.id)
+}
+
+fn has_room(slots: &[SlotView]) -> Result<(), VolumeError> {
+    if slots.len() < SLOTS_MAX {
+        return Ok(());
+    }
+    Err(VolumeError::Invalid(format!(
+        "the keyring has {SLOTS_MAX} slots, which is the most: remove one that no node uses"
+    )))
+}
+
+/// A new password that opens a slot already must be that of this very rotation, asked for again: `finish` would not
+/// end at any other.
+fn is_rotation(
+    slots: &[SlotView],
+    opened: &Opened,
+    there: &Opened,
+    fresh: &FreshSlot,
+) -> Result<(), VolumeError> {
+    if there.slot == opened.slot {
+        return Err(VolumeError::Invalid(format!(
+            "the new password is the one that the configuration has (slot {}): choose another; or, if \
+             every node has the new one by now, end the rotation by `glidefs key rotate --finish`",
+            there.slot
+        )));
+    }
+    // Ours landed, its answer was lost, and somebody was faster with the next.
+    let is_ours = there.slot.0 == fresh.id;
+    if is_ours || there.slot == newest(slots, opened) {
+        return Ok(());
+    }
+    Err(VolumeError::Invalid(format!(
+        "the new password opens slot {} already, which was added to stay or is to be replaced itself \
+         (see `glidefs key list`): choose another, or remove that slot first",
+        there.slot
+    )))
 }
 
 /// The one slot that a person means; also one that was there when he asked.
@@ -269,8 +357,8 @@ fn removable(
 
 enum Swapped {
     Landed,
-    /// This is there instead.
-    Lost(Box<(Keyring, ETag)>),
+    /// Another is there instead.
+    Lost,
 }
 
 /// Replaces the version `etag`, whatever answers are lost on the way (rule 13). The bytes hold fresh
@@ -296,8 +384,7 @@ async fn swap<W: World>(
                     return Ok(Swapped::Landed);
                 }
                 if now.etag != *etag {
-                    let keyring = Keyring::decode(&now.bytes)?;
-                    return Ok(Swapped::Lost(Box::new((keyring, now.etag))));
+                    return Ok(Swapped::Lost);
                 }
             }
         }

@@ -200,12 +200,20 @@ pub(crate) enum Flaw {
     IgnoresConditions,
     /// A create is exact; a replace is not.
     IgnoresIfMatch,
+    /// A replace is exact where there is something, and else a create.
+    CreatesAbsent,
+    /// A replace is told that its condition failed, whatever it says.
+    RefusesIfMatch,
+    /// Who reads is told other versions than who writes.
+    RenamesVersions,
     /// Lists show nothing.
     ListsLate,
     /// Reads show the first version of an object.
     ReadsLate,
     /// A read of a part returns the whole object.
     IgnoresRanges,
+    /// No flaw: a part that the object does not have in full is refused, as S3 does.
+    RefusesBeyond,
 }
 
 impl TestStore {
@@ -346,8 +354,12 @@ impl Objects {
         let careless = match self.flaw {
             Some(Flaw::IgnoresConditions) => true,
             Some(Flaw::IgnoresIfMatch) => seen.is_some(),
+            Some(Flaw::CreatesAbsent) => seen.is_some() && there.is_none(),
             _ => false,
         };
+        if self.flaw == Some(Flaw::RefusesIfMatch) && seen.is_some() {
+            return Err(error(operation, key, StoreErrorKind::Conflict));
+        }
         if self.flaw == Some(Flaw::ReadsLate) && seen.is_some() && there.as_ref() == seen {
             // It says so, and goes on showing the old one; its version is another.
             let old = self.objects[key].0.clone();
@@ -385,6 +397,12 @@ impl Store for TestStore {
         let (body, version) = there.ok_or_else(|| error("get", key, StoreErrorKind::NotFound))?;
         let len = body.len();
         let at = |at: u64| usize::try_from(at).unwrap_or(len).min(len);
+        if inner.flaw == Some(Flaw::RefusesBeyond)
+            && let Part::Range(range) = &part
+            && range.end > len as u64
+        {
+            return Err(error("get", key, StoreErrorKind::Refused));
+        }
         let part = match inner.flaw {
             Some(Flaw::IgnoresRanges) => Part::All,
             _ => part,
@@ -394,9 +412,10 @@ impl Store for TestStore {
             Part::Range(range) => body.slice(at(range.start)..at(range.end)),
             Part::Suffix(suffix) => body.slice(len - at(suffix)..),
         };
+        let renamed = inner.flaw == Some(Flaw::RenamesVersions);
         Ok(Object {
             bytes,
-            etag: ETag(version.to_string()),
+            etag: ETag(format!("{}{version}", if renamed { "W/" } else { "" })),
             size: len as u64,
         })
     }

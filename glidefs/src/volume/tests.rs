@@ -8,6 +8,7 @@ use world::StoreErrorKind;
 
 mod collect;
 mod damage;
+mod flatten;
 mod forks;
 mod golden;
 mod levels;

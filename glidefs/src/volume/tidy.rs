@@ -9,6 +9,7 @@ use world::World;
 
 use super::collect::{Collected, Deletes};
 use super::compact::Patience;
+use super::flatten::Flattened;
 use super::ledger::Totals;
 use super::repack::Repacked;
 use super::runs::LEVEL_RUNS_MAX;
@@ -39,6 +40,9 @@ pub struct Tidy {
     /// A pin whose child does not come is taken for that of a process that died. Nothing depends on it but that
     /// process, whose fork then fails.
     pub childless_wait: Duration,
+    /// A volume that is made of parts of more other volumes than this copies the smallest parts, until it is half as
+    /// many: each of them is kept from being deleted, and costs a fork a request.
+    pub chain_max: usize,
 }
 
 impl Default for Tidy {
@@ -54,6 +58,7 @@ impl Default for Tidy {
             dead_objects: 512,
             blocked_wait: Duration::from_secs(600),
             childless_wait: Duration::from_secs(3600),
+            chain_max: 8,
         }
     }
 }
@@ -102,6 +107,7 @@ impl Tidy {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tidied {
     pub repacked: Repacked,
+    pub flattened: Flattened,
     pub collected: Collected,
 }
 
@@ -130,11 +136,24 @@ impl<W: World> Volume<W> {
         } else {
             Collected::default()
         };
+        let flattened = Box::pin(self.shorten(tidy)).await;
         Box::pin(self.sweep_leavings()).await?;
         Ok(Tidied {
             repacked: repacked?,
+            flattened: flattened?,
             collected,
         })
+    }
+
+    async fn shorten(&self, tidy: &Tidy) -> Result<Flattened, VolumeError> {
+        let chain = self.chain();
+        if chain > tidy.chain_max {
+            return Box::pin(self.flatten(tidy.chain_max / 2, tidy)).await;
+        }
+        if self.may_let_go(tidy) {
+            return Box::pin(self.flatten(chain, tidy)).await;
+        }
+        Ok(Flattened::default())
     }
 
     async fn rewrite(&self, tidy: &Tidy) -> Result<Repacked, VolumeError> {

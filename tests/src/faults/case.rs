@@ -249,6 +249,17 @@ pub fn outages(seconds: &[u64]) -> Vec<Case> {
         full.lasts = Duration::from_secs(*seconds);
         full.rate = u64::MAX;
         cases.push(full);
+        let silent = How::Writing(each(Meets::All, What::Silent));
+        let mut silent = case("outage, nothing is answered at all", silent, "`late`");
+        silent.lasts = Duration::from_secs(*seconds);
+        silent.rate = 300;
+        silent.cache_gb = 4.0;
+        cases.push(silent);
+        let reads = each(Meets::Reads, refused(503, "SlowDown"));
+        let waking = How::Waking(reads);
+        let mut reads = case("outage, reads of what no cache holds", waking, "outage");
+        reads.lasts = Duration::from_secs(*seconds);
+        cases.push(reads);
     }
     cases
 }

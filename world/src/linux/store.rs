@@ -6,12 +6,14 @@
 //! - A read whose future is dropped is given up; so is a write, whose outcome is unknown then.
 //! - Only what the store itself calls an absent key is [`StoreErrorKind::NotFound`]: a missing
 //!   bucket, folder or permission is not.
+//! - Keys that are renewed while it runs are used soon (`keys.rs`).
 //!
 //! GCS and Azure run through the same code as S3 and are not tested.
 
 mod cloud;
 mod failure;
 mod files;
+mod keys;
 
 use std::fmt;
 use std::future::Future;
@@ -30,6 +32,7 @@ use crate::sync::Semaphore;
 use cloud::Cloud;
 use failure::Failure;
 use files::Files;
+pub use keys::{ReadKeys, StoreKeys};
 
 /// Requests in flight through one [`LinuxStore`] and its clones; more wait their turn.
 const REQUESTS_MAX: usize = 256;
@@ -48,6 +51,8 @@ pub struct StoreConfig {
     pub access_key_id: Option<String>,
     pub secret_access_key: Option<String>,
     pub session_token: Option<String>,
+    /// Of S3: reads the three above again, which may be renewed while the store is used. None: they stay as they are.
+    pub read_keys: Option<ReadKeys>,
     /// Allow an endpoint without TLS.
     pub allow_http: bool,
     /// For one request, its body included.
@@ -64,6 +69,7 @@ impl StoreConfig {
             access_key_id: None,
             secret_access_key: None,
             session_token: None,
+            read_keys: None,
             allow_http: false,
             request_timeout: Duration::from_secs(30),
         }

@@ -73,8 +73,16 @@ fn a_changed_byte_anywhere_is_noticed_or_harmless() {
 
 #[test]
 fn an_object_that_is_cut_or_missing_is_named() {
-    for password in [None, Some("x")] {
+    let some = Some("x");
+    for (password, flaw) in [
+        (None, None),
+        (some, None),
+        (some, Some(Flaw::RefusesBeyond)),
+    ] {
         let (store, node, expected) = prepared(password);
+        if let Some(flaw) = flaw {
+            store.flawed(flaw);
+        }
         let keys = store.keys();
         for key in keys
             .iter()

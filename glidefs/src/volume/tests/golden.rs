@@ -3,7 +3,7 @@
 //! message of the failing test, never by the test.
 
 use super::super::extent::{Extent, Spot};
-use super::super::keyring::{Fresh, Keyring, KeyringCost};
+use super::super::keyring::{Fresh, FreshSlot, Keyring, KeyringCost};
 use super::super::keys::{Secret, Wrapped};
 use super::super::leaf::{Directory, Leaf, LeafBuilder, LeafRow};
 use super::super::ledger::{Chunk, Dead, Entry, Ledger, Table, Totals};
@@ -98,6 +98,7 @@ fn full_root(keys: Vec<DataKey>) -> Root {
         volume: [id; 16],
         name: name.to_owned(),
         keys: keys.clone(),
+        unnamed_from: (id > 1).then_some(98),
     };
     Root {
         volume: [1; 16],
@@ -192,6 +193,7 @@ fn golden_keyrings() {
     let opened = opened.unlock(Some("correct horse")).expect("right");
     let (opened, keys) = (opened.expect("keys"), keys.expect("keys"));
     assert_eq!(opened.root_mac.bytes(), keys.root_mac.bytes());
+    golden_rotated_keyring(&fresh);
     // The tree below the prefix key is a format as well: pinned by one of its leaves.
     let wrapped = keys.wrap([5; 16], [6; 16], &Secret::new([7; 32]));
     let pinned = golden!("data-key-1");
@@ -200,6 +202,31 @@ fn golden_keyrings() {
         &[&wrapped.key[..], &wrapped.tag].concat(),
         &pinned,
     );
+}
+
+/// One that took the place of another, with two slots of one line.
+fn golden_rotated_keyring(fresh: &Fresh) {
+    let cost = KeyringCost::LEAST;
+    let (first, _) = Keyring::new(fresh, Some("correct horse"), cost);
+    let opened = first.open(Some("correct horse")).expect("right");
+    let opened = opened.expect("a slot");
+    let slot = FreshSlot {
+        id: [8; 16],
+        salt: [9; 16],
+        opener_salt: [10; 16],
+        cost,
+    };
+    let rotated = first.with_slot(&opened, &slot, opened.line, "battery staple");
+    let rotated = rotated.rewrapped(&opened, &slot, "correct horse");
+    let rotated = rotated.replacing(&first);
+    let file = golden!("keyring-1-rotated");
+    assert_golden("keyring-1-rotated", &rotated.encode(), &file);
+    let read = Keyring::decode(&file).expect("reads");
+    assert_eq!(read.replaces(), Some(first.version()));
+    assert!(read.slots().iter().all(|slot| slot.line.0 == fresh.slot));
+    for password in ["correct horse", "battery staple"] {
+        assert!(read.unlock(Some(password)).is_ok_and(|keys| keys.is_some()));
+    }
 }
 
 pub(super) fn object() -> ObjectName {
@@ -499,6 +526,7 @@ fn the_largest_root_that_may_be_written_fits_its_envelope() {
         volume: [1; 16],
         name: name.clone(),
         keys: vec![key; root::KEYS_MAX],
+        unnamed_from: Some(1 << 62),
     };
     let snapshot = Snapshot {
         id: [6; 16],

@@ -85,7 +85,7 @@ proptest! {
 
     #[test]
     fn roots_and_keyrings(root in any_bytes(golden!("root-1-plain")),
-                          keyring in any_bytes(golden!("keyring-1-password"))) {
+                          keyring in any_bytes(golden!("keyring-1-rotated"))) {
         let name = VolumeName::parse("vm-alice").expect("a name");
         // The envelope stops nearly all; what is inside meets the parser below.
         drop(Root::decode(&name, &root, None));

@@ -11,7 +11,10 @@ fn refused(store: &TestStore, password: Option<&str>) -> String {
 fn a_store_that_will_not_do_is_refused_by_what_it_lacks() {
     for (flaw, named) in [
         (Flaw::IgnoresConditions, "If-None-Match"),
-        (Flaw::IgnoresIfMatch, "If-Match"),
+        (Flaw::IgnoresIfMatch, "out of date"),
+        (Flaw::CreatesAbsent, "none to match"),
+        (Flaw::RefusesIfMatch, "still gives"),
+        (Flaw::RenamesVersions, "the same ETag"),
         (Flaw::ListsLate, "list"),
         (Flaw::ReadsLate, "older state"),
         (Flaw::IgnoresRanges, "Range"),
@@ -39,6 +42,26 @@ fn a_look_tells_of_a_versioned_bucket() {
     }
 }
 
+/// Of a bucket that others use too, nothing of theirs may go.
+#[test]
+fn the_hint_on_versions_is_a_rule_for_this_prefix_alone() {
+    for (place, folder) in [("vms/a", "vms/a/"), ("", "nbd/"), ("a\"b", "a\"b/")] {
+        let hint = versions_hint(place);
+        let (start, end) = (
+            hint.find('{').expect("JSON"),
+            hint.rfind('}').expect("JSON"),
+        );
+        let rule: serde_json::Value = serde_json::from_str(&hint[start..=end]).expect("whole");
+        assert_eq!(rule["Filter"]["Prefix"], folder);
+        assert_eq!(rule["NoncurrentVersionExpiration"]["NoncurrentDays"], 7);
+        assert_eq!(rule["Expiration"]["ExpiredObjectDeleteMarker"], true);
+        let days = &rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"];
+        assert_eq!(*days, 1);
+        // One that expires current versions would delete the volumes.
+        assert!(rule["Expiration"].get("Days").is_none());
+    }
+}
+
 #[test]
 fn the_probe_cleans_up_and_survives_lost_answers() {
     use StoreErrorKind::{Retry, Unknown};
@@ -47,6 +70,21 @@ fn the_probe_cleans_up_and_survives_lost_answers() {
     store.fail("replace", [Fault::After(Unknown)]);
     Node::new(1, &store, None);
     assert_eq!(store.keys(), ["keyring"]);
+}
+
+/// As long as it passes: some stores and gateways refuse a condition that holds now and then.
+#[test]
+fn the_probe_survives_conditions_that_are_refused_for_a_while() {
+    use StoreErrorKind::Conflict;
+    for refusals in [
+        vec![Fault::Before(Conflict); 5],
+        vec![Fault::After(Conflict); 3],
+    ] {
+        let store = TestStore::default();
+        store.fail("replace", refusals);
+        Node::new(1, &store, None);
+        assert_eq!(store.keys(), ["keyring"]);
+    }
 }
 
 #[test]

@@ -13,6 +13,12 @@ fn add(password: &str) -> KeyChange {
     }
 }
 
+fn rotate(password: &str) -> KeyChange {
+    KeyChange::Rotate {
+        password: text(password),
+    }
+}
+
 fn remove(slot: Id) -> KeyChange {
     KeyChange::Remove {
         slot: slot.to_string(),
@@ -80,7 +86,7 @@ fn begun() -> (TestStore, Node, Volume<TestWorld>) {
 fn a_password_is_changed_while_nodes_run() {
     let (store, node, volume) = begun();
     let old = slots(&store, "old").in_use.expect("one slot");
-    let added = change(2, &store, "old", add("new"));
+    let added = change(2, &store, "old", rotate("new"));
     let new = added.added.expect("a slot");
     assert!(added.removed.is_empty() && added.now.slots.len() == 2);
     assert_eq!(added.now.in_use, Some(old));
@@ -88,9 +94,9 @@ fn a_password_is_changed_while_nodes_run() {
     assert!(opens(&store, "old") && opens(&store, "new"), "grace time");
 
     // Not before this configuration has the new one.
-    let early = try_change(3, &store, "old", KeyChange::KeepNewest).expect_err("too early");
+    let early = try_change(3, &store, "old", KeyChange::Finish).expect_err("too early");
     assert!(early.to_string().contains("not the newest"), "{early}");
-    let done = change(4, &store, "new", KeyChange::KeepNewest);
+    let done = change(4, &store, "new", KeyChange::Finish);
     assert_eq!(
         done.removed.iter().map(|slot| slot.id).collect::<Vec<_>>(),
         [old]
@@ -118,16 +124,18 @@ fn a_password_is_changed_while_nodes_run() {
 #[test]
 fn the_same_again_changes_nothing() {
     let (store, ..) = begun();
-    change(2, &store, "old", add("new"));
+    change(2, &store, "old", rotate("new"));
     let before = store.object("keyring");
-    let again = change(3, &store, "old", add("new"));
-    assert!(again.added.is_none() && again.now.slots.len() == 2);
+    for wish in [add("new"), rotate("new")] {
+        let again = change(3, &store, "old", wish);
+        assert!(again.added.is_none() && again.now.slots.len() == 2);
+    }
     let own = change(4, &store, "new", add("old"));
     assert!(own.added.is_none());
     assert_eq!(store.object("keyring"), before);
-    change(5, &store, "new", KeyChange::KeepNewest);
+    change(5, &store, "new", KeyChange::Finish);
     let before = store.object("keyring");
-    let again = change(6, &store, "new", KeyChange::KeepNewest);
+    let again = change(6, &store, "new", KeyChange::Finish);
     assert!(again.removed.is_empty());
     assert_eq!(store.object("keyring"), before);
 }
@@ -199,14 +207,14 @@ fn lost_answers_and_late_writes_are_resolved_by_reading_back() {
     ];
     for fault in faults {
         let (store, ..) = begun();
-        // The two replacements of the probe come first.
-        let clean = |store: &TestStore| store.fail_after("replace", 2, fault.clone());
+        // The three replacements of the probe come first.
+        let clean = |store: &TestStore| store.fail_after("replace", 3, fault.clone());
         clean(&store);
-        let added = change(2, &store, "old", add("new"));
+        let added = change(2, &store, "old", rotate("new"));
         assert!(added.added.is_some(), "{fault:?}");
         assert_eq!(slots(&store, "new").slots.len(), 2, "{fault:?}");
         clean(&store);
-        change(3, &store, "new", KeyChange::KeepNewest);
+        change(3, &store, "new", KeyChange::Finish);
         assert_eq!(slots(&store, "new").slots.len(), 1, "{fault:?}");
         assert!(!opens(&store, "old") && opens(&store, "new"), "{fault:?}");
     }
@@ -288,8 +296,8 @@ fn a_change_costs_the_same_for_any_number_of_volumes() {
     assert_eq!(costs[0], costs[1]);
     assert_eq!(
         costs[0],
-        (3, 6, 1),
-        "a get, four of the puts and the list are the probe's; the others: keyring and note"
+        (3, 7, 1),
+        "a get, five of the puts and the list are the probe's; the others: keyring and note"
     );
 }
 
@@ -320,9 +328,9 @@ fn a_change_and_its_password_do_not_show() {
 fn a_keyring_that_was_put_back_is_noticed_by_everybody() {
     let (store, ..) = begun();
     let first = store.object("keyring");
-    change(2, &store, "old", add("new"));
+    change(2, &store, "old", rotate("new"));
     let second = store.object("keyring");
-    change(3, &store, "new", KeyChange::KeepNewest);
+    change(3, &store, "new", KeyChange::Finish);
     let newest = store.object("keyring");
     for (old, password) in [(&first, "old"), (&second, "old"), (&second, "new")] {
         store.set("keyring", old.clone());
@@ -354,7 +362,137 @@ fn a_note_that_the_store_does_not_take_is_said_and_the_change_stands() {
     // The creations of the probe come first.
     store.fail_after("create", 2, vec![Fault::Before(StoreErrorKind::Retry); 5]);
     let added = change(2, &store, "old", add("new"));
-    assert!(added.added.is_some() && !added.is_guarded);
+    assert!(added.added.is_some() && !added.now.is_guarded);
     assert!(opens(&store, "old") && opens(&store, "new"));
-    assert!(change(3, &store, "new", add("third")).is_guarded);
+    assert!(change(3, &store, "new", add("third")).now.is_guarded);
+}
+
+/// The keyring as it was, and a rotation to `new` that landed and said that it failed: as if the process had died
+/// before the note.
+fn landed_without_note() -> (TestStore, Bytes) {
+    let (store, ..) = begun();
+    let first = store.object("keyring");
+    // Behind the probe's, and the reads of keyring and note.
+    store.fail_after("replace", 3, [Fault::After(StoreErrorKind::Unknown)]);
+    store.fail_after("get", 3, [Fault::Before(StoreErrorKind::Refused)]);
+    let failed = try_change(2, &store, "old", rotate("new"));
+    failed.expect_err("nobody can tell");
+    store.heal();
+    assert!(store.object("keyring") != first, "it landed");
+    let notes = store.keys();
+    let notes = notes
+        .iter()
+        .filter(|key| key.starts_with("keyring-replaced/"));
+    assert_eq!(notes.count(), 0);
+    (store, first)
+}
+
+fn is_noticed(store: &TestStore, old: &Bytes) {
+    store.set("keyring", old.clone());
+    let refused = Node::with(9, store, config(Some("old"))).expect_err("put back");
+    let refused = refused.to_string();
+    assert!(refused.contains("is an older version"), "{refused}");
+}
+
+#[test]
+fn a_note_that_is_missing_is_made_up_for_by_whoever_reads_the_keyring_next() {
+    let readers: [fn(&TestStore); 4] = [
+        // The same command again, which has nothing to do.
+        |store| {
+            let again = change(3, store, "old", rotate("new"));
+            assert!(again.added.is_none() && again.now.is_guarded);
+        },
+        |store| assert!(opens(store, "old")),
+        |store| assert!(slots(store, "nope").is_guarded),
+        // The next rotation names the second keyring alone.
+        |store| assert!(change(3, store, "new", KeyChange::Finish).now.is_guarded),
+    ];
+    for reader in readers {
+        let (store, first) = landed_without_note();
+        reader(&store);
+        is_noticed(&store, &first);
+    }
+}
+
+#[test]
+fn no_keyring_is_replaced_while_the_one_before_it_cannot_be_noted() {
+    let (store, first) = landed_without_note();
+    let second = store.object("keyring");
+    let fail = || store.fail_after("create", 2, [Fault::Before(StoreErrorKind::Refused)]);
+    fail();
+    let error = try_change(3, &store, "new", KeyChange::Finish).expect_err("not noted");
+    assert!(error.to_string().contains("keyring-replaced/"), "{error}");
+    assert_eq!(store.object("keyring"), second);
+    // A look and a start go on, and the look says so.
+    store.heal();
+    store.fail("create", [Fault::Before(StoreErrorKind::Refused)]);
+    assert!(!slots(&store, "new").is_guarded);
+    fail();
+    assert!(opens(&store, "new"));
+    store.heal();
+    change(4, &store, "new", KeyChange::Finish);
+    let third = store.object("keyring");
+    for old in [&first, &second] {
+        is_noticed(&store, old);
+    }
+    store.set("keyring", third);
+    assert!(opens(&store, "new") && !opens(&store, "old"));
+}
+
+#[test]
+fn a_rotation_ends_its_own_slots_and_no_password_that_was_added() {
+    let (store, ..) = begun();
+    let ids = |slots: &[SlotView]| slots.iter().map(|slot| slot.id).collect::<Vec<_>>();
+    let old = slots(&store, "old").in_use.expect("one slot");
+    let escrow = change(2, &store, "old", add("escrow")).added.expect("one");
+    // Given up halfway; then the one that is rolled out; and an escrow that is younger than it.
+    let halfway = change(3, &store, "old", rotate("halfway")).added;
+    let halfway = halfway.expect("a slot");
+    let new = change(4, &store, "old", rotate("new")).added.expect("one");
+    let site = change(5, &store, "escrow", add("site")).added.expect("one");
+    assert!(old == new.line && old == halfway.line);
+    assert!(escrow.line == escrow.id && site.line == site.id);
+
+    for password in ["old", "halfway"] {
+        let early = try_change(6, &store, password, KeyChange::Finish).expect_err("older");
+        assert!(early.to_string().contains("not the newest"), "{early}");
+    }
+    let done = change(7, &store, "new", KeyChange::Finish);
+    assert_eq!(ids(&done.removed), [old, halfway.id]);
+    assert_eq!(ids(&done.now.slots), [escrow.id, new.id, site.id]);
+    for (password, is_open) in [
+        ("old", false),
+        ("halfway", false),
+        ("escrow", true),
+        ("new", true),
+        ("site", true),
+    ] {
+        assert_eq!(opens(&store, password), is_open, "{password}");
+    }
+    let again = change(8, &store, "new", KeyChange::Finish);
+    assert!(again.removed.is_empty() && again.now.slots.len() == 3);
+
+    // A site rotates its own, and nobody else's.
+    change(9, &store, "site", rotate("site-2"));
+    let done = change(10, &store, "site-2", KeyChange::Finish);
+    assert_eq!(ids(&done.removed), [site.id]);
+    assert!(opens(&store, "escrow") && opens(&store, "new"));
+}
+
+#[test]
+fn a_rotation_to_a_password_that_would_not_take_effect_is_refused() {
+    let (store, ..) = begun();
+    change(2, &store, "old", add("escrow"));
+    change(3, &store, "old", rotate("new"));
+    let before = store.object("keyring");
+    for (configured, new, says) in [
+        ("old", "old", "the one that the configuration has"),
+        ("new", "new", "--finish"),
+        ("old", "escrow", "added to stay"),
+        ("new", "old", "to be replaced itself"),
+    ] {
+        let error = try_change(4, &store, configured, rotate(new)).expect_err(new);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    assert_eq!(store.object("keyring"), before);
 }

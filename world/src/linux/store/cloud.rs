@@ -22,6 +22,7 @@ use object_store::{
 use url::Url;
 
 use super::failure::{Access, Failure, http_status};
+use super::keys::RenewedKeys;
 use super::{StoreConfig, StoreConfigError};
 use crate::store::{ETag, Listed, Object, Part, StoreErrorKind};
 
@@ -216,7 +217,11 @@ impl Cloud {
             }
             Err(_) => Err(refused),
             Ok(meta) if self.is_quoted(seen) && meta.e_tag.as_ref() == Some(&seen.0) => {
-                self.replace_by_bare_etag(&path, seen, body).await
+                match self.replace_by_bare_etag(&path, seen, body).await {
+                    // It does not understand that at all: so its first answer is the one that counts.
+                    Err(worse) if worse.kind == StoreErrorKind::Refused => Err(refused),
+                    outcome => outcome,
+                }
             }
             Ok(_) => Err(refused),
         }
@@ -427,6 +432,10 @@ fn s3(config: &StoreConfig, bucket: &str) -> object_store::Result<Arc<dyn Object
     };
     if let Some(token) = &config.session_token {
         builder = builder.with_token(token);
+    }
+    if let Some(renewed) = RenewedKeys::of(config) {
+        // In place of those above, which are what it begins with.
+        builder = builder.with_credentials(Arc::new(renewed));
     }
     if let Some(region) = &config.region {
         builder = builder.with_region(region);

@@ -34,9 +34,28 @@ impl Failure {
         let message = words_of(error);
         Self {
             kind: kind_of(access, error, &message),
-            message: message.chars().take(MESSAGE_CHARS_MAX).collect(),
+            message: shown(&message).chars().take(MESSAGE_CHARS_MAX).collect(),
         }
     }
+}
+
+/// Parts of a store's answer that people get to see, in this order.
+const SHOWN: [&str; 3] = ["Code", "Message", "RequestId"];
+
+/// The words without the rest of what S3 answers: to a request with an expired token it repeats the whole token, and to one
+/// with a wrong signature all that was signed, the token too. That must not get into a log.
+fn shown(words: &str) -> String {
+    let Some((before, answer)) = words.split_once("<Error>") else {
+        return words.to_owned();
+    };
+    let (answer, after) = answer.split_once("</Error>").unwrap_or((answer, ""));
+    let before = before.split("<?xml").next().unwrap_or_default();
+    let part = |name: &str| {
+        let (_, rest) = answer.split_once(&format!("<{name}>"))?;
+        Some(rest.split('<').next().unwrap_or_default().trim())
+    };
+    let parts: Vec<&str> = SHOWN.iter().filter_map(|name| part(name)).collect();
+    format!("{before}{}{}", parts.join(": "), shown(after))
 }
 
 /// Whether a request that failed may have changed something.
