@@ -151,6 +151,11 @@ impl Oracle {
         self.history.published = self.history.published.max(begun);
     }
 
+    /// What is known to be published now: what is looked up from here on holds at least that.
+    pub fn published(&self) -> Moment {
+        self.history.published
+    }
+
     /// The model of a copy (a snapshot, a fork) that was asked for at `begun` and is there now: it holds at least what
     /// was answered by then, whatever the volume itself has published since.
     pub fn of_copy(&self, begun: Moment) -> Self {

@@ -21,6 +21,7 @@ mod damage;
 mod fsync;
 mod guest;
 mod loss;
+mod migrate;
 pub(crate) mod node;
 mod snapshots;
 mod space;
@@ -65,10 +66,12 @@ pub enum Scenario {
     Weather,
     /// Snapshots are taken and deleted through all that happens in [`Scenario::Crash`].
     Snapshots,
+    /// A running guest is moved from node to node, with both ends dying on the way.
+    Migrate,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Crash,
         Self::Evict,
         Self::Loss,
@@ -80,6 +83,7 @@ impl Scenario {
         Self::Age,
         Self::Weather,
         Self::Snapshots,
+        Self::Migrate,
     ];
 
     pub fn name(self) -> &'static str {
@@ -95,6 +99,7 @@ impl Scenario {
             Self::Age => "age",
             Self::Weather => "weather",
             Self::Snapshots => "snapshots",
+            Self::Migrate => "migrate",
         }
     }
 
@@ -130,12 +135,16 @@ pub enum Plant {
     Rule13Conflict,
     /// A write of our own that lands late is taken for a stranger's.
     Rule13Intent,
+    /// A promotion without force takes an open volume.
+    Rule15,
     /// The collector goes by a list of pins from before the root was published.
     Rule20List,
     /// A forker reads the parent's root before it pins.
     Rule20Pin,
     /// A volume is purged whoever needs it.
     Rule20Purge,
+    /// A fork that is flat lets go of what snapshots and readers of before need.
+    Rule20Flat,
     /// The sweep deletes whatever the root does not name.
     Rule21,
     /// The sweep deletes what a tombstone does not name.
@@ -147,13 +156,15 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Rule1,
         Self::Rule2,
         Self::Rule4,
         Self::Rule11,
         Self::Rule13Conflict,
         Self::Rule13Intent,
+        Self::Rule15,
+        Self::Rule20Flat,
         Self::Rule20List,
         Self::Rule20Pin,
         Self::Rule20Purge,
@@ -171,6 +182,8 @@ impl Plant {
             Self::Rule11 => "rule11",
             Self::Rule13Conflict => "rule13-conflict",
             Self::Rule13Intent => "rule13-intent",
+            Self::Rule15 => "rule15",
+            Self::Rule20Flat => "rule20-flat",
             Self::Rule20List => "rule20-list",
             Self::Rule20Pin => "rule20-pin",
             Self::Rule20Purge => "rule20-purge",
@@ -283,6 +296,7 @@ impl Run {
             Scenario::Damage => damage::play(&stage).await?,
             Scenario::Fsync => fsync::play(&stage).await?,
             Scenario::Age => age::play(&stage).await?,
+            Scenario::Migrate => migrate::play(&stage).await?,
         }
         Ok(stage.answers())
     }

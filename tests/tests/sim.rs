@@ -51,6 +51,11 @@ fn of_two_owners_one_is_fenced_and_nothing_of_it_is_seen() {
 }
 
 #[test]
+fn a_guest_that_moves_loses_nothing_and_is_let_in_by_one_node_at_a_time() {
+    slice(Scenario::Migrate);
+}
+
+#[test]
 fn old_and_copied_cache_folders_never_mix_two_times() {
     slice(Scenario::Copies);
 }
@@ -190,6 +195,16 @@ mod planted {
     #[test]
     fn a_snapshot_of_an_older_cut_is_found() {
         found(Plant::Rule22, Scenario::Snapshots, 40);
+    }
+
+    #[test]
+    fn a_promotion_that_asks_nobody_is_found() {
+        found(Plant::Rule15, Scenario::Migrate, 40);
+    }
+
+    #[test]
+    fn a_flat_fork_that_lets_go_of_what_snapshots_need_is_found() {
+        found(Plant::Rule20Flat, Scenario::Snapshots, 200);
     }
 
     #[test]

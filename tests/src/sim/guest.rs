@@ -12,6 +12,7 @@ use anyhow::{Result, bail};
 use glidefs::nbd::wire::{command, export, flag};
 use world::World;
 use world::sim::{HostId, Pid, Sim, SimWorld};
+use world::sync::{Notify, oneshot};
 
 use super::node::{NAME, socket};
 use crate::nbd_client::{ClientError, NbdClient, Options};
@@ -83,6 +84,7 @@ impl Load {
 pub(super) struct Guest {
     sim: Sim,
     pub(super) pid: Pid,
+    pub(super) world: SimWorld,
     state: Rc<State>,
     /// Connections, to say goodbye.
     clients: Rc<RefCell<Vec<NbdClient<SimWorld>>>>,
@@ -93,6 +95,11 @@ pub(super) struct Guest {
 pub(super) struct State {
     model: RefCell<Model>,
     load: Load,
+    tolerance: Cell<Tolerance>,
+    /// Workers wait before their next request; so many do.
+    paused: Cell<bool>,
+    resting: Cell<u64>,
+    go: Notify,
     /// Workers that have not ended.
     pub(super) working: Cell<u64>,
     stop: Cell<bool>,
@@ -112,6 +119,10 @@ impl Guest {
         let state = Rc::new(State {
             model: RefCell::new(model),
             load,
+            tolerance: Cell::new(load.tolerance),
+            paused: Cell::new(false),
+            resting: Cell::new(0),
+            go: Notify::new(),
             working: Cell::new(load.workers),
             stop: Cell::new(false),
             answers: Cell::new(0),
@@ -122,9 +133,11 @@ impl Guest {
         });
         let clients = Rc::<RefCell<Vec<_>>>::default();
         let (shared, told, driver) = (Rc::clone(&clients), Rc::clone(&state), sim.clone());
-        let pid = sim.start(host, move |world| async move {
+        let world = sim.process(host);
+        let own = world.clone();
+        world.spawn(async move {
             for _ in 0..load.connections {
-                match connect(&world).await {
+                match connect(&own).await {
                     Ok(client) => shared.borrow_mut().push(client),
                     Err(error) => {
                         told.refused(&error);
@@ -137,7 +150,7 @@ impl Guest {
                 let number = usize::try_from(worker).expect("a few") % clients.len();
                 let (client, told, sim) =
                     (clients[number].clone(), Rc::clone(&told), driver.clone());
-                world.spawn(async move {
+                own.spawn(async move {
                     while told.request(&sim, &client).await == Goes::On {}
                     told.working.set(told.working.get() - 1);
                 });
@@ -145,7 +158,8 @@ impl Guest {
         });
         Self {
             sim: sim.clone(),
-            pid,
+            pid: world.pid(),
+            world,
             state,
             clients,
         }
@@ -171,6 +185,69 @@ impl Guest {
     /// Asks the workers to end after the request that they are at.
     pub(super) fn stop(&self) {
         self.state.stop.set(true);
+        self.resume();
+    }
+
+    /// The workers wait after the request that they are at: [`Self::quiet`] returns when all do.
+    pub(super) fn pause(&self) {
+        self.state.paused.set(true);
+    }
+
+    pub(super) fn resume(&self) {
+        self.state.paused.set(false);
+        self.state.go.notify_waiters();
+    }
+
+    /// Of one that is paused: it is connected, and nothing of its load is on its way any more.
+    pub(super) async fn quiet(&self, within: Duration) -> Result<()> {
+        let end = self.sim.now() + within;
+        while !self.is_over() && self.state.resting.get() < self.state.working.get() {
+            self.check()?;
+            if self.sim.now() > end {
+                bail!("a guest that is paused does not come to rest within {within:?}");
+            }
+            self.sim.sleep(Duration::from_millis(1)).await;
+        }
+        self.check()
+    }
+
+    /// What is coming may fail more than what was.
+    pub(super) fn tolerate(&self, tolerance: Tolerance) {
+        self.state.tolerance.set(tolerance);
+    }
+
+    /// Begins a request beside the load, on the first connection. The answer is an error if the process dies first, or
+    /// has no connection.
+    pub(super) fn send<T, F>(
+        &self,
+        request: impl FnOnce(NbdClient<SimWorld>) -> F,
+    ) -> oneshot::Receiver<T>
+    where
+        T: 'static,
+        F: Future<Output = T> + 'static,
+    {
+        let (sender, answer) = oneshot::channel();
+        let client = self.clients.borrow().first().cloned();
+        if let Some(client) = client {
+            let asked = request(client);
+            self.world.spawn(async move {
+                // Nobody waits any more: fine.
+                drop(sender.send(asked.await));
+            });
+        }
+        answer
+    }
+
+    /// The same, and waits for the answer.
+    pub(super) async fn ask<T, F>(
+        &self,
+        request: impl FnOnce(NbdClient<SimWorld>) -> F,
+    ) -> Option<T>
+    where
+        T: 'static,
+        F: Future<Output = T> + 'static,
+    {
+        self.send(request).await.ok()
     }
 
     /// Waits for the workers, within a time that no healthy system needs.
@@ -226,6 +303,9 @@ impl State {
             let think = sim.chance(|chance| chance.below(self.load.think_us_max));
             sim.sleep(Duration::from_micros(think)).await;
         }
+        if self.gate().await == Goes::Away {
+            return Goes::Away;
+        }
         let what = sim.chance(|chance| chance.below(100));
         let model = Rc::clone(&self.model.borrow());
         let (zeros, flushes) = (self.load.zeros, self.load.flushes);
@@ -246,6 +326,21 @@ impl State {
             }
             Err(error) => self.failed(&error, Request::Change),
         }
+    }
+
+    /// Waits while the guest is paused.
+    async fn gate(&self) -> Goes {
+        while self.paused.get() {
+            // Made before anybody sees that it waits: a resume in between wakes it.
+            let go = self.go.notified();
+            self.resting.set(self.resting.get() + 1);
+            go.await;
+            self.resting.set(self.resting.get() - 1);
+            if self.stop.get() {
+                return Goes::Away;
+            }
+        }
+        Goes::On
     }
 
     async fn write(
@@ -338,7 +433,7 @@ impl State {
     }
 
     fn failed(&self, error: &ClientError, request: Request) -> Goes {
-        match (error, self.load.tolerance, request) {
+        match (error, self.tolerance.get(), request) {
             // Killed, or cut off: whether it happened is unknown, and the model says so.
             (ClientError::Closed | ClientError::Io(_), _, _) => Goes::Away,
             (ClientError::Failed { errno, .. }, Tolerance::Reads, Request::Read)
@@ -366,7 +461,7 @@ impl State {
 
     fn refused(&self, error: &ClientError) {
         let cut_off = matches!(error, ClientError::Closed | ClientError::Io(_));
-        if !cut_off && self.load.tolerance != Tolerance::Everything {
+        if !cut_off && self.tolerance.get() != Tolerance::Everything {
             self.accuse(format!("a guest cannot connect: {error}"));
         }
         self.working.set(0);

@@ -97,13 +97,21 @@ impl Node {
     }
 
     pub(crate) async fn take_snapshot(&self, name: &str) -> Result<SnapshotDocument, ControlError> {
+        self.take_snapshot_of(NAME, name).await
+    }
+
+    pub(crate) async fn take_snapshot_of(
+        &self,
+        of: &str,
+        name: &str,
+    ) -> Result<SnapshotDocument, ControlError> {
         let wanted = TakeSnapshotDocument {
             name: Some(name.to_owned()),
             request_id: None,
         };
         let asked = self
             .control
-            .ask(|reply| Request::TakeSnapshot(NAME.to_owned(), wanted, reply));
+            .ask(|reply| Request::TakeSnapshot(of.to_owned(), wanted, reply));
         asked.await
     }
 
@@ -137,8 +145,14 @@ impl Node {
 
     /// Gives space back, and waits until that is done.
     pub(crate) async fn gc(&self) -> Result<OperationDocument> {
+        self.gc_of(NAME, false).await
+    }
+
+    /// The same of another export, which is made flat first, perhaps.
+    pub(crate) async fn gc_of(&self, name: &str, flatten: bool) -> Result<OperationDocument> {
         let wanted = GcDocument {
-            export: Some(NAME.to_owned()),
+            export: Some(name.to_owned()),
+            flatten,
             ..GcDocument::default()
         };
         let asked = self.control.ask(|reply| Request::Gc(wanted, reply));
@@ -221,6 +235,32 @@ impl Node {
             Ok(document) => Ok(document),
             Err(error) => bail!("the server does not tell its numbers: {error}"),
         }
+    }
+
+    /// Makes it the other end of a live migration, or has that move on.
+    pub(crate) async fn prepare(&self) -> Result<ExportDocument, ControlError> {
+        let asked = self
+            .control
+            .ask(|reply| Request::Prepare(NAME.to_owned(), reply));
+        asked.await
+    }
+
+    /// Drained, detached and closed here, without a loss.
+    pub(crate) async fn give_up(&self) -> Result<ExportDocument, ControlError> {
+        let asked = self
+            .control
+            .ask(|reply| Request::Delete(NAME.to_owned(), DeleteQuery::default(), reply));
+        asked.await
+    }
+
+    pub(crate) async fn promote_as(
+        &self,
+        how: PromoteDocument,
+    ) -> Result<ExportDocument, ControlError> {
+        let asked = self
+            .control
+            .ask(|reply| Request::Promote(NAME.to_owned(), how, reply));
+        asked.await
     }
 
     pub(crate) async fn promote(&self, epoch: u64) -> Result<ExportDocument, ControlError> {

@@ -48,7 +48,9 @@ impl Album {
                 album.number.set(album.number.get() + 1);
                 let number = album.number.get();
                 sim.note(format_args!("the operator makes number {number}"));
-                let name = match sim.chance(|chance| chance.below(12)) {
+                let name = match sim.chance(|chance| chance.below(15)) {
+                    12 => album.take_of_fork(&sim, &node, number).await,
+                    13 | 14 => album.flatten(&sim, &node).await,
                     10 | 11 => album.purge_one(&sim, &node).await,
                     8 | 9 => node.gc().await.ok().map(|_| "more space".to_owned()),
                     0 | 1 => album.drop_one(&sim, &node).await,
@@ -66,6 +68,35 @@ impl Album {
         let begun = model.borrow_mut().publish_begin();
         node.take_snapshot(&name).await.ok()?;
         Some(self.keep(format!("{NAME}@{name}"), model, begun))
+    }
+
+    /// A snapshot of a fork, in which nobody writes.
+    async fn take_of_fork(&self, sim: &Sim, node: &Node, number: u64) -> Option<String> {
+        let (fork, taken) = self.any_fork(sim)?;
+        let name = format!("s-{number}");
+        node.take_snapshot_of(&fork, &name).await.ok()?;
+        // Deleted meanwhile, perhaps.
+        let is_there = self.taken.borrow().contains_key(&fork);
+        let name = format!("{fork}@{name}");
+        if is_there {
+            self.taken.borrow_mut().insert(name.clone(), taken);
+        }
+        Some(name)
+    }
+
+    async fn flatten(&self, sim: &Sim, node: &Node) -> Option<String> {
+        let (fork, _) = self.any_fork(sim)?;
+        let done = node.gc_of(&fork, true).await.ok()?;
+        Some(format!("{fork} flat: {:?} {:?}", done.error, done.exports))
+    }
+
+    fn any_fork(&self, sim: &Sim) -> Option<(String, Taken)> {
+        let taken = self.taken.borrow();
+        let forks = taken.iter().filter(|(name, _)| !name.contains('@'));
+        let all: Vec<(&String, &Taken)> = forks.collect();
+        let index = (!all.is_empty()).then(|| sim.chance(|chance| chance.index(all.len())))?;
+        all.get(index)
+            .map(|(name, taken)| ((*name).clone(), (*taken).clone()))
     }
 
     async fn fork(&self, model: &Model, node: &Node, number: u64) -> Option<String> {
@@ -101,7 +132,10 @@ impl Album {
     async fn purge_one(&self, sim: &Sim, node: &Node) -> Option<String> {
         let name = format!("fork-{}", sim.chance(|chance| chance.below(FORKS)));
         // Whether it goes is unknown until it is answered.
-        self.taken.borrow_mut().remove(&name);
+        let snapshots = format!("{name}@");
+        self.taken
+            .borrow_mut()
+            .retain(|of, _| *of != name && !of.starts_with(&snapshots));
         let done = node.purge(&name).await.ok()?;
         Some(format!("no {name}: {:?}", done.exports))
     }
@@ -119,7 +153,7 @@ impl Album {
         self.purge_surely(stage, node, NAME).await?;
         self.taken
             .borrow_mut()
-            .retain(|name, _| !name.contains('@'));
+            .retain(|name, _| !name.starts_with(&format!("{NAME}@")));
         self.check_surely(stage, node).await?;
         reader.into_iter().for_each(|pid| stage.sim.kill(pid));
         elsewhere.kill();
@@ -173,7 +207,8 @@ impl Album {
         let taken = self.taken.borrow();
         let parts = taken
             .keys()
-            .filter_map(|name| Some((name, name.split_once('@')?.1)));
+            .filter_map(|name| Some((name, name.split_once('@')?)))
+            .filter_map(|(name, (of, snapshot))| (of == NAME).then_some((name, snapshot)));
         let all: Vec<(String, String)> = parts.map(|(a, b)| (a.clone(), b.to_owned())).collect();
         let index = (!all.is_empty()).then(|| sim.chance(|chance| chance.index(all.len())))?;
         all.get(index).cloned()

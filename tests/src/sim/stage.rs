@@ -78,6 +78,7 @@ impl Settings {
             cut_extents_max: [4, 40, usize::MAX][chance.index(3)],
             grace: match scenario {
                 Scenario::Answers => Duration::from_millis(chance.between(100, 4_000)),
+                Scenario::Migrate => Duration::from_secs([2, 100_000][chance.index(2)]),
                 _ => Duration::from_secs(100_000),
             },
             compression: [Compression::Lz4, Compression::Zstd(1)][chance.index(2)],
@@ -338,7 +339,7 @@ impl Stage {
             .map_err(|violation| anyhow!("{judge:?}: {violation}"))
     }
 
-    fn judge_content(&self, content: &[u8], judge: Judge) -> Result<()> {
+    pub(super) fn judge_content(&self, content: &[u8], judge: Judge) -> Result<()> {
         let verdict = self.model.borrow().check(content, judge);
         let survivors = verdict.map_err(|violation| anyhow!("{judge:?}: {violation}"))?;
         self.sim.note(format_args!(
@@ -673,12 +674,22 @@ async fn read_all(world: SimWorld, name: String, size: u64, wanted: Wanted) -> R
     if client.size_bytes() != size {
         bail!("the export has {} bytes", client.size_bytes());
     }
+    let content = read_range(&world, &client, 0, size).await;
+    content.context("cannot read it all")
+}
+
+/// In parts, and patiently.
+pub(super) async fn read_range(
+    world: &SimWorld,
+    client: &NbdClient<SimWorld>,
+    at: u64,
+    len: u64,
+) -> Result<Vec<u8>, ClientError> {
     let mut content = Vec::new();
-    for at in (0..size).step_by(usize::try_from(READ_BYTES).expect("small")) {
-        let len = u64::from(READ_BYTES).min(size - at);
-        let len = u32::try_from(len).expect("small");
-        let part = patiently(&world, || client.read(at, len)).await;
-        content.extend(part.with_context(|| format!("cannot read at {at}"))?);
+    for from in (at..at + len).step_by(usize::try_from(READ_BYTES).expect("small")) {
+        let part = u64::from(READ_BYTES).min(at + len - from);
+        let part = u32::try_from(part).expect("small");
+        content.extend(patiently(world, || client.read(from, part)).await?);
     }
     Ok(content)
 }
@@ -718,9 +729,11 @@ fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
     };
     config.exports.trust_any_nonce = plant == Some(Plant::Rule11);
     config.exports.forgets_intents = plant == Some(Plant::Rule13Intent);
+    config.exports.takes_unasked = plant == Some(Plant::Rule15);
     config.exports.snapshots_of_any_cut = plant == Some(Plant::Rule22);
     config.bucket.planted = match plant {
         Some(Plant::Rule13Conflict) => Some(glidefs::volume::Planted::OwnConflict),
+        Some(Plant::Rule20Flat) => Some(glidefs::volume::Planted::FlattenBlind),
         Some(Plant::Rule20List) => Some(glidefs::volume::Planted::ListBeforePublish),
         Some(Plant::Rule20Pin) => Some(glidefs::volume::Planted::PinAfterRoot),
         Some(Plant::Rule20Purge) => Some(glidefs::volume::Planted::PurgeHeld),
