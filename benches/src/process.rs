@@ -1,6 +1,10 @@
 //! What a server costs, from `/proc`.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
 use anyhow::{Context, Result};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// The kernel's unit in `/proc/*/stat`, the same on every Linux that Rust runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -32,11 +36,75 @@ pub fn peak_memory_bytes(pid: u32) -> Result<u64> {
 }
 
 fn peak(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
+    field(status, "VmHWM:").map(|kib| kib * 1024)
+}
+
+/// A number of a `status` file.
+fn field(status: &str, name: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    value.split_whitespace().next()?.parse().ok()
+}
+
+/// How much of a process is in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Pages of files too, its own program among them.
+    pub resident_bytes: u64,
+    /// Heap and stacks alone: what nobody can take from it.
+    pub anonymous_bytes: u64,
+    /// The most that was ever resident.
+    pub peak_bytes: u64,
+}
+
+pub fn memory(pid: u32) -> Result<Memory> {
+    let status = read(&format!("/proc/{pid}/status"))?;
+    memory_of(&status).with_context(|| format!("/proc/{pid}/status: {status}"))
+}
+
+fn memory_of(status: &str) -> Option<Memory> {
+    Some(Memory {
+        resident_bytes: field(status, "VmRSS:")? * 1024,
+        anonymous_bytes: field(status, "RssAnon:")? * 1024,
+        peak_bytes: peak(status)?,
+    })
+}
+
+/// How often each thread has gone to sleep by itself. Something woke it as often: timers, or work.
+#[derive(Clone, Debug, Default)]
+pub struct Sleeps(BTreeMap<OsString, u64>);
+
+pub fn sleeps(pid: u32) -> Result<Sleeps> {
+    let mut sleeps = BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?;
+        // One that has just ended does not wake any more.
+        let Ok(status) = std::fs::read_to_string(task.path().join("status")) else {
+            continue;
+        };
+        let count = field(&status, "voluntary_ctxt_switches:");
+        let count = count.with_context(|| format!("a thread's status: {status}"))?;
+        sleeps.insert(task.file_name(), count);
+    }
+    Ok(Sleeps(sleeps))
+}
+
+impl Sleeps {
+    /// Of all threads together, also of those that have begun since.
+    pub fn since(&self, before: &Self) -> u64 {
+        let counts = self.0.iter().map(|(thread, count)| {
+            let earlier = before.0.get(thread).copied();
+            count.saturating_sub(earlier.unwrap_or_default())
+        });
+        counts.sum()
+    }
+}
+
+/// Lets this process, and those that it starts, open as many files as the kernel allows it; says how many.
+pub fn raise_open_files() -> Result<u64> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("raising the limit of open files")?;
+    Ok(limit.maximum.unwrap_or(u64::MAX))
 }
 
 /// Forgets that high-water mark: from here on it is that of what comes.
@@ -175,5 +243,29 @@ mod tests {
     fn peak_is_in_bytes() {
         assert_eq!(peak("Name:\tx\nVmHWM:\t   12 kB\n"), Some(12 * 1024));
         assert_eq!(peak("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn what_is_held_is_told_from_what_is_mapped() {
+        let status = "VmHWM:\t 3 kB\nVmRSS:\t 2 kB\nRssAnon:\t 1 kB\n";
+        let memory = Memory {
+            resident_bytes: 2048,
+            anonymous_bytes: 1024,
+            peak_bytes: 3072,
+        };
+        assert_eq!(memory_of(status), Some(memory));
+        assert_eq!(memory_of("VmHWM:\t 3 kB\n"), None);
+    }
+
+    #[test]
+    fn sleeps_are_those_of_threads_that_are_there() {
+        let of = |counts: &[(&str, u64)]| {
+            let counts = counts.iter().map(|(name, count)| (name.into(), *count));
+            Sleeps(counts.collect())
+        };
+        let (before, after) = (of(&[("1", 5), ("2", 9)]), of(&[("1", 8), ("3", 2)]));
+        assert_eq!(after.since(&before), 5);
+        let status = "nonvoluntary_ctxt_switches:\t1\nvoluntary_ctxt_switches:\t7\n";
+        assert_eq!(field(status, "voluntary_ctxt_switches:"), Some(7));
     }
 }
