@@ -100,6 +100,8 @@ pub struct Export<W: World> {
     frames: Rc<Frames<W>>,
     meter: Rc<Meter>,
     read_wait: Duration,
+    /// The server ends: nobody waits for the store, or for a promotion, any more.
+    stops: Cell<bool>,
     pub(crate) clients: Clients,
     pub(crate) orders: Orders,
     pub(crate) causes: Causes,
@@ -153,6 +155,7 @@ impl<W: World> Export<W> {
             frames,
             meter: parts.meter,
             read_wait: parts.read_wait,
+            stops: Cell::new(false),
             orders: Orders::default(),
             causes: Causes::default(),
             successor: OnceCell::new(),
@@ -169,6 +172,16 @@ impl<W: World> Export<W> {
 
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes.get()
+    }
+
+    /// Ends what waits for the store or for a promotion.
+    pub(crate) fn stop(&self) {
+        self.stops.set(true);
+        self.orders.news.notify_waiters();
+    }
+
+    pub(crate) fn stops(&self) -> bool {
+        self.stops.get()
     }
 
     /// What is counted of it.
@@ -439,6 +452,9 @@ impl<W: World> Export<W> {
             let wait = READ_BACKOFF.wait(failures, u32::from_le_bytes(chance));
             self.world.sleep(wait).await;
             self.may_read()?;
+            if self.stops() {
+                return Err(IoError::Shutdown);
+            }
         }
         for cause in ["read", "slow read"] {
             if self.causes.settle(cause) {

@@ -191,6 +191,8 @@ impl<W: World> Shard<W> {
             answer::drain_all(&self.registry).await;
             unclear = Box::pin(leave::leave_all(&self.registry)).await;
         }
+        // Or a guest's read keeps the process until the store is back.
+        self.registry.exports().iter().for_each(|it| it.stop());
         leave::owned(site.cache.volumes(), unclear)
     }
 }

@@ -265,8 +265,16 @@ impl<W: World> Syncer<W> {
     async fn watched<T>(&self, step: impl Future<Output = T>) -> T {
         let mut step = Box::pin(step);
         let world = &self.site.world;
-        if let First::Left(done) = race(&mut step, world.sleep(SILENCE_MAX)).await {
-            return done;
+        loop {
+            let uploaded = || self.export.meter().io.get().uploaded_segments;
+            let before = uploaded();
+            if let First::Left(done) = race(&mut step, world.sleep(SILENCE_MAX)).await {
+                return done;
+            }
+            // A large cut takes its time.
+            if uploaded() == before {
+                break;
+            }
         }
         let (export, causes) = (&self.export, &self.export.causes);
         if causes.raise("sync", world.now()) {
@@ -453,7 +461,7 @@ impl<W: World> Syncer<W> {
                     failures += 1;
                     let (name, causes) = (self.export.name(), &self.export.causes);
                     if causes.raise("sync fails", self.site.world.now()) {
-                        tracing::error!(export = %name, error = %why, "the store's keys cannot be opened; the volume is served from the cache, and nothing is published: give this node the right password and restart it (docs/encryption.md)");
+                        tracing::error!(export = %name, error = %why, "the store's keys cannot be opened; the volume is served from the cache, and nothing is published: give this node the current password, and start it again with two SIGTERMs (docs/runbooks/store-unavailable.md)");
                     }
                     self.export.orders.failed(why);
                     if self.back_off(failures).await == Task::Ends {

@@ -2724,3 +2724,25 @@ fn a_fork_that_was_made_flat_lives_on_where_its_parent_is_purged() {
         assert_eq!((stamp(&reader, 6).await, stamp(&reader, 7).await), (1, 2));
     });
 }
+
+/// SIGTERM while a read waits for a store that is down, and nothing is to be drained.
+#[test]
+fn a_server_that_ends_does_not_wait_for_reads_that_wait_for_the_store() {
+    simulate(905, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 11).await;
+        a.drain("vm").await;
+        let b = start(&sim, "b").await;
+        let reader = Rc::new(b.connect("vm").await.expect("read-only"));
+        sim.set_store_outage(None, true);
+        let (ended, device) = (Rc::new(Cell::new(None)), Rc::clone(&reader));
+        let told = Rc::clone(&ended);
+        sim.spawn(async move { told.set(Some(device.read(PAGE, PAGE).await)) });
+        sim.sleep(Duration::from_secs(60)).await;
+        assert!(ended.take().is_none(), "it waits");
+        b.shard.shutdown(Drain::Everything).await;
+        sim.sleep(Duration::from_secs(30)).await;
+        assert_eq!(ended.take(), Some(Err(IoError::Shutdown)));
+    });
+}

@@ -61,7 +61,7 @@ impl<W: World> Connection<W> {
     async fn promoted(&self) -> Rc<Export<W>> {
         loop {
             let export = self.export();
-            if export.role() != Role::Prepared {
+            if export.role() != Role::Prepared || export.stops() {
                 return export;
             }
             // No wait in between: nothing is missed.

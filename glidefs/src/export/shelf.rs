@@ -2,9 +2,10 @@
 //! it (rule 14).
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use world::sync::Semaphore;
-use world::{StoreErrorKind, World};
+use world::{Instant, StoreErrorKind, World};
 
 use super::decide::Seen;
 use crate::meter::store::StoreMeter;
@@ -19,7 +20,12 @@ pub struct Shelf<W: World> {
     bucket: RefCell<Option<Bucket<W>>>,
     /// One opens, the others wait for its outcome.
     opening: Semaphore,
+    /// Our password opened nothing: when, and what was said.
+    locked_out: RefCell<Option<(Instant, String)>>,
 }
+
+/// So long nobody tries the password again: it costs time and memory on purpose, and all exports would one after the other.
+const LOCKED_OUT: Duration = Duration::from_secs(30);
 
 /// What the store knows of a name: for a root, the volume opened at its cut.
 #[derive(Debug)]
@@ -49,6 +55,7 @@ impl<W: World> Shelf<W> {
             config,
             bucket: RefCell::default(),
             opening: Semaphore::new(1),
+            locked_out: RefCell::default(),
         }
     }
 
@@ -66,8 +73,17 @@ impl<W: World> Shelf<W> {
         if let Some(bucket) = self.bucket.borrow().clone() {
             return Ok(bucket);
         }
+        if let Some((at, why)) = &*self.locked_out.borrow()
+            && self.world.now() - *at < LOCKED_OUT
+        {
+            return Err(VolumeError::Password(why.clone()));
+        }
         let (world, store) = (self.world.clone(), self.store.clone());
-        let bucket = Box::pin(Bucket::open(world, store, self.config.clone())).await?;
+        let opened = Box::pin(Bucket::open(world, store, self.config.clone())).await;
+        if let Err(VolumeError::Password(why)) = &opened {
+            *self.locked_out.borrow_mut() = Some((self.world.now(), why.clone()));
+        }
+        let bucket = opened?;
         *self.bucket.borrow_mut() = Some(bucket.clone());
         Ok(bucket)
     }
@@ -83,7 +99,7 @@ impl<W: World> Shelf<W> {
                         Trouble::Refused
                     }
                     VolumeError::Store(_) => Trouble::Passing,
-                    VolumeError::Key(_) => Trouble::Keys,
+                    VolumeError::Password(_) => Trouble::Keys,
                     _ => Trouble::Content,
                 },
                 // An outage, or what was read: a node that goes on from its log while the root is

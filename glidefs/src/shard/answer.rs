@@ -1,5 +1,6 @@
 //! Answers to the operator's requests, each in a task of its own.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -136,11 +137,12 @@ fn send<T>(reply: Reply<T>, answer: Answer<T>) {
 pub(super) fn list<W: World>(registry: &Registry<W>) -> Vec<ExportDocument> {
     let exports = registry.exports();
     let mut documents: Vec<ExportDocument> = exports.iter().map(|e| of_export(e)).collect();
+    let mut known: BTreeSet<String> = documents.iter().map(|d| d.name.clone()).collect();
     for local in registry.site().cache.volumes() {
-        if !documents.iter().any(|d| d.name == local.name) {
+        if known.insert(local.name.clone()) {
             let mut document = of_parts(&local.name, Some(&local), None);
-            let known = registry.site().meters.known(&local.name);
-            document.io = known.map(|meter| meter.io.get()).unwrap_or_default();
+            let meter = registry.site().meters.known(&local.name);
+            document.io = meter.map(|meter| meter.io.get()).unwrap_or_default();
             documents.push(document);
         }
     }

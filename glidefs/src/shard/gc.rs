@@ -15,7 +15,7 @@ use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
 use crate::volume::{
-    Collected, Deletes, Flattened, KeptAll, Scope, Swept, Tidied, Tidy, Volume, VolumeError,
+    Collected, Deletes, Flattened, KeptAll, Scope, Swept, Tidied, Volume, VolumeError,
 };
 
 /// Passes over one export: each but the last one moves as much as a pass may.
@@ -135,11 +135,11 @@ async fn gc_of<W: World>(
     let mut tidied = Tidied::default();
     let mut flattened = None;
     if owns && flattens {
-        flattened = Some(Box::pin(flatten(export, &volume, &tidy)).await?);
+        flattened = Some(Box::pin(flatten(registry, export, &volume)).await?);
     }
     if owns && deletes == Deletes::Really {
         volume.forget_pins();
-        tidied = Box::pin(repack(export, &volume, &tidy)).await?;
+        tidied = Box::pin(repack(registry, export, &volume)).await?;
     }
     let failed = |error: VolumeError| volume_failure(&error);
     let collected = match owns {
@@ -197,11 +197,17 @@ fn note(owns: bool, collected: &Collected, swept: &Swept) -> Option<String> {
 }
 
 /// Merges the map, and moves what is left of segments that are mostly dead, until there is nothing to gain.
-async fn repack<W: World>(export: &Export<W>, volume: &Volume<W>, tidy: &Tidy) -> Answer<Tidied> {
+async fn repack<W: World>(
+    registry: &Registry<W>,
+    export: &Export<W>,
+    volume: &Volume<W>,
+) -> Answer<Tidied> {
+    let tidy = registry.site().config.sync.tidy.thorough();
     let mut all = Tidied::default();
     for _ in 0..PASSES_MAX {
+        may_go_on(registry, export)?;
         publish_edits(export, volume).await?;
-        let tidied = Box::pin(volume.tidy_in_turn(tidy)).await;
+        let tidied = Box::pin(volume.tidy_in_turn(&tidy)).await;
         let tidied = tidied.map_err(|error| volume_failure(&error))?;
         crate::sync::count(export, &tidied);
         all.repacked.moved_bytes += tidied.repacked.moved_bytes;
@@ -217,13 +223,15 @@ async fn repack<W: World>(export: &Export<W>, volume: &Volume<W>, tidy: &Tidy) -
 
 /// Copies what the export shares with others, until it names none of them.
 async fn flatten<W: World>(
+    registry: &Registry<W>,
     export: &Export<W>,
     volume: &Volume<W>,
-    tidy: &Tidy,
 ) -> Answer<Flattened> {
+    let tidy = registry.site().config.sync.tidy.thorough();
     let mut moved_bytes = 0;
     loop {
-        let pass = Box::pin(volume.flatten(0, tidy)).await;
+        may_go_on(registry, export)?;
+        let pass = Box::pin(volume.flatten(0, &tidy)).await;
         let pass = pass.map_err(|error| volume_failure(&error))?;
         moved_bytes += pass.moved_bytes;
         export.count(|io| io.flattened_bytes += pass.moved_bytes);
@@ -233,13 +241,19 @@ async fn flatten<W: World>(
                 ..pass
             });
         }
-        if export.role() != Role::ReadWrite {
-            let text = "the export was given up while it was flattened; ask again";
-            return Err(ControlError::new(ControlErrorKind::Conflict, text));
-        }
         // Also where it would bring nothing: behind a restart a publish proves that the volume is ours still.
         carry(export).await?;
     }
+}
+
+/// Whoever wants to delete, restore or stop must not wait for hours.
+fn may_go_on<W: World>(registry: &Registry<W>, export: &Export<W>) -> Answer<()> {
+    let goes = export.role() == Role::ReadWrite && !export.orders.is_leaving();
+    if goes && !registry.site().closing.get() {
+        return Ok(());
+    }
+    let text = "the export is given up, and what was done so far stays; ask again once it is open";
+    Err(ControlError::new(ControlErrorKind::Conflict, text))
 }
 
 fn flat_note(flattened: &Flattened) -> Option<String> {

@@ -1,9 +1,10 @@
 //! Everything that is counted, put together for one look. Nothing waits here, so all of it is of one
 //! moment; the store is not asked.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use blockcache::VolumeCounts;
+use blockcache::{LocalVolume, VolumeCounts};
 use world::World;
 
 use super::answer::{list, server};
@@ -21,6 +22,11 @@ pub(super) fn meters<W: World>(registry: &Registry<W>) -> MetersDocument {
     let (listed, usage) = (list(registry), site.cache.stats());
     let left_out = listed.len().saturating_sub(EXPORTS_MAX);
     let exports = listed.into_iter().take(EXPORTS_MAX);
+    // Once for all of them: clients wait meanwhile.
+    let mut locals: Locals = BTreeMap::new();
+    for local in site.cache.volumes() {
+        locals.entry(local.name.clone()).or_default().push(local);
+    }
     MetersDocument {
         at_ms: site.world.now().as_nanos() / 1_000_000,
         server: server(registry),
@@ -34,21 +40,30 @@ pub(super) fn meters<W: World>(registry: &Registry<W>) -> MetersDocument {
             disk_full: usage.disk_full,
         },
         store: site.shelf.meter().snapshot(),
-        exports: exports.map(|export| of_export(registry, export)).collect(),
+        exports: exports
+            .map(|export| of_export(registry, &locals, export))
+            .collect(),
         exports_left_out: u64::try_from(left_out).expect("usize fits u64"),
     }
 }
 
-fn of_export<W: World>(registry: &Registry<W>, export: ExportDocument) -> ExportMeters {
+/// What the log holds, by the names of the volumes.
+type Locals = BTreeMap<String, Vec<LocalVolume>>;
+
+fn of_export<W: World>(
+    registry: &Registry<W>,
+    locals: &Locals,
+    export: ExportDocument,
+) -> ExportMeters {
     let site = registry.site();
     let open = registry.get(&export.name);
     // Of the log and not of the handle: they must not fall to nothing and come back whenever it is closed and opened.
-    let local = site.local_volume(&export.name, None);
+    let held = locals.get(&export.name).map_or(&[][..], Vec::as_slice);
+    let local = held.iter().find(|local| local.attached).or(held.first());
     let local = local.and_then(|local| site.cache.volume(local.id));
     let counts = local.map_or_else(VolumeCounts::default, |local| local.counts());
     let root = open.as_ref().and_then(|open| open.root());
-    let held = site.local_volumes(&export.name, None).into_iter();
-    let salvage = held.filter(|local| is_salvage(registry, local));
+    let salvage = held.iter().filter(|local| is_salvage(registry, local));
     let salvage_bytes = salvage.map(|local| local.dirty_bytes).sum();
     // Nobody will publish that, so it is not late.
     let age = match salvage_bytes {

@@ -59,6 +59,9 @@ pub enum VolumeError {
     /// Keys and passwords.
     #[error("{0}")]
     Key(String),
+    /// The password opens no slot of the keyring, which is sound.
+    #[error("{0}")]
+    Password(String),
     /// The request breaks a rule; the text says which.
     #[error("{0}")]
     Invalid(String),

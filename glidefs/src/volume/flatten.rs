@@ -28,8 +28,8 @@ use super::name::VolumeName;
 use super::pin;
 use super::pins::Cleans;
 use super::reader::Reader;
-use super::repack::{PAGES_MAX, walk};
-use super::root::{NamedVolume, Root};
+use super::repack::{Moved, PAGES_MAX, walk};
+use super::root::{NamedVolume, Root, State};
 use super::runs::{Edit, Map, MergePlan, Run};
 use super::tidy::Tidy;
 use super::writer::Written;
@@ -53,12 +53,14 @@ pub(crate) struct Flattening {
     chosen: BTreeSet<[u8; 16]>,
     /// Before this page nothing is named of the chosen: all of it was moved by passes of this process.
     from: u64,
+    /// All runs were merged since nothing was left to be moved.
+    is_merged: bool,
     /// For the next publish to say: the map does not name them, and nobody needs them.
     unnamed: BTreeSet<[u8; 16]>,
     unneeded: BTreeSet<[u8; 16]>,
     /// Not in the published list any more, and pinned still.
     pinned: Vec<NamedVolume>,
-    /// When somebody needed what the map does not name.
+    /// When somebody needed what the map does not name, or a pass failed.
     held_at: Option<Instant>,
     /// Snapshots and readers are not looked at.
     #[cfg(feature = "planted")]
@@ -177,36 +179,53 @@ impl<W: World> Volume<W> {
             known => known,
         };
         let left = named_of(&reader, map, &chosen, from).await?;
-        {
+        // Once nothing is left behind it, all is looked through.
+        let next = left.last().map_or(0, Extent::end);
+        let goes_to = |page: u64| {
             let flattening = &mut self.inner.state.borrow_mut().flattening;
             flattening.chosen.clone_from(&chosen);
-            // Once nothing is left behind it, all is looked through.
-            flattening.from = left.last().map_or(0, Extent::end);
-        }
+            flattening.from = page;
+        };
         if !left.is_empty() {
-            let (moved, uploads) = Box::pin(self.moved(&reader, left)).await?;
+            let Moved {
+                extents,
+                uploads,
+                failure,
+            } = Box::pin(self.moved(&reader, left)).await;
             let input = MergeInput {
-                moved,
+                moved: extents,
                 ..MergeInput::default()
             };
-            Box::pin(self.merge_all(&reader, map, input, &uploads)).await?;
+            if !uploads.is_empty() {
+                Box::pin(self.merge_all(&reader, map, input, &uploads)).await?;
+            }
+            if let Some(error) = failure {
+                return Err(error);
+            }
+            goes_to(next);
             return Ok(Flattened {
                 moved_bytes: uploads.iter().map(Uploaded::bytes).sum(),
                 ..more()
             });
         }
+        goes_to(0);
         if from > 0 {
             return Ok(more());
         }
-        if Box::pin(has_parts_of(&reader, map, &chosen)).await? {
+        let is_merged = self.inner.state.borrow().flattening.is_merged;
+        // Once in any case: what newer runs hide may name them still.
+        if !is_merged && map.runs.len() > 1 || Box::pin(has_parts_of(&reader, map, &chosen)).await?
+        {
             let input = MergeInput {
                 stale_volumes: chosen.iter().copied().map(Id).collect(),
                 ..MergeInput::default()
             };
             Box::pin(self.merge_all(&reader, map, input, &[])).await?;
+            self.inner.state.borrow_mut().flattening.is_merged = true;
             return Ok(more());
         }
         let mut state = self.inner.state.borrow_mut();
+        state.flattening.is_merged = false;
         state.flattening.unnamed = std::mem::take(&mut state.flattening.chosen);
         Ok(more())
     }
@@ -263,6 +282,9 @@ impl<W: World> Volume<W> {
                 format!("snapshots of before: {}", snapshots.join(", "))
             })));
         }
+        // One list of the pins at a time: each takes the marker of another one away.
+        let turn = self.inner.collecting.acquire().await;
+        let _turn = turn.expect("nobody closes the semaphore");
         let (bucket, name) = (&self.inner.bucket, &self.inner.name);
         let cleans = Some(Cleans::AfterWait(tidy.childless_wait));
         let pins = bucket.held(name, Id(root.volume), &self.inner.pins, cleans);
@@ -294,13 +316,31 @@ impl<W: World> Volume<W> {
     }
 
     /// Whether somebody may have stopped needing what the map does not name.
-    pub(crate) fn may_let_go(&self, tidy: &Tidy) -> bool {
+    fn may_let_go(&self) -> bool {
         let state = self.inner.state.borrow();
-        let now = self.inner.bucket.world().now();
-        let waits = state.flattening.held_at;
-        let waits = waits.is_some_and(|at| now.since(at) < tidy.blocked_wait);
         let has_pins = !state.flattening.pinned.is_empty();
-        has_pins || !waits && unnamed(&state.stored.root).next().is_some()
+        has_pins || unnamed(&state.stored.root).next().is_some()
+    }
+
+    /// Copies the smallest parts of others where they are too many, and lets go of what nobody needs any more. Not again
+    /// soon after it failed or was held up.
+    pub(crate) async fn shorten(&self, tidy: &Tidy) -> Result<Flattened, VolumeError> {
+        let now = self.inner.bucket.world().now();
+        let held_at = self.inner.state.borrow().flattening.held_at;
+        if held_at.is_some_and(|at| now.since(at) < tidy.blocked_wait) {
+            return Ok(Flattened::default());
+        }
+        let chain = self.chain();
+        let keep = match chain > tidy.chain_max {
+            true => tidy.chain_max / 2,
+            false if self.may_let_go() => chain,
+            false => return Ok(Flattened::default()),
+        };
+        let done = Box::pin(self.flatten(keep, tidy)).await;
+        if done.is_err() {
+            self.inner.state.borrow_mut().flattening.held_at = Some(now);
+        }
+        done
     }
 
     /// Removes the pins in volumes that the published root does not list any more.
@@ -315,6 +355,15 @@ impl<W: World> Volume<W> {
             let key = pin::key(of.as_str(), own);
             let (world, store) = (self.inner.bucket.world(), self.inner.bucket.store());
             retry::delete(world, store, &key).await?;
+            // One that was deleted, and that this pin held, is nobody's to look after any more.
+            let bucket = &self.inner.bucket;
+            let left = bucket.read_root(&of).await?;
+            let is_deleted = left.is_some_and(|it| {
+                it.root.volume == named.volume && it.root.state == State::Deleted
+            });
+            if is_deleted {
+                Box::pin(bucket.bury(of.as_str(), &|_| {})).await?;
+            }
             let mut state = self.inner.state.borrow_mut();
             let pinned = &mut state.flattening.pinned;
             pinned.retain(|it| it.volume != named.volume);

@@ -138,9 +138,16 @@ impl<W: World> Bucket<W> {
             }
             Err(error) => return Err(error),
         };
-        // No child of this id comes any more, so what was to hold its data may go.
-        let key = fork.pin(None).key(fork.parent.as_str());
-        retry::delete(self.world(), self.store(), &key).await?;
+        // No child of this id comes any more, so what was to hold its data may go. Not that of one which was deleted and is
+        // read still: who buries it removes the pin.
+        let mut named = there.root.volumes.iter();
+        let is_ours = there.root.volume == fork.id.0;
+        if is_ours && named.any(|it| it.name == fork.parent.as_str()) {
+            Box::pin(self.bury(fork.child.as_str(), &|_| {})).await?;
+        } else {
+            let key = fork.pin(None).key(fork.parent.as_str());
+            retry::delete(self.world(), self.store(), &key).await?;
+        }
         let is_same = fork.is_of(&there.root);
         match there.root.state {
             State::Deleted if is_same || there.root.volume == fork.id.0 => {

@@ -273,7 +273,7 @@ impl Keyring {
                 Some(opened) => Ok(Some(opened)),
                 None => {
                     let slots: Vec<_> = slots.iter().map(|slot| slot.view().text()).collect();
-                    Err(VolumeError::Key(format!(
+                    Err(VolumeError::Password(format!(
                         "`encryption_password` does not open this prefix's keyring: wrong password, \
                          or its slot was removed by `glidefs key`; set the current password, and \
                          see `glidefs key list`. Slots: {}",

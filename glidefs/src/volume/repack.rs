@@ -50,7 +50,7 @@ const GROUP_BYTES_MAX: u64 = 16 << 20;
 /// Segments that are read at a time.
 const READS_MAX: usize = 4;
 /// Pages of one new segment.
-const SEGMENT_PAGES: u64 = 25 * FRAME_PAGES_MAX;
+const SEGMENT_PAGES: u64 = if cfg!(test) { 16 } else { 25 * FRAME_PAGES_MAX };
 
 /// What a pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,16 @@ pub struct Repacked {
     pub victims: u64,
     pub victim_bytes: u64,
     pub moved_bytes: u64,
+}
+
+/// What lies elsewhere now.
+#[derive(Debug, Default)]
+pub(crate) struct Moved {
+    /// In order of address.
+    pub(crate) extents: Vec<Extent>,
+    pub(crate) uploads: Vec<Uploaded>,
+    /// Why it is not all.
+    pub(crate) failure: Option<VolumeError>,
 }
 
 /// What is to be written anew.
@@ -92,14 +102,21 @@ impl<W: World> Volume<W> {
             return Ok(Repacked::default());
         }
         let left = scan(&reader, &runs, &victims.segments).await?;
-        let (moved, uploads) = Box::pin(self.moved(&reader, left)).await?;
+        let Moved {
+            extents,
+            uploads,
+            failure,
+        } = Box::pin(self.moved(&reader, left)).await;
+        if let (Some(error), true) = (&failure, uploads.is_empty()) {
+            return Err(error.clone());
+        }
         let plan = MergePlan {
             inputs: runs.clone(),
             level: bottom.level,
             bottom: true,
         };
         let input = MergeInput {
-            moved,
+            moved: extents,
             stale_parts: victims.parts,
             ..MergeInput::default()
         };
@@ -111,6 +128,9 @@ impl<W: World> Volume<W> {
             output: run,
             tally,
         });
+        if let Some(error) = failure {
+            return Err(error);
+        }
         Ok(Repacked {
             victims: victims.segments.len() as u64,
             victim_bytes: victims.segments.iter().map(|it| it.bytes).sum(),
@@ -118,13 +138,22 @@ impl<W: World> Volume<W> {
         })
     }
 
-    /// Writes what these extents hold into new segments. Returns where it is now, in order of address.
-    pub(crate) async fn moved(
+    /// Writes what these extents hold into new segments. What was written before something failed counts, or each try
+    /// would leave as much in the store as it could move, for nothing.
+    pub(crate) async fn moved(&self, reader: &Reader<W>, left: Vec<Extent>) -> Moved {
+        let mut moved = Moved::default();
+        let done = Box::pin(self.move_all(reader, left, &mut moved)).await;
+        moved.failure = done.err();
+        moved.extents.sort_unstable_by_key(Extent::start);
+        moved
+    }
+
+    async fn move_all(
         &self,
         reader: &Reader<W>,
         mut left: Vec<Extent>,
-    ) -> Result<(Vec<Extent>, Vec<Uploaded>), VolumeError> {
-        let (mut moved, mut uploads) = (Vec::with_capacity(left.len()), Vec::new());
+        moved: &mut Moved,
+    ) -> Result<(), VolumeError> {
         let sources = sources(&left);
         let mut rest = &sources[..];
         while !rest.is_empty() {
@@ -137,12 +166,11 @@ impl<W: World> Volume<W> {
             for chunk in segments(&extents) {
                 let frames = Box::pin(read(reader, &bodies, chunk)).await?;
                 let uploaded = Box::pin(self.upload(frames)).await?;
-                moved.extend(uploaded.extents.iter().copied());
-                uploads.push(uploaded);
+                moved.extents.extend(uploaded.extents.iter().copied());
+                moved.uploads.push(uploaded);
             }
         }
-        moved.sort_unstable_by_key(Extent::start);
-        Ok((moved, uploads))
+        Ok(())
     }
 }
 

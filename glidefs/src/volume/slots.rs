@@ -214,7 +214,15 @@ fn next(
     let slots = keyring.slots();
     match change {
         KeyChange::Add { password } => {
-            if keyring.opened_by(password)?.is_some() {
+            if let Some(there) = keyring.opened_by(password)? {
+                let ends = newest(&slots, &there) != there.slot;
+                if ends {
+                    return Err(VolumeError::Invalid(format!(
+                        "the password opens slot {} already, which a rotation is to replace: it would go with \
+                         `glidefs key rotate --finish`; finish that first, then add the password again",
+                        there.slot
+                    )));
+                }
                 return Ok(None);
             }
             has_room(&slots)?;

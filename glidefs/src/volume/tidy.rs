@@ -145,17 +145,6 @@ impl<W: World> Volume<W> {
         })
     }
 
-    async fn shorten(&self, tidy: &Tidy) -> Result<Flattened, VolumeError> {
-        let chain = self.chain();
-        if chain > tidy.chain_max {
-            return Box::pin(self.flatten(tidy.chain_max / 2, tidy)).await;
-        }
-        if self.may_let_go(tidy) {
-            return Box::pin(self.flatten(chain, tidy)).await;
-        }
-        Ok(Flattened::default())
-    }
-
     async fn rewrite(&self, tidy: &Tidy) -> Result<Repacked, VolumeError> {
         self.compact_beyond(tidy.patience()).await?;
         Box::pin(self.repack(tidy)).await

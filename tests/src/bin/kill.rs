@@ -1,7 +1,7 @@
 //! Kill rounds against the real binary: `kill --rounds 50`.
 //!
-//! Half of the rounds start again on the same cache, half lose the node with its cache. With
-//! `--endpoint` it is a store that runs already, which is held against the contract of ours first.
+//! Half of the rounds start again on the same cache, half lose the node with its cache. Then a volume moves between two
+//! nodes, is taken by force, and what the old owner held is compared. With `--endpoint` it is a store that runs already, which is held against the contract of ours first.
 
 #![expect(clippy::print_stdout, reason = "the tally is for a person or a log")]
 
@@ -11,6 +11,8 @@ use anyhow::Result;
 use clap::Parser;
 use glidefs_tests::endpoint::check_contract;
 use glidefs_tests::kill::{Load, Rounds};
+use glidefs_tests::moves;
+use glidefs_tests::s3::S3Server;
 use glidefs_tests::server::Store;
 use world::contract::Losers;
 
@@ -55,19 +57,30 @@ fn main() -> Result<()> {
     let mut rounds = crate::rounds(&arguments, folder.path(), load, "loss")?;
     rounds.lose_node(lost)?;
     println!("node and cache lost: {:?}", rounds.tally);
+    drop(rounds);
+    let folder = tempfile::tempdir()?;
+    let told = match &arguments.endpoint {
+        None => {
+            let s3 = S3Server::start(&folder.path().join("objects"), 0)?;
+            moves::play(folder.path(), &store(&s3.url(), "moves"), arguments.seed)?
+        }
+        Some(endpoint) => moves::play(folder.path(), &store(endpoint, "moves"), arguments.seed)?,
+    };
+    println!("moved between two nodes: {told:?}");
     Ok(())
+}
+
+fn store(endpoint: &str, name: &str) -> Store {
+    Store::S3 {
+        endpoint: endpoint.to_owned(),
+        prefix: run_prefix(name),
+    }
 }
 
 fn rounds(arguments: &Arguments, folder: &Path, load: Load, name: &str) -> Result<Rounds> {
     match &arguments.endpoint {
         None => Rounds::new(folder, load),
-        Some(endpoint) => {
-            let store = Store::S3 {
-                endpoint: endpoint.clone(),
-                prefix: run_prefix(name),
-            };
-            Ok(Rounds::with(folder, load, store))
-        }
+        Some(endpoint) => Ok(Rounds::with(folder, load, store(endpoint, name))),
     }
 }
 

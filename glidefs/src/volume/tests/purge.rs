@@ -417,3 +417,29 @@ fn who_creates_a_volume_that_was_taken_over_does_not_own_it_too() {
         assert_eq!(root.owner, Some(RootOwner::new(&Node::owner(2))));
     }
 }
+
+/// The answer of a fork was lost, the fork was deleted meanwhile, and somebody still reads it.
+#[test]
+fn a_fork_that_is_asked_for_again_leaves_the_pin_of_one_that_is_read_still() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let parent = create(&node, "a").expect("created");
+    node.sync(&parent, vec![data(1, &[1])]);
+    fork(&node, &fork_of("a", "b", 1)).expect("forked");
+    let reader = Node::new(2, &store, None);
+    let read = reader.open("b").expect("opens");
+    let pinned = read.clone();
+    let pin = reader
+        .world
+        .run(async move { pinned.pin_to_read("host").await });
+    let pin = pin.expect("pinned").expect("still named");
+    assert!(purge(&node, "b")[0].held_by.is_some());
+    fork(&node, &fork_of("a", "b", 1)).expect_err("it was deleted");
+    assert_eq!(keys_of(&store, "a/pins").len(), 1);
+    overwrite(&node, &parent, 40, 1);
+    collect(&node, &parent);
+    assert!(reader.read(&read, 1, 1) == page(1));
+    reader.world.run(pin.release()).expect("released");
+    bury(&node, "b").expect("buried");
+    assert_eq!(keys_of(&store, "a/pins").len(), 0);
+}

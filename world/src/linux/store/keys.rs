@@ -29,6 +29,8 @@ use crate::sync::watch;
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a look may take.
+const LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// The keys of an S3 store.
 #[derive(Clone, PartialEq, Eq)]
@@ -91,12 +93,22 @@ impl RenewedKeys {
     }
 
     /// The keys to sign with.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "edge: the library's own runtime waits"
+    )]
     async fn at(&self, now: Instant) -> Arc<AwsCredential> {
         if self.takes_a_look(now) {
             let read = Arc::clone(&self.read);
-            let found = match tokio::task::spawn_blocking(move || read()).await {
-                Ok(found) => found,
-                Err(error) => Err(format!("they were not read to the end: {error}")),
+            let looking = tokio::task::spawn_blocking(move || read());
+            // A file on a mount that hangs must not take one request after the other with it.
+            let found = match tokio::time::timeout(LOOK_MAX, looking).await {
+                Ok(Ok(found)) => found,
+                Ok(Err(error)) => Err(format!("they were not read to the end: {error}")),
+                Err(_) => Err(format!(
+                    "reading them took more than {} s",
+                    LOOK_MAX.as_secs()
+                )),
             };
             self.take_over(found);
         }
@@ -202,7 +214,9 @@ mod tests {
             })
         };
         let renewed = RenewedKeys::new(keys("one"), read, at(0));
-        let edge = tokio::runtime::Builder::new_current_thread().build();
+        let edge = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
         let edge = edge.expect("a runtime");
         let used = |seconds| {
             let used = edge.block_on(renewed.at(at(seconds)));
