@@ -4,8 +4,8 @@
 //! snapshot of it, and of a fork, which reads its parent's objects.
 //!
 //! What must come of it is known before each case: an error that names what is wrong, or exactly the
-//! right data where the bytes are such that nobody reads (the trailer of an object is for people; and of a part of the map that a
-//! later one took leaves from, the other leaves). Other data is never right. Of what only the collector reads: nothing that anybody needs is deleted. A pin that does not say what it holds
+//! right data where the bytes are such that nobody reads (the trailer of an object is for people; frames that nothing names any
+//! more; and of a part of the map that a later one took leaves from, the other leaves). Other data is never right. Of what only the collector reads: nothing that anybody needs is deleted. A pin that does not say what it holds
 //! stops all of it, by name; a part of the ledger that is lost keeps what it listed, and everything else goes on.
 //!
 //! What no reader can know is not among the cases: a fresh node that is given an older root serves that older cut, whole
@@ -15,6 +15,7 @@ mod prefix;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 use blockcache::{Id, PageRange};
@@ -203,8 +204,8 @@ struct Live {
     kind: Kind,
     key: String,
     by: By,
-    /// Bytes from which he takes something: the first so many.
-    trusted: usize,
+    /// Bytes from which he takes something, in order.
+    trusted: Vec<Range<usize>>,
     /// But not from all of them: a part of the map that is known by some of its leaves alone, which a later part took over.
     has_holes: bool,
 }
@@ -278,7 +279,7 @@ impl Stage {
         let volume = By::Reader(Reader::Volume);
         let whole = |kind, key: String, by| Live {
             kind,
-            trusted: self.sound[&key].len(),
+            trusted: std::iter::once(0..self.sound[&key].len()).collect(),
             key,
             by,
             has_holes: false,
@@ -323,11 +324,12 @@ impl Stage {
         })
     }
 
-    /// Bytes from which a reader takes something: not the trailer, and not the index of a segment
-    /// whose frames are in the map by now. And whether he takes the index.
-    fn trusted(&self, key: &str, bytes: &[u8], by: By) -> Result<(usize, bool)> {
+    /// Bytes from which a reader takes something: not the trailer, not the index of a segment
+    /// whose frames are in the map by now, and not frames that nothing names any more. And whether he takes the index.
+    fn trusted(&self, key: &str, bytes: &[u8], by: By) -> Result<(Vec<Range<usize>>, bool)> {
+        let first = |len: usize| std::iter::once(0..len).collect();
         if key.ends_with("/root") {
-            return Ok((bytes.len(), true));
+            return Ok((first(bytes.len()), true));
         }
         let trailer = bytes.len() - TRAILER_BYTES;
         let index = bytes[trailer + TRAILER_INDEX..]
@@ -338,7 +340,12 @@ impl Stage {
         self.sim.corrupt(key, &Corruption::FlipBit { at, bit: 0 });
         let is_read = self.misses(by)?;
         self.restore(key, by);
-        Ok((if is_read { trailer } else { index }, is_read))
+        let frames = match by {
+            By::Reader(reader) if key.contains("/seg/") => self.frames(reader, key)?,
+            By::Reader(_) | By::Collector => first(index),
+        };
+        let index = is_read.then_some(index..trailer);
+        Ok((frames.into_iter().chain(index).collect(), is_read))
     }
 
     /// One case: draws an object, attacks it, lets whoever needs it read, puts it back.
@@ -464,7 +471,7 @@ impl Stage {
         let Live {
             kind, key, trusted, ..
         } = live;
-        let (kind, trusted) = (*kind, *trusted);
+        let kind = *kind;
         let good = &self.sound[key];
         let changes = matches!(kind, Kind::Keyring | Kind::Root);
         // All of it is read, and its name has no epoch.
@@ -477,12 +484,14 @@ impl Stage {
         };
         let plain_keyring = kind == Kind::Keyring && self.guard == Guard::Plain;
         match attack {
-            Attack::Flip => flip(self.draw(trusted)),
+            Attack::Flip => flip(self.draw_in(trusted)),
             Attack::FlipUnread if is_letter => None,
-            Attack::FlipUnread => flip(trusted + self.draw(good.len() - trusted)),
-            Attack::Cut => Some(Some(Corruption::Truncate {
-                len: u64::try_from(self.draw(trusted)).expect("small"),
-            })),
+            Attack::FlipUnread => flip(self.draw_in(&between(trusted, good.len()))),
+            Attack::Cut => {
+                let end = trusted.last().map_or(0, |last| last.end);
+                let len = u64::try_from(self.draw(end)).expect("small");
+                Some(Some(Corruption::Truncate { len }))
+            }
             Attack::Noise => {
                 let mut noise = vec![0; good.len()];
                 self.sim.chance(|chance| chance.fill(&mut noise));
@@ -536,6 +545,48 @@ impl Stage {
         }
         let bytes = candidates[self.draw(candidates.len())].clone();
         Some(Some(Corruption::Replace(bytes)))
+    }
+
+    /// A place in one of the ranges.
+    fn draw_in(&self, ranges: &[Range<usize>]) -> usize {
+        let mut at = self.draw(ranges.iter().map(Range::len).sum());
+        for range in ranges {
+            if at < range.len() {
+                return range.start + at;
+            }
+            at -= range.len();
+        }
+        unreachable!("it was drawn below the sum")
+    }
+
+    /// Where the frames of a segment are that a reader reads.
+    fn frames(&self, reader: Reader, key: &str) -> Result<Vec<Range<usize>>> {
+        let config = config(self.guard, NEXT_PASSWORD);
+        let (pages, store) = (self.sight(reader).pages.clone(), self.sim.store(self.host));
+        let (key, mut found) = (key.to_owned(), Vec::new());
+        let looked = in_process(&self.sim, self.host, move |world| async move {
+            let store = Metered::new(world.clone(), store);
+            let bucket = Box::pin(Bucket::open(world, store, config)).await?;
+            let volume = Box::pin(reader.open(&bucket)).await?;
+            for range in pages {
+                for (_, source) in volume.lookup(range).await? {
+                    match source {
+                        Source::Frame { frame, .. }
+                            if key.ends_with(&frame.segment.to_string()) =>
+                        {
+                            let at = |at: u64| usize::try_from(at).expect("small");
+                            found.push(at(frame.bytes.start)..at(frame.bytes.end));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Ok(found)
+        })?;
+        let mut found = looked?;
+        found.sort_by_key(|range| range.start);
+        found.dedup();
+        Ok(found)
     }
 
     fn sight(&self, reader: Reader) -> &Sight {
@@ -621,6 +672,14 @@ impl Stage {
     fn draw(&self, below: usize) -> usize {
         self.sim.chance(|chance| chance.index(below))
     }
+}
+
+/// What lies before, between and behind the ranges.
+fn between(ranges: &[Range<usize>], end: usize) -> Vec<Range<usize>> {
+    let starts = std::iter::once(0).chain(ranges.iter().map(|range| range.end));
+    let ends = ranges.iter().map(|range| range.start).chain([end]);
+    let gaps = starts.zip(ends).map(|(start, end)| start..end);
+    gaps.filter(|gap| !gap.is_empty()).collect()
 }
 
 async fn read_all(volume: &Volume<SimWorld>, ranges: &[PageRange]) -> Result<Vec<u8>, VolumeError> {
