@@ -75,6 +75,15 @@ impl Node {
             .run(async move { bucket.open_volume(name).await })
     }
 
+    /// Opens it and becomes its owner.
+    fn own(&self, name: &'static str) -> Volume<TestWorld> {
+        let volume = self.open(name).expect("opens");
+        let (taken, nonce) = (volume.clone(), self.nonce());
+        let take = async move { taken.take(&Self::owner(1), nonce, None).await };
+        self.world.run(take).expect("it is nobody's");
+        volume
+    }
+
     fn nonce(&self) -> Id {
         Id(self.world.random_id())
     }

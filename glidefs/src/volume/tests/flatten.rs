@@ -9,14 +9,6 @@ use super::super::reading::ReadPin;
 use super::super::root::Root;
 use super::*;
 
-fn own(node: &Node, name: &'static str) -> Volume<TestWorld> {
-    let volume = node.open(name).expect("opens");
-    let (taken, nonce) = (volume.clone(), node.nonce());
-    let take = async move { taken.take(&Node::owner(1), nonce, None).await };
-    node.world.run(take).expect("it is nobody's");
-    volume
-}
-
 fn fork(node: &Node, parent: &str, snapshot: Option<&str>, child: &str) {
     let snapshot = snapshot.map(str::to_owned);
     let [id, nonce] = [node.nonce(), node.nonce()];
@@ -117,7 +109,7 @@ fn generations(node: &Node) -> (Volume<TestWorld>, Vec<u64>) {
     for (generation, name) in (1..).zip(["a", "b", "c"]) {
         let volume = match generation {
             1 => node.create(name),
-            _ => own(node, name),
+            _ => node.own(name),
         };
         for step in 0..40 {
             let mut frames = Vec::new();
@@ -168,7 +160,7 @@ fn a_flat_fork_needs_nothing_of_those_that_it_came_from() {
         assert_eq!(chain_of(&node, "c"), ["c"]);
         assert_eq!((pins(&store, "a"), pins(&store, "b")), (1, 0));
         for name in ["a", "b"] {
-            detach(&node, &own(&node, name));
+            detach(&node, &node.own(name));
         }
         // Both go as a whole, under a fork that lives.
         let gone = purge(&node, "b");
@@ -255,7 +247,7 @@ fn a_restored_snapshot_of_before_is_named_again() {
         .world
         .run(async move { bucket.restore("c", &wanted).await });
     restored.expect("restored");
-    let volume = own(&node, "c");
+    let volume = node.own("c");
     for (id, number) in [(Id([7; 16]), 1), (Id([8; 16]), 2)] {
         snapshot(&node, &volume, SnapshotChange::Drop { id });
         assert_eq!(chain_of(&node, "c").len(), 3, "{number} dropped");
@@ -282,7 +274,7 @@ fn a_long_chain_is_shortened_beside_other_work_and_the_largest_parts_stay() {
     let mut last = base;
     for (number, pair) in (1_u64..).zip(NAMES.windows(2)) {
         fork(&node, pair[0], None, pair[1]);
-        last = own(&node, pair[1]);
+        last = node.own(pair[1]);
         node.sync(&last, vec![data(number, &[1000 + number])]);
     }
     assert_eq!(chain_of(&node, "gb").len(), 12);
@@ -402,7 +394,7 @@ fn a_parent_that_was_purged_goes_with_the_last_fork_that_became_flat() {
     let node = Node::new(1, &store, None);
     let (volume, stamps) = generations(&node);
     for name in ["a", "b"] {
-        detach(&node, &own(&node, name));
+        detach(&node, &node.own(name));
         assert!(purge(&node, name)[0].held_by.is_some());
     }
     flatten(&node, &volume);

@@ -13,15 +13,6 @@ fn try_fork(node: &Node, fork: &Fork) -> Result<RootView, VolumeError> {
     node.world.run(async move { bucket.fork(&fork).await })
 }
 
-/// Opens it and becomes its owner.
-fn own(node: &Node, name: &'static str) -> Volume<TestWorld> {
-    let volume = node.open(name).expect("opens");
-    let (taken, nonce) = (volume.clone(), node.nonce());
-    let take = async move { taken.take(&Node::owner(1), nonce, None).await };
-    node.world.run(take).expect("it is nobody's");
-    volume
-}
-
 fn pins(store: &TestStore, of: &str) -> usize {
     let folder = format!("nbd/{of}/pins/");
     store
@@ -58,7 +49,7 @@ fn a_fork_begins_as_its_parent_and_both_go_their_own_ways() {
         try_fork(&there, &fork_of("parent", Some("s"), "of-snapshot", 8)).expect("forked");
         assert_eq!(pins(&store, "parent"), 2);
 
-        let child = own(&there, "child");
+        let child = there.own("child");
         for stamp in 300..=400 {
             there.sync(&child, vec![data(2, &[stamp])]);
             there.compact(&child);
@@ -109,10 +100,10 @@ fn a_fork_of_a_fork_pins_every_volume_that_it_names() {
     let first = node.create("a");
     node.sync(&first, vec![data(1, &[1])]);
     try_fork(&node, &fork_of("a", None, "b", 1)).expect("forked");
-    let second = own(&node, "b");
+    let second = node.own("b");
     node.sync(&second, vec![data(2, &[2])]);
     try_fork(&node, &fork_of("b", None, "c", 2)).expect("forked");
-    let third = own(&node, "c");
+    let third = node.own("c");
     node.sync(&third, vec![data(3, &[3])]);
     try_fork(&node, &fork_of("c", None, "d", 3)).expect("forked");
     let there = Node::new(2, &store, Some("geheim"));
@@ -156,7 +147,7 @@ fn a_fork_is_made_once_however_its_answers_are_lost() {
             let made = try_fork(&node, &fork).expect("forked");
             store.heal();
             // Somebody asks again, and the child is at work already.
-            let child = own(&node, "child");
+            let child = node.own("child");
             node.sync(&child, vec![data(1, &[2])]);
             let again = try_fork(&node, &fork).expect("it is there");
             assert_eq!(again.volume, made.volume, "{operation} {fault:?}");

@@ -47,14 +47,6 @@ fn create(node: &Node, name: &'static str) -> Result<Volume<TestWorld>, VolumeEr
     node.world.run(create)
 }
 
-fn own(node: &Node, name: &'static str) -> Volume<TestWorld> {
-    let volume = node.open(name).expect("opens");
-    let (taken, nonce) = (volume.clone(), node.nonce());
-    let take = async move { taken.take(&Node::owner(1), nonce, None).await };
-    node.world.run(take).expect("it is nobody's");
-    volume
-}
-
 fn fork_of(parent: &str, child: &str, number: u8) -> Fork {
     Fork::new(parent, None, child, Id([number; 16]), Id([!number; 16])).expect("names")
 }
@@ -122,7 +114,7 @@ fn what_forks_need_stays_until_the_last_of_them_is_purged() {
     let parent = create(&node, "a").expect("created");
     node.sync(&parent, vec![data(1, &[1])]);
     fork(&node, &fork_of("a", "b", 1)).expect("forked");
-    let child = own(&node, "b");
+    let child = node.own("b");
     node.sync(&child, vec![data(2, &[2])]);
     fork(&node, &fork_of("b", "c", 2)).expect("forked");
     detach(&node, &parent);
@@ -162,7 +154,7 @@ fn a_fork_takes_the_place_of_one_that_was_purged() {
         let made = fork(&node, &fork_of("a", "job", number)).expect("forked");
         let same = fork(&node, &fork_of("a", "job", number)).expect("the same");
         assert_eq!(made.volume, same.volume);
-        let child = own(&node, "job");
+        let child = node.own("job");
         assert!(node.read(&child, 1, 1) == page(1));
         node.sync(&child, vec![data(1, &[u64::from(number) + 10])]);
         let same = fork(&node, &fork_of("a", "job", number)).expect("still the same");
@@ -278,7 +270,7 @@ fn nobody_sweeps_what_the_forks_of_a_tombstone_need() {
     fork(&node, &fork_of("a", "b", 1)).expect("forked");
     // Three that have it open: who read it, who owned it and was interrupted, and who gives it up.
     let reader = node.open("a").expect("opens");
-    let stale = own(&node, "b");
+    let stale = node.own("b");
     node.sync(&stale, vec![data(30, &[30])]);
     detach(&node, &stale);
     fork(&node, &fork_of("b", "c", 2)).expect("forked");
@@ -308,7 +300,7 @@ fn a_tombstone_that_is_held_holds_what_it_names() {
     let parent = create(&node, "a").expect("created");
     node.sync(&parent, vec![data(1, &[1])]);
     fork(&node, &fork_of("a", "b", 1)).expect("forked");
-    let child = own(&node, "b");
+    let child = node.own("b");
     node.sync(&child, vec![data(2, &[2])]);
     let root = root_of(&node, "b").root;
     let pin = Pin {
