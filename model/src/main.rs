@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use glidefs_model::check::{Bounds, Seen, explore};
-use glidefs_model::{owners, space};
+use glidefs_model::{groups, joins, owners, space};
 use serde_json::{Value, json};
 
 #[derive(Debug, Parser)]
@@ -78,6 +78,26 @@ fn explored(arguments: &Arguments) -> Result<Vec<Seen>> {
                 let mut scene = scene.clone();
                 scene.mistake = mistake;
                 let name = ("space", scene.name, named(mistake));
+                progress(name.1, name.2.as_deref());
+                seen.push(explore(name, scene, &bounds));
+            }
+        }
+        for scene in groups::scenes() {
+            let mistakes = mistakes(intact, scene.finds);
+            for mistake in mistakes.filter(|_| scene.name.contains(&arguments.scene)) {
+                let mut scene = scene.clone();
+                scene.mistake = mistake;
+                let name = ("groups", scene.name, named(mistake));
+                progress(name.1, name.2.as_deref());
+                seen.push(explore(name, scene, &bounds));
+            }
+        }
+        for scene in joins::scenes() {
+            let mistakes = mistakes(intact, scene.finds);
+            for mistake in mistakes.filter(|_| scene.name.contains(&arguments.scene)) {
+                let mut scene = scene.clone();
+                scene.mistake = mistake;
+                let name = ("joins", scene.name, named(mistake));
                 progress(name.1, name.2.as_deref());
                 seen.push(explore(name, scene, &bounds));
             }

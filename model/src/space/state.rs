@@ -7,6 +7,8 @@ pub const SEGMENTS_MAX: usize = 4;
 pub const NODES: usize = 2;
 pub const FORKS: usize = 2;
 pub const SNAPSHOTS_MAX: usize = 2;
+/// That a set has room for.
+const SET_MAX: usize = 8;
 
 /// Segments of the volume, by number.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,7 +40,7 @@ impl Set {
     }
 
     pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..SEGMENTS_MAX).filter(move |segment| self.has(*segment))
+        (0..SET_MAX).filter(move |segment| self.has(*segment))
     }
 
     pub fn filter(self, keep: impl Fn(usize) -> bool) -> Self {
