@@ -28,6 +28,8 @@ use crate::{Id, PageNo, PageRange, Seq};
 const STAGE_PAGES: u32 = 512;
 /// Staging buffers kept for reuse.
 const SPARE_BUFS_MAX: usize = 8;
+/// Dirty records for which a volume keeps room.
+const DIRTY_KEPT_MIN: usize = 8;
 /// Bytes appended and not yet handed to the kernel, at which writers wait.
 pub(crate) const STAGED_PAGES_MAX: u32 = 16 * 1024;
 
@@ -653,6 +655,12 @@ impl Log {
                 Some(record) if record.seq <= volume.state.published => {}
                 _ => {
                     volume.index.sweep_zeros(volume.state.published);
+                    // One that was busy and is not must not hold what it needed then. What this
+                    // copies is less than what was swept, so busy ones pay little for it.
+                    let kept = 2 * volume.dirty.len().max(DIRTY_KEPT_MIN / 2);
+                    if volume.dirty.capacity() >= 2 * kept {
+                        volume.dirty.shrink_to(kept);
+                    }
                     return false;
                 }
             }

@@ -250,7 +250,7 @@ async fn publish(
     let mut dice = [0; 1];
     world.fill_random(&mut dice);
     let extents_max = [1, 8, usize::MAX][usize::from(dice[0]) % 3];
-    let cut = volume.cut(nonce, ETag("v".into()), extents_max);
+    let cut = volume.cut(nonce, ETag("v".into()), None, extents_max);
     let Some(cut) = cut.await? else {
         return Ok(());
     };

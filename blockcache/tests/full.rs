@@ -59,7 +59,7 @@ fn page(stamp: u64) -> Bytes {
 async fn publish(world: &SimWorld, volume: &CacheVolume<SimWorld>) {
     let nonce = Id(world.random_id());
     let cut = volume
-        .cut(nonce, ETag("v".into()), usize::MAX)
+        .cut(nonce, ETag("v".into()), None, usize::MAX)
         .await
         .expect("sound");
     let Some(cut) = cut else { return };
@@ -161,7 +161,9 @@ fn a_cut_that_is_taken_again_is_the_same_and_holds_nobody_up_meanwhile() {
             let at = number * PAGE as u64;
             still.write(at, page(number)).await.expect("room");
         }
-        let cut = still.cut(Id([9; 16]), ETag("v".into()), usize::MAX).await;
+        let cut = still
+            .cut(Id([9; 16]), ETag("v".into()), None, usize::MAX)
+            .await;
         let cut = cut.expect("sound").expect("dirty");
         let (seq, extents) = (cut.seq, cut.extents.clone());
         drop(cut);

@@ -80,7 +80,7 @@ async fn expect(volume: &CacheVolume<SimWorld>, numbers: std::ops::Range<u64>) {
 async fn publish(world: &SimWorld, volume: &CacheVolume<SimWorld>) {
     let nonce = Id(world.random_id());
     let cut = volume
-        .cut(nonce, ETag("v".into()), usize::MAX)
+        .cut(nonce, ETag("v".into()), None, usize::MAX)
         .await
         .expect("sound");
     let seq = cut.expect("dirty").seq;
@@ -484,7 +484,7 @@ fn a_flipped_bit_is_an_error_while_unpublished_and_a_fetch_after() {
             "{dirty:?}"
         );
         let cut = volume
-            .cut(Id([5; 16]), ETag("v".into()), usize::MAX)
+            .cut(Id([5; 16]), ETag("v".into()), None, usize::MAX)
             .await
             .expect("taken");
         let cut = cut.expect("dirty");
@@ -663,7 +663,7 @@ fn a_bounded_cut_ends_between_two_writes() {
         let mut cuts = Vec::new();
         loop {
             let nonce = Id(world.random_id());
-            let cut = volume.cut(nonce, ETag("v".into()), EXTENTS).await;
+            let cut = volume.cut(nonce, ETag("v".into()), None, EXTENTS).await;
             let Some(cut) = cut.expect("sound") else {
                 break;
             };

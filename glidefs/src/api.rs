@@ -29,10 +29,10 @@ pub use server::{API_CONNECTIONS_MAX, BindError, bind, serve};
 
 use crate::config::Secret;
 use crate::control::{
-    AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
-    ForkDocument, ForkedDocument, GcDocument, IoDocument, MetersDocument, OperationDocument,
-    PruneQuery, PutDocument, Request, SalvageDocument, SalvageRanges, ServerDocument,
-    SnapshotDocument,
+    AcceptLossDocument, Control, ControlError, ControlErrorKind, DataKeyDocument, DeleteQuery,
+    ExportDocument, ForkDocument, ForkedDocument, GcDocument, IoDocument, MetersDocument,
+    OperationDocument, PruneQuery, PutDocument, Request, SalvageDocument, SalvageRanges,
+    ServerDocument, SnapshotDocument,
 };
 use crate::metrics;
 
@@ -110,6 +110,7 @@ impl Api {
             .route("/api/exports/{name}/fork", post(fork))
             .route("/api/exports/{name}/forks", get(list_forks))
             .route("/api/exports/{name}/restore", post(restore))
+            .route("/api/exports/{name}/renew-data", post(renew_data))
             .route("/api/salvage", get(list_salvage))
             .route("/api/salvage/{id}", get(salvage_ranges))
             .route("/api/salvage/{id}/data", get(salvage_data))
@@ -279,6 +280,13 @@ async fn restore(State(api): State<Api>, name: Name, body: Body) -> Answer<Expor
     let Path(name) = name?;
     let wanted = parse(&body?, "{\"snapshot\": \"before-upgrade\"}")?;
     let request = |reply| Request::Restore(name, wanted, reply);
+    Ok(Json(api.control.ask(request).await?))
+}
+
+async fn renew_data(State(api): State<Api>, name: Name, body: Body) -> Answer<DataKeyDocument> {
+    let Path(name) = name?;
+    let wanted = parse_or_default(&body?, "{\"request_id\": \"7f3e\"}")?;
+    let request = |reply| Request::RenewData(name, wanted, reply);
     Ok(Json(api.control.ask(request).await?))
 }
 

@@ -35,6 +35,7 @@ use clap_complete::Shell;
 
 use crate::config::{Environment, FILE_NAME};
 pub(crate) use secret::read as read_secret;
+pub(crate) use setup::load_quietly;
 pub(crate) use text::{bytes_text, duration_text};
 
 const EXIT_CODES: &str = "\
@@ -81,7 +82,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show live what the exports of a running server do: rates, latencies, dirty data, sync lag
+    /// Show live what the exports of a running server do: states, rates, latencies, errors, dirty data, sync lag
     Top {
         #[command(flatten)]
         remote: Remote,
@@ -117,7 +118,8 @@ enum Command {
         #[command(subcommand)]
         command: GcCommand,
     },
-    /// Look at and change the passwords that open the prefix in the store; needs no running server
+    /// Look at and change the passwords that open the prefix in the store, and the data keys of exports; needs no
+    /// running server
     Key {
         #[command(subcommand)]
         command: KeyCommand,
@@ -448,10 +450,25 @@ enum KeyCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Give one export, that no server has open, a new data key for everything written from now on
+    /// Give one export a new data key for everything that is uploaded from now on. Where it is open, the server of
+    /// this configuration does it, and clients go on; where nobody has it open, no server is needed
     RenewData {
         /// The export
         name: String,
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Any text: asked again with the same one, it is the same data key
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Go on with an older keyring that was put back because the newest is lost. Passwords that were removed since open
+    /// again: rotate them afterwards
+    AcceptOlder {
+        /// Its id, as the error tells that refuses it
+        id: String,
         #[command(flatten)]
         config: ConfigArgument,
         /// Print as JSON
@@ -545,7 +562,7 @@ fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Fai
     match command {
         Command::Run(argument) => {
             let config = setup::load(argument.config.as_deref(), environment)?;
-            crate::daemon::run(config, environment)
+            crate::daemon::run(config, argument.config, environment)
         }
         Command::Init { path } => setup::init(&path),
         Command::Check { config, json } => {

@@ -2,10 +2,11 @@
 //!
 //! Checked once, with all defaults in this file. Sizes in the file end in `_gb` and mean GiB
 //! (2^30 bytes), here they are bytes. No file system and no environment is touched: the command line
-//! hands both in. Deliberately absent: reloading while the server runs, and settings that only a
+//! hands both in. Deliberately absent: settings that change while the server runs, and those that only a
 //! benchmark would change. What may be read again is named here and read elsewhere: keys of the store in
-//! files of their own (`KeyFiles`).
+//! files of their own (`KeyFiles`). What a restart would change can be told (`changes.rs`).
 
+mod changes;
 mod environment;
 mod error;
 mod expand;

@@ -44,6 +44,8 @@ pub enum Request {
     TakeSnapshot(String, TakeSnapshotDocument, Reply<SnapshotDocument>),
     /// Returns once the store does not list it any more.
     DeleteSnapshot(String, String, Reply<SnapshotDocument>),
+    /// Returns once the root in the store lists a new data key of the volume.
+    RenewData(String, RenewDataDocument, Reply<DataKeyDocument>),
     /// Deletes the snapshots that are too many or too old, and says which.
     PruneSnapshots(String, PruneQuery, Reply<Vec<SnapshotDocument>>),
     /// Makes the volume what it was; refused while clients are connected.
@@ -317,6 +319,28 @@ pub struct TakeSnapshotDocument {
     pub name: Option<String>,
     /// Asked again with the same one, the answer is the same snapshot and not a second one.
     pub request_id: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct RenewDataDocument {
+    /// Asked again with the same one, the answer is the same data key and not a second one.
+    pub request_id: Option<String>,
+    /// Only if the name is that of this volume (`volume` of the export's document).
+    pub volume: Option<String>,
+}
+
+/// The data key under which a volume is sealed from now on.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct DataKeyDocument {
+    /// Of the export.
+    pub name: String,
+    pub id: String,
+    /// The epoch in which it begins to seal.
+    pub from_epoch: u64,
+    /// Data keys that the volume has, and how many more it can be given.
+    pub keys: usize,
+    pub left: usize,
 }
 
 /// What may stand behind the `?` when several snapshots are deleted: at least one of the two.

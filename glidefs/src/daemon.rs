@@ -12,17 +12,19 @@
 //!
 //! Promises: a second signal loses nothing that was answered, because an answered write is in the
 //! kernel's hands (promise 2) and the next start goes on from the log. While the store is down the
-//! drain keeps trying and says so. Deliberately absent: becoming a background process (systemd
-//! does that), reloading the configuration.
+//! drain keeps trying and says so. SIGHUP changes nothing and says what a restart would (`reload.rs`).
+//! Deliberately absent: becoming a background process (systemd does that).
 
 mod banner;
 mod drain;
 mod keys;
 mod notify;
 mod probe;
+mod reload;
 mod settings;
 mod shard_thread;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -35,9 +37,10 @@ use crate::api::{self, Api};
 use crate::cli::{Failure, output};
 use crate::config::{Config, Environment, LogFormat, LogSettings};
 use crate::control::Control;
-pub(crate) use keys::{KeyChanged, KeyWish, SlotView, keys, renew_data_key};
+pub(crate) use keys::{KeyChanged, KeyWish, Renewed, SlotView, keys, renew_data_key};
 use notify::Supervisor;
 pub(crate) use probe::probe;
+use reload::Reload;
 use shard_thread::{Ended, ShardThread};
 
 /// Calls each handshake that fails an error, once a request. The store's error says the same, and ours is
@@ -48,22 +51,33 @@ const EDGE_THREADS: usize = 2;
 /// How long requests of the API in flight are given at the end.
 const EDGE_END_WAIT_MAX: Duration = Duration::from_millis(500);
 
-/// Serves until a signal.
-pub(crate) fn run(config: Config, environment: &Environment) -> Result<ExitCode, Failure> {
+/// Serves until a signal. `named` is the file that the configuration came from, if one was named.
+pub(crate) fn run(
+    config: Config,
+    named: Option<PathBuf>,
+    environment: &Environment,
+) -> Result<ExitCode, Failure> {
     world::linux::return_large_buffers();
     start_logging(&config.log);
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
     let supervisor = Supervisor::from(environment);
+    let reload = Reload::new(config.clone(), named, environment.clone());
     let runtime = edge()?;
-    let outcome = runtime.block_on(Box::pin(serve(config, &supervisor)));
+    let outcome = runtime.block_on(Box::pin(serve(config, reload, &supervisor)));
     runtime.shutdown_timeout(EDGE_END_WAIT_MAX);
     outcome
 }
 
-async fn serve(config: Config, supervisor: &Supervisor) -> Result<ExitCode, Failure> {
+async fn serve(
+    config: Config,
+    reload: Reload,
+    supervisor: &Supervisor,
+) -> Result<ExitCode, Failure> {
     let mut signals = Signals::new()?;
+    // From here on it does not end the process; what comes before the server is ready is answered then.
+    let hangups = listen(SignalKind::hangup())?;
     // Before the shard: a port that is taken must not cost a recovery of the cache.
     let listener = api::bind(config.api.address)
         .await
@@ -73,6 +87,7 @@ async fn serve(config: Config, supervisor: &Supervisor) -> Result<ExitCode, Fail
     let (stop, stopping) = watch::channel(false);
     let router = Api::new(control.clone(), config.api.token.clone(), stopping.clone()).router();
     spawn(api::serve(listener, router));
+    let reloads = reload.answer(hangups, supervisor.clone(), stopping.clone());
 
     let mut shard = ShardThread::start(&config, requests, stopping, Handle::current())?;
     let ready = tokio::select! {
@@ -82,6 +97,7 @@ async fn serve(config: Config, supervisor: &Supervisor) -> Result<ExitCode, Fail
     tracing::info!(config = %config.origin, "ready");
     output::line(banner::text(&config, &ready, api_address));
     supervisor.ready();
+    spawn(reloads);
 
     let first = tokio::select! {
         signal = signals.next() => signal,
@@ -144,9 +160,6 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failure::refused(format!("cannot hear signals: {error}")))
-        };
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
@@ -159,6 +172,10 @@ impl Signals {
             _ = self.interrupt.recv() => Received { name: "SIGINT", exit_code: 130 },
         }
     }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::refused(format!("cannot hear signals: {error}")))
 }
 
 fn edge() -> Result<Runtime, Failure> {

@@ -449,8 +449,11 @@ impl<W: World> Export<W> {
             }
             let mut chance = [0; 4];
             self.world.fill_random(&mut chance);
-            let wait = READ_BACKOFF.wait(failures, u32::from_le_bytes(chance));
-            self.world.sleep(wait).await;
+            // The client is to hear of it when he was promised to, whatever the store asks for.
+            let left = self.read_wait.saturating_sub(now - began);
+            let asked = error.retry_after().map(|asked| asked.min(left));
+            let wait = READ_BACKOFF.wait(failures, u32::from_le_bytes(chance), asked);
+            self.wait_unless_stopped(wait).await;
             self.may_read()?;
             if self.stops() {
                 return Err(IoError::Shutdown);
@@ -463,6 +466,15 @@ impl<W: World> Export<W> {
         }
         apply_patches(missing, whole, out);
         Ok(())
+    }
+
+    /// In steps: a store that asks for a minute must not keep a server that ends for so long.
+    async fn wait_unless_stopped(&self, wait: Duration) {
+        let until = self.world.now() + wait;
+        while !self.stops() && self.world.now() < until {
+            let left = until - self.world.now();
+            self.world.sleep(left.min(READ_BACKOFF.longest)).await;
+        }
     }
 
     /// Says why, once, with what a person should do.

@@ -96,9 +96,9 @@ impl Scrape {
         }
         let (name, help) = families::STORE_LATENCY;
         let mut family = into.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for of_kind in &store.latency {
-            let labels = [("kind", of_kind.kind.as_str())];
-            histogram(family.encode_family(&labels)?, &of_kind.latency)?;
+        for row in &store.latency {
+            let labels = [("kind", row.kind.as_str()), ("outcome", &row.outcome)];
+            histogram(family.encode_family(&labels)?, &row.latency)?;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ mod leave;
 mod loss;
 mod meters;
 mod purge;
+pub(crate) mod renew;
 mod restore;
 mod salvage;
 mod snapshots;
@@ -79,6 +80,8 @@ impl ShardConfig {
                 forgets_intents: false,
                 #[cfg(feature = "planted")]
                 takes_unasked: false,
+                #[cfg(feature = "planted")]
+                keeps_rewritten: false,
                 #[cfg(feature = "planted")]
                 snapshots_of_any_cut: false,
             },
@@ -223,7 +226,7 @@ fn bring_back<W: World>(registry: &Rc<Registry<W>>, name: String) {
             }
             let mut chance = [0; 4];
             task.fill_random(&mut chance);
-            let wait = BRING_BACK.wait(failures, u32::from_le_bytes(chance));
+            let wait = BRING_BACK.wait(failures, u32::from_le_bytes(chance), None);
             task.sleep(wait).await;
         }
     });

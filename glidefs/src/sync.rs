@@ -32,7 +32,7 @@ use crate::export::site::Site;
 use crate::export::{Export, Role};
 use crate::race::{First, race};
 use crate::volume::{Tidied, Tidy, Volume, VolumeError};
-use attempt::Attempt;
+use attempt::{Attempt, Kept};
 use backoff::Backoff;
 
 const BACKOFF: Backoff = Backoff {
@@ -99,6 +99,17 @@ pub(crate) enum SyncError {
     Overtaken,
 }
 
+impl SyncError {
+    /// For how long the store asked to be left alone, if it did.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Volume(error) => error.retry_after(),
+            Self::Read(error) => error.retry_after(),
+            Self::Cache(_) | Self::Overtaken => None,
+        }
+    }
+}
+
 /// The sync task of one export.
 #[derive(Debug)]
 pub(crate) struct Syncer<W: World> {
@@ -107,6 +118,8 @@ pub(crate) struct Syncer<W: World> {
     local: CacheVolume<W>,
     /// Not before this may the root be written again (rule 29).
     turn: Cell<Instant>,
+    /// The intent of which the store has not heard, and never will if it is taken back.
+    unsent: Cell<Option<Id>>,
 }
 
 /// What is to be done next.
@@ -145,6 +158,7 @@ pub(crate) fn start<W: World>(site: &Rc<Site<W>>, export: &Rc<Export<W>>) {
         export: Rc::clone(export),
         local: local.clone(),
         turn: Cell::new(turn),
+        unsent: Cell::default(),
     };
     site.world.spawn(async move { syncer.run().await });
 }
@@ -183,6 +197,7 @@ impl<W: World> Syncer<W> {
             let orders = &self.export.orders;
             let ordered = orders.drain_to() > state.published
                 || orders.has_snapshots()
+                || orders.has_data_key()
                 || orders.is_carrying()
                 || self.must_grow();
             if ordered || dirty && (leaving || age >= delay || self.local.pressed()) {
@@ -231,12 +246,11 @@ impl<W: World> Syncer<W> {
 
     /// One cut, or one change of the root without one, until it is published or never will be.
     async fn sync(&self) -> Task {
-        let mut attempt = None;
+        let (mut attempt, mut kept) = (None, Kept::default());
         let mut failures = 0;
-        let nonce = Id(self.site.world.random_id());
         let began = self.site.world.now();
         loop {
-            match self.watched(self.step(&mut attempt, nonce)).await {
+            match self.watched(self.step(&mut attempt, &kept)).await {
                 Ok(()) => {
                     let took = self.site.world.now() - began;
                     self.export.meter().sync.record(took);
@@ -250,12 +264,14 @@ impl<W: World> Syncer<W> {
                     if self.failed(&error).await == Task::Ends {
                         return Task::Ends;
                     }
-                    if self.back_off(failures).await == Task::Ends {
+                    if self.back_off(failures, error.retry_after()).await == Task::Ends {
                         return Task::Ends;
                     }
-                    // Nothing of it is in the store: then a newer cut is less work than this one and
-                    // the next, which would bring pages that were written again meanwhile twice.
-                    attempt.take_if(|attempt| attempt.is_replaceable());
+                    // Pages that were written again meanwhile would go to the store twice, with this cut
+                    // and with the next. What is there already is used.
+                    if let Some(attempt) = attempt.take_if(|it| it.is_replaceable(&kept)) {
+                        kept = kept.and(&attempt);
+                    }
                 }
             }
         }
@@ -303,9 +319,9 @@ impl<W: World> Syncer<W> {
     }
 
     /// What a failed step leaves in `attempt` is taken up by the next.
-    async fn step(&self, attempt: &mut Option<Attempt<W>>, nonce: Id) -> Result<(), SyncError> {
+    async fn step(&self, attempt: &mut Option<Attempt<W>>, kept: &Kept) -> Result<(), SyncError> {
         if attempt.is_none() {
-            *attempt = self.begin(nonce).await?;
+            *attempt = self.begin(kept).await?;
         }
         let Some(attempt) = attempt else {
             return Ok(());
@@ -430,11 +446,12 @@ impl<W: World> Syncer<W> {
 
     /// Waits before the next attempt. A detach that does not get through is given up as soon as
     /// somebody wants to open the volume: opening raises the epoch, so it cannot land later.
-    async fn back_off(&self, failures: u32) -> Task {
+    async fn back_off(&self, failures: u32, asked: Option<Duration>) -> Task {
         let world = &self.site.world;
         let mut chance = [0; 4];
         world.fill_random(&mut chance);
-        let deadline = world.now() + BACKOFF.wait(failures, u32::from_le_bytes(chance));
+        let wait = BACKOFF.wait(failures, u32::from_le_bytes(chance), asked);
+        let deadline = world.now() + wait;
         loop {
             if self.export.role() == Role::Leaving && self.export.orders.is_staying() {
                 self.export.end(Role::Closed);
@@ -464,7 +481,7 @@ impl<W: World> Syncer<W> {
                         tracing::error!(export = %name, error = %why, "the store's keys cannot be opened; the volume is served from the cache, and nothing is published: give this node the current password, and start it again with two SIGTERMs (docs/runbooks/store-unavailable.md)");
                     }
                     self.export.orders.failed(why);
-                    if self.back_off(failures).await == Task::Ends {
+                    if self.back_off(failures, asked.retry_after).await == Task::Ends {
                         return Task::Ends;
                     }
                 }
@@ -477,7 +494,7 @@ impl<W: World> Syncer<W> {
                         return Task::Ends;
                     }
                     self.export.orders.failed(why);
-                    if self.back_off(unreadable).await == Task::Ends {
+                    if self.back_off(unreadable, asked.retry_after).await == Task::Ends {
                         return Task::Ends;
                     }
                 }
@@ -492,7 +509,7 @@ impl<W: World> Syncer<W> {
                         tracing::warn!(export = %name, error = %why, "the store cannot be asked; the volume is served from the cache");
                     }
                     self.export.orders.failed(why);
-                    if self.back_off(failures).await == Task::Ends {
+                    if self.back_off(failures, asked.retry_after).await == Task::Ends {
                         return Task::Ends;
                     }
                 }

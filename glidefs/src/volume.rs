@@ -109,6 +109,7 @@ pub use name::VolumeName;
 pub use publish::Published;
 pub use purge::Purged;
 pub(crate) use reading::{RENEW_AFTER, ReadPin};
+pub use renew::{DataKeyView, NewDataKey, Renewal};
 pub use repack::Repacked;
 pub use restore::Restore;
 pub use root::SNAPSHOTS_MAX;
@@ -303,6 +304,8 @@ pub struct Publish {
     pub state: Option<VolumeState>,
     /// In this order, at the cut.
     pub snapshots: Vec<SnapshotChange>,
+    /// What is sealed behind this publish is sealed under it.
+    pub data_key: Option<NewDataKey>,
 }
 
 impl<W: World> Volume<W> {
@@ -370,6 +373,7 @@ impl<W: World> Volume<W> {
         !state.edits.is_empty() || state.flattening.has_news()
     }
 
+    #[cfg(test)]
     pub(crate) fn stored(&self) -> Stored {
         self.inner.state.borrow().stored.clone()
     }
@@ -436,7 +440,7 @@ impl<W: World> Volume<W> {
         assert!(!frames.is_empty(), "a segment without frames");
         let maker = self.maker(&self.inner.state.borrow());
         let (name, compression) = (maker.fresh_name(), maker.compression());
-        let key = maker.key;
+        let key = maker.key();
         let sealing = move || segment::seal(name, key.as_ref(), compression, frames);
         self.inner.bucket.world().compute(sealing).await
     }
@@ -468,13 +472,12 @@ impl<W: World> Volume<W> {
     }
 
     fn maker(&self, now: &Now) -> Maker<W> {
-        let epoch = Epoch(now.stored.root.epoch);
         Maker {
             bucket: self.inner.bucket.clone(),
             name: self.inner.name.to_string(),
             volume: Id(now.stored.root.volume),
-            epoch,
-            key: now.volumes.writing_key(epoch),
+            epoch: Epoch(now.stored.root.epoch),
+            volumes: Rc::clone(&now.volumes),
             fresh: Rc::clone(&self.inner.fresh),
         }
     }

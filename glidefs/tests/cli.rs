@@ -986,6 +986,44 @@ fn a_rotation_leaves_an_escrow_and_says_so() {
     assert_eq!(document["old_keyring_noted"], true);
 }
 
+/// As if somebody had restored a backup of the store's folder.
+#[test]
+fn an_older_keyring_that_was_put_back_goes_on_by_the_id_that_the_error_names() {
+    let dir = folder();
+    let dir = dir.path();
+    secret(dir, "old", "old-1");
+    secret(dir, "new", "new-2");
+    keyed(dir, "old.toml", "old");
+    begin(dir, "old.toml");
+    let key = |arguments: &[&str]| glidefs(dir, &[&["key"], arguments].concat());
+    let keyring = dir.join("store/keyring");
+    let older = std::fs::read(&keyring).expect("begun");
+    let rotated = key(&["rotate", "-c", "old.toml", "--new-password-file", "new"]);
+    assert_eq!(code(&rotated), 0, "{}", stderr(&rotated));
+    let lost = std::fs::read(&keyring).expect("rotated");
+    std::fs::write(&keyring, &older).expect("writable");
+
+    let refused = key(&["list", "-c", "old.toml"]);
+    assert_eq!(code(&refused), 1);
+    let said = stderr(&refused);
+    let mut words = said.split('`');
+    let version = words.find_map(|word| word.strip_prefix("glidefs key accept-older "));
+    let version = version.expect("it is named");
+    let other = key(&["accept-older", "12ab", "-c", "old.toml"]);
+    assert_eq!(code(&other), 1, "{}", stdout(&other));
+    let accepted = key(&["accept-older", version, "-c", "old.toml"]);
+    assert_eq!(code(&accepted), 0, "{}", stderr(&accepted));
+    assert!(stdout(&accepted).contains("glidefs key rotate"));
+    assert_eq!(slots(&key(&["list", "-c", "old.toml", "--json"])).len(), 1);
+    let again = key(&["accept-older", version, "-c", "old.toml", "--json"]);
+    assert_eq!(slots(&again).len(), 1);
+    for old in [older, lost] {
+        std::fs::write(&keyring, old).expect("writable");
+        let refused = key(&["list", "-c", "old.toml"]);
+        assert!(stderr(&refused).contains("is an older version"));
+    }
+}
+
 /// A server that starts and stops, so that the prefix is begun.
 fn begin(dir: &Path, config: &str) {
     let text = std::fs::read_to_string(dir.join(config)).expect("written");

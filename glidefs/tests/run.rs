@@ -4,11 +4,11 @@
     reason = "these tests start the real process and move real folders"
 )]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -155,6 +155,113 @@ fn a_service_manager_is_told_when_exports_are_served() {
     assert!(text[..len].starts_with(b"STOPPING=1\n"));
 }
 
+/// As service managers and terminals that close send it.
+#[test]
+fn sighup_ends_nothing_and_says_what_a_restart_would_change() {
+    let dir = folder(60_000);
+    let manager = UnixDatagram::bind(dir.path().join("notify")).expect("bound");
+    let told = |words: &[u8]| {
+        let mut text = [0; 64];
+        let len = manager.recv(&mut text).expect("told");
+        assert!(text[..len].starts_with(words), "{:?}", &text[..len]);
+    };
+    let mut server = Server::start(dir.path());
+    told(b"READY=1\n");
+    let mut client = Nbd::connect(dir.path(), "vm-h");
+    client.write(0, &[5; PAGE]);
+    let path = dir.path().join("glidefs.toml");
+    let config = std::fs::read_to_string(&path).expect("a configuration");
+    let broken = config.replace("sync_delay_ms", "sync_delay_hours");
+    let changed = config
+        .replace("sync_delay_ms = 60000", "sync_delay_ms = 5\nshared = true")
+        .replace("${PASSWORD}", "another battery");
+    let keys = "storage.encryption_password, servers.nbd.sync_delay_ms, servers.nbd.shared";
+    for (text, level, says) in [
+        (Some(&config), "INFO", "this server runs with"),
+        (Some(&changed), "INFO", keys),
+        (Some(&broken), "WARN", "`servers.nbd.sync_delay_hours`"),
+        // A start would use the embedded default.
+        (None, "INFO", "cache.dir"),
+        (Some(&config), "INFO", "this server runs with"),
+    ] {
+        match text {
+            Some(text) => std::fs::write(&path, text).expect("writable"),
+            None => std::fs::remove_file(&path).expect("removed"),
+        }
+        let line = server.answer(Signal::HUP, "SIGHUP");
+        assert!(line.contains(level) && line.contains(says), "{line}");
+        let restart = line.contains("needs a restart") || level == "WARN";
+        assert!(restart && !line.contains("battery"), "{line}");
+        told(b"RELOADING=1\nMONOTONIC_USEC=");
+        told(b"READY=1\n");
+        assert_eq!(client.read(0), [5; PAGE], "it serves on");
+    }
+    assert_eq!(server.stop(&[Signal::TERM]), Some(0));
+    told(b"STOPPING=1\n");
+}
+
+#[test]
+fn a_data_key_is_renewed_by_the_server_that_has_the_export_open_or_without_one() {
+    let dir = folder(60_000);
+    let path = dir.path();
+    let server = Server::start(path);
+    let mut client = Nbd::connect(path, "vm-k");
+    client.write(0, &[1; PAGE]);
+    // The port that it got.
+    let config = std::fs::read_to_string(path.join("glidefs.toml")).expect("a configuration");
+    let address = server.api.strip_prefix("http://").expect("a URL");
+    let config = config.replace("127.0.0.1:0", address);
+    std::fs::write(path.join("here.toml"), config).expect("writable");
+
+    let opened = renew_data(path, &["vm-k", "-c", "here.toml", "--request-id", "r"]);
+    let opened = opened.expect("renewed");
+    assert_eq!(
+        (&opened["keys"], &opened["from_epoch"]),
+        (&2.into(), &1.into())
+    );
+    let again = renew_data(path, &["vm-k", "-c", "here.toml", "--request-id", "r"]);
+    assert_eq!(again.expect("there"), opened);
+    client.write(8192, &[2; PAGE]);
+    assert_eq!(client.read(0), [1; PAGE], "nobody was sent away");
+    // Where no server answers, who has it is named.
+    let elsewhere = renew_data(path, &["vm-k", "-c", "glidefs.toml"]);
+    let (code, said) = elsewhere.expect_err("it is open");
+    assert_eq!(code, 1, "{said}");
+    for words in ["is owned by host", "run this on that node"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert_eq!(server.stop(&[Signal::TERM]), Some(0));
+
+    let closed = renew_data(path, &["vm-k", "-c", "glidefs.toml"]).expect("renewed");
+    assert_eq!(
+        (&closed["keys"], &closed["from_epoch"]),
+        (&3.into(), &2.into())
+    );
+    let there = renew_data(path, &["vm-k", "-c", "glidefs.toml", "--request-id", "r"]);
+    assert_eq!(there.expect("there")["id"], opened["id"]);
+    let (code, said) = renew_data(path, &["vm-x"]).expect_err("nothing of this name");
+    assert!(
+        code == 1 && said.contains("there is no volume `vm-x`"),
+        "{said}"
+    );
+    // The store alone holds it.
+    std::fs::remove_dir_all(path.join("cache")).expect("a cache");
+    let _server = Server::start(path);
+    let mut client = Nbd::connect(path, "vm-k");
+    assert_eq!((client.read(0), client.read(8192)), ([1; PAGE], [2; PAGE]));
+}
+
+/// The document, or the exit code and what was said.
+fn renew_data(dir: &Path, arguments: &[&str]) -> Result<serde_json::Value, (i32, String)> {
+    let arguments = [&["key", "renew-data", "--json"], arguments].concat();
+    let output = command(dir, &arguments).output().expect("it starts");
+    let code = output.status.code().expect("it exits by itself");
+    if code != 0 {
+        return Err((code, String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    Ok(serde_json::from_slice(&output.stdout).expect("JSON alone"))
+}
+
 /// A folder with a configuration of its own in it.
 fn folder(sync_delay_ms: u32) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder");
@@ -186,6 +293,7 @@ struct Server<'a> {
     dir: &'a Path,
     child: Child,
     api: String,
+    log: Lines<BufReader<ChildStderr>>,
 }
 
 impl<'a> Server<'a> {
@@ -202,13 +310,26 @@ impl<'a> Server<'a> {
             let url = line.trim().strip_prefix("API")?.trim();
             Some(url.strip_suffix("/api/exports")?.to_owned())
         });
+        let mut stderr = child.stderr.take().expect("piped");
         let Some(api) = address else {
             let mut said = String::new();
-            let mut stderr = child.stderr.take().expect("piped");
             stderr.read_to_string(&mut said).expect("text");
             panic!("it did not start: {said}");
         };
-        Self { dir, child, api }
+        Self {
+            dir,
+            child,
+            api,
+            log: BufReader::new(stderr).lines(),
+        }
+    }
+
+    /// Sends a signal, and waits for the line that answers it.
+    fn answer(&mut self, signal: Signal, words: &str) -> String {
+        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        let mut lines = self.log.by_ref().map(|line| line.expect("text"));
+        let found = lines.find(|line| line.contains(words));
+        found.expect("the signal was not heard")
     }
 
     fn glidefs(&self, arguments: &[&str]) -> ExitStatus {
@@ -225,18 +346,16 @@ impl<'a> Server<'a> {
     /// Sends the signals one after another, each once the one before has been heard.
     fn stop(mut self, signals: &[Signal]) -> Option<i32> {
         let pid = Pid::from_child(&self.child);
-        let stderr = self.child.stderr.take().expect("piped");
-        let mut lines = BufReader::new(stderr).lines();
         for signal in signals {
             kill_process(pid, *signal).expect("it runs");
-            let heard = lines.find(|line| {
+            let heard = self.log.find(|line| {
                 let line = line.as_ref().expect("text");
                 line.contains("draining to the store") || line.contains("stopping at once")
             });
             assert!(heard.is_some(), "the signal was not heard");
         }
         // Read on, so that it never waits for room in the pipe.
-        lines.for_each(drop);
+        self.log.by_ref().for_each(drop);
         self.child.wait().expect("a child").code()
     }
 }

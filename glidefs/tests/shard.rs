@@ -2042,6 +2042,63 @@ fn the_newest_cut_goes_first_behind_an_outage() {
     });
 }
 
+/// What of a cut is in the store when an outage begins is used by the newer cut behind it: only what was
+/// written again meanwhile goes there twice.
+#[test]
+fn what_was_uploaded_before_an_outage_is_part_of_the_newest_cut() {
+    const BLOCK: u64 = 128 << 10;
+    simulate(505, |sim| async move {
+        let mut narrow = config(None);
+        let sync = &mut narrow.exports.sync;
+        (
+            sync.uploads_max,
+            sync.uploads_total_min,
+            sync.uploads_total_max,
+        ) = (1, 1, 1);
+        sync.blocks_per_batch = 1;
+        let node = start_with(&sim, sim.host("a"), narrow).await;
+        let device = node.connect("vm").await.expect("created");
+        let block = async |block: u64, value: u8| {
+            let bytes = Bytes::from(vec![value; 128 << 10]);
+            let written = device.write(block * BLOCK, bytes, Fua::No).await;
+            written.expect("written");
+        };
+        for number in 0..10 {
+            block(number, 1).await;
+        }
+        let io = async || meters(&node).await.exports[0].export.io;
+        while io().await.uploaded_segments < 3 {
+            sim.sleep(Duration::from_millis(1)).await;
+        }
+        sim.set_store_outage(None, true);
+        // In the store, and not: each many times.
+        for value in 2..=9 {
+            block(0, value).await;
+            block(9, value).await;
+            sim.sleep(Duration::from_secs(30)).await;
+        }
+        let before = io().await;
+        assert!(before.sync_errors > 0 && before.syncs == 0, "{before:?}");
+        assert!(before.uploaded_segments < 9, "{before:?}");
+        sim.set_store_outage(None, false);
+        sim.sleep(Duration::from_secs(120)).await;
+        let after = meters(&node).await.exports[0].clone();
+        assert_eq!(after.export.published_seq, after.export.last_seq);
+        let io = after.export.io;
+        assert_eq!((io.syncs, io.packed_bytes), (1, 11 * BLOCK), "{io:?}");
+
+        drop(device);
+        assert_eq!(node.drain("vm").await.dirty_bytes, 0);
+        let other = start_with(&sim, sim.host("b"), config(None)).await;
+        let device = other.connect("vm").await.expect("open for reading");
+        for number in 0..10 {
+            let expected = if number % 9 == 0 { 9 } else { 1 };
+            let bytes = device.read(number * BLOCK, 128 << 10).await.expect("read");
+            assert!(bytes.iter().all(|it| *it == expected), "block {number}");
+        }
+    });
+}
+
 /// Who has little to upload does not wait for all of somebody else's.
 #[test]
 fn exports_take_turns_at_the_uploads() {

@@ -653,6 +653,7 @@ impl Stage {
                 size_bytes: None,
                 state: None,
                 snapshots: Vec::new(),
+                data_key: None,
             };
             let published = Box::pin(holder.publish(&change)).await;
             published.map(|_published| Vec::new())

@@ -2,9 +2,9 @@
 //!
 //! `s3` is a real S3 endpoint, `server` the real binary as a process, `blocking_client` a small NBD
 //! client, `http` what asks the API, `openmetrics` what reads its metrics, `guest` a Linux kernel that
-//! uses the disk; `pages` and `history` judge what is read back, `kill` puts them together, `moves` has two nodes. `corrupt`
-//! attacks everything that a volume has in the store, `crashpoints` records real work and judges what
-//! crashes would leave of it. For simulation: `nbd_client` speaks over any world, `memory_exports` answers
+//! uses the disk; `pages` and `history` judge what is read back, `kill` puts them together, `moves` has two nodes.
+//! `names` may stop to resolve under one server alone. `corrupt` attacks everything that a volume has in the
+//! store, `crashpoints` records real work and judges what crashes would leave of it. For simulation: `nbd_client` speaks over any world, `memory_exports` answers
 //! without a cache, `oracle` is the model disk that judges contents. The tests themselves are in
 //! `tests/`.
 
@@ -18,8 +18,10 @@ pub mod history;
 pub mod http;
 pub mod kill;
 pub mod load;
+pub mod marks;
 pub mod memory_exports;
 pub mod moves;
+pub mod names;
 pub mod nbd_client;
 pub mod openmetrics;
 pub mod oracle;

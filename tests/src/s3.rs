@@ -4,11 +4,15 @@
 //! then writes, so two creators can both win; here one lock makes check and write a single step,
 //! and conditions mean what S3 says they mean. The same place counts every operation and injects
 //! faults: an error before the effect, an error after it (the answer is lost, the effect is not),
-//! a delay, an outage. What HTTP and the network do to requests is the [`weather`].
+//! a delay, an outage. What HTTP and the network do to requests is the [`weather`]; who is let in, and when,
+//! is up to [`keys`] and its [`clock`]; the [`door`] may have TLS.
 //!
 //! Deliberately absent: durability (a test's objects need not survive a power cut), multipart
 //! beyond what the backend does.
 
+pub mod clock;
+pub mod door;
+pub mod identity;
 pub mod keys;
 pub mod weather;
 
@@ -25,9 +29,7 @@ use anyhow::{Context, Result};
 use bytes::BytesMut;
 use futures_util::StreamExt;
 use hyper::http::Extensions;
-use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Uri};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
     CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput,
@@ -44,6 +46,8 @@ use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
+use clock::Clock;
+use door::Door;
 use keys::{Doorkeeper, Keys};
 use weather::Weather;
 
@@ -124,6 +128,19 @@ impl Counts {
         let load = |(name, count): (&'static str, &AtomicU64)| (name, count.load(Ordering::SeqCst));
         all.into_iter().map(load).collect()
     }
+
+    /// Requests of all kinds.
+    pub fn requests(&self) -> u64 {
+        let kinds = [
+            &self.put,
+            &self.get,
+            &self.head,
+            &self.list,
+            &self.delete,
+            &self.multipart,
+        ];
+        kinds.map(|it| it.load(Ordering::SeqCst)).iter().sum()
+    }
 }
 
 /// The endpoint, on a thread of its own; dropping it stops it.
@@ -135,6 +152,10 @@ pub struct S3Server {
     pub counts: Arc<Counts>,
     /// What requests must be signed with, from now on.
     pub keys: watch::Sender<Keys>,
+    /// What dates of signatures and keys are held against.
+    pub clock: Arc<Clock>,
+    /// How connections come in, from now on. Those that are there end with each change.
+    pub door: watch::Sender<Door>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -150,9 +171,16 @@ impl S3Server {
         let faults = Arc::new(Faults::default());
         let counts = Arc::new(Counts::default());
         let weather = Arc::new(Weather::default());
+        let clock = Arc::new(Clock::default());
         let through = Arc::clone(&weather);
         let (keys, current) = watch::channel(Keys::default());
-        let service = service(folder, &faults, &counts, Doorkeeper(current))?;
+        let (door, now) = watch::channel(Door::default());
+        let doorkeeper = Doorkeeper {
+            keys: current,
+            clock: Arc::clone(&clock),
+            weather: Arc::clone(&weather),
+        };
+        let service = service(folder, &faults, &counts, doorkeeper)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -163,7 +191,7 @@ impl S3Server {
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(listener, service, through) => {}
+                    () = door::serve(listener, service, through, now) => {}
                     _ = stopped => {}
                 }
             });
@@ -174,6 +202,8 @@ impl S3Server {
             weather,
             counts,
             keys,
+            clock,
+            door,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -225,32 +255,6 @@ fn service(
         counts: Arc::clone(counts),
     });
     Ok(builder.build())
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the endpoint is another machine: not in our world"
-)]
-async fn serve(listener: TcpListener, service: S3Service, weather: Arc<Weather>) {
-    let http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            continue;
-        };
-        if stream.set_nodelay(true).is_err() {
-            continue;
-        }
-        let (service, weather) = (service.clone(), Arc::clone(&weather));
-        let through = service_fn(move |request| {
-            let (service, weather) = (service.clone(), Arc::clone(&weather));
-            async move { Box::pin(weather::serve(&service, &weather, request)).await }
-        });
-        let connection = http
-            .serve_connection(TokioIo::new(stream), through)
-            .into_owned();
-        // A client that hangs up is no concern of ours.
-        tokio::spawn(async move { connection.await.ok() });
-    }
 }
 
 /// The backend behind the lock, the faults and the counts.

@@ -1,6 +1,7 @@
 //! The real `glidefs` binary as a process: started with a config of its own, asked through its API,
 //! stopped politely or with kill -9. Dropping it kills it, by its process id alone.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub keys_dir: Option<PathBuf>,
     /// What the process finds in its environment beside ours.
     pub environment: Vec<(String, String)>,
+    /// A program and its arguments that becomes the server, with the server's command line behind them. Empty: none.
+    pub wrapper: Vec<String>,
 }
 
 impl Settings {
@@ -61,6 +64,7 @@ impl Settings {
             compression: None,
             keys_dir: None,
             environment: Vec::new(),
+            wrapper: Vec::new(),
         }
     }
 
@@ -144,7 +148,10 @@ impl Server {
             .append(true)
             .open(folder.join("server.log"))?;
         let binary = binary()?;
-        let child = std::process::Command::new(&binary)
+        let mut words: Vec<&OsStr> = settings.wrapper.iter().map(OsStr::new).collect();
+        words.push(binary.as_os_str());
+        let child = std::process::Command::new(words[0])
+            .args(&words[1..])
             .arg("run")
             .arg("-c")
             .arg(&config)
@@ -156,7 +163,7 @@ impl Server {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("starting {}", binary.display()))?;
+            .with_context(|| format!("starting {words:?}"))?;
         let mut server = Self {
             child,
             folder: folder.to_owned(),

@@ -127,6 +127,8 @@ pub enum Plant {
     Rule1,
     /// A dirty record counts as clean once a newer write covers it.
     Rule2,
+    /// What was uploaded of a cut counts for the newer one that takes its place, also if it was written again.
+    Rule2Kept,
     /// A recycled chunk keeps its life, and its header is not waited for.
     Rule4,
     /// Local records count whoever published last.
@@ -156,9 +158,10 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Rule1,
         Self::Rule2,
+        Self::Rule2Kept,
         Self::Rule4,
         Self::Rule11,
         Self::Rule13Conflict,
@@ -178,6 +181,7 @@ impl Plant {
         match self {
             Self::Rule1 => "rule1",
             Self::Rule2 => "rule2",
+            Self::Rule2Kept => "rule2-kept",
             Self::Rule4 => "rule4",
             Self::Rule11 => "rule11",
             Self::Rule13Conflict => "rule13-conflict",

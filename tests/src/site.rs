@@ -27,6 +27,14 @@ impl Site {
 
     /// The same, with the settings changed.
     pub fn with(change: impl FnOnce(&mut Settings)) -> Result<Self> {
+        Self::prepared(|_s3, settings| {
+            change(settings);
+            Ok(())
+        })
+    }
+
+    /// The same, where the store has to be prepared as well: it runs by then, and no server does.
+    pub fn prepared(change: impl FnOnce(&S3Server, &mut Settings) -> Result<()>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let s3 = S3Server::start(&folder.path().join("objects"), 0)?;
         let store = Store::S3 {
@@ -34,7 +42,7 @@ impl Site {
             prefix: "vms".to_owned(),
         };
         let mut settings = Settings::new(store, &folder.path().join("cache-0"));
-        change(&mut settings);
+        change(&s3, &mut settings)?;
         let server = Server::start(&folder.path().join("node-0"), &settings)?;
         Ok(Self {
             server,

@@ -9,6 +9,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::server::wait_until;
 
+/// This machine cannot play something, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it cannot be played here: {0}")]
+pub struct NotHere(pub String);
+
 /// Whether all tools are there. False means: skip the test, and say so.
 ///
 /// # Panics
@@ -44,6 +49,15 @@ pub fn path_of(tool: &str) -> Option<PathBuf> {
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     let mut candidates = folders.map(|folder| folder.join(tool));
     candidates.find(|path| path.is_file())
+}
+
+/// For what is no test and goes on without it, if it says so.
+pub fn must_be_here(tool: &str) -> Result<(), NotHere> {
+    if is_here(tool) {
+        Ok(())
+    } else {
+        Err(NotHere(format!("{tool} is not installed")))
+    }
 }
 
 /// Runs a tool to its end and returns what it said on stdout; an exit code is an error.

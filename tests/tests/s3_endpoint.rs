@@ -2,21 +2,34 @@
 //! the product's own store client keeps the whole contract of its seam on it.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use glidefs_tests::endpoint::check_contract;
+use glidefs_tests::s3::door::Door;
+use glidefs_tests::s3::identity::{Flaw, Identities};
+use glidefs_tests::s3::keys::Keys;
 use glidefs_tests::s3::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
+use glidefs_tests::server::wait_until;
+use glidefs_tests::tool::are_here;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
 use object_store::{
-    Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, PutResult, RetryConfig, UpdateVersion,
+    Certificate, ClientOptions, Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, PutResult,
+    RetryConfig, UpdateVersion,
 };
 use world::contract::Losers;
 
 const RACERS: usize = 16;
+/// Until a connection of before has ended.
+const END_WAIT_MAX: Duration = Duration::from_secs(30);
 
 fn client(server: &S3Server) -> AmazonS3 {
+    builder(server.url()).build().expect("a client")
+}
+
+fn builder(endpoint: String) -> AmazonS3Builder {
     AmazonS3Builder::new()
-        .with_endpoint(server.url())
+        .with_endpoint(endpoint)
         .with_bucket_name(BUCKET)
         .with_region(REGION)
         .with_access_key_id(ACCESS_KEY)
@@ -27,8 +40,6 @@ fn client(server: &S3Server) -> AmazonS3 {
             max_retries: 0,
             ..RetryConfig::default()
         })
-        .build()
-        .expect("a client")
 }
 
 async fn put(store: &AmazonS3, key: &str, body: String, mode: PutMode) -> Result<PutResult, Error> {
@@ -39,10 +50,14 @@ async fn put(store: &AmazonS3, key: &str, body: String, mode: PutMode) -> Result
 }
 
 fn on_a_runtime(test: impl Future<Output = ()>) {
+    runtime().block_on(test);
+}
+
+fn runtime() -> tokio::runtime::Runtime {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    runtime.expect("a runtime").block_on(test);
+    runtime.expect("a runtime")
 }
 
 #[test]
@@ -141,4 +156,107 @@ fn another_process_steers_it_by_http() {
         .json()
         .expect("JSON");
     assert_eq!(counts["put"], 0);
+}
+
+#[test]
+fn a_signature_of_another_time_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = S3Server::start(folder.path(), 0).expect("an endpoint");
+    on_a_runtime(async {
+        let store = client(&server);
+        for (minutes, is_taken) in [
+            (14, true),
+            (16, false),
+            (0, true),
+            (-16, false),
+            (-14, true),
+        ] {
+            server.clock.set_ahead(minutes * 60);
+            let hit = server.weather.hit();
+            let said = put(&store, "key", "x".into(), PutMode::Overwrite).await;
+            assert_eq!(said.is_ok(), is_taken, "{minutes} minutes: {said:?}");
+            if let Err(said) = said {
+                let said = format!("{said:?}");
+                assert!(said.contains("RequestTimeTooSkewed"), "{said}");
+                assert_eq!(server.weather.hit(), hit + 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_token_is_refused_once_it_has_expired() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = S3Server::start(folder.path(), 0).expect("an endpoint");
+    server.keys.send_replace(Keys {
+        token: Some("of-a-role".to_owned()),
+        expires_at: Some(server.clock.seconds() + 300),
+        ..Keys::default()
+    });
+    on_a_runtime(async {
+        let with_token = builder(server.url()).with_token("of-a-role").build();
+        let store = with_token.expect("a client");
+        let put_one = || put(&store, "key", "x".into(), PutMode::Overwrite);
+        put_one().await.expect("five minutes are left");
+        server.clock.set_ahead(301);
+        let said = format!("{:?}", put_one().await.expect_err("it has expired"));
+        assert!(said.contains("ExpiredToken"), "{said}");
+        assert_eq!(server.weather.hit(), 1);
+    });
+}
+
+/// A client keeps its connections for minutes: they must not hide what is new.
+#[test]
+fn a_door_that_changes_is_met_by_clients_that_were_connected() {
+    if !are_here(&["openssl"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = S3Server::start(&folder.path().join("objects"), 0).expect("an endpoint");
+    let made = Identities::make(&folder.path().join("tls")).expect("certificates");
+    let door = |flaw| made.door(flaw).expect("a door");
+    server.door.send_replace(door(None));
+    let authority = std::fs::read_to_string(made.authority()).expect("a file");
+    let authority = Certificate::from_pem(authority.as_bytes()).expect("a certificate");
+    let store = builder(format!("https://{}", server.address))
+        .with_client_options(ClientOptions::new().with_root_certificate(authority))
+        .build()
+        .expect("a client");
+    let runtime = runtime();
+    let put_one = || runtime.block_on(put(&store, "key", "x".into(), PutMode::Overwrite));
+    put_one().expect("it is trusted");
+    for (bad, words) in [
+        (door(Some(Flaw::Expired)), "certificate expired"),
+        (door(Some(Flaw::Stranger)), "UnknownIssuer"),
+        (
+            door(Some(Flaw::OtherName)),
+            "certificate not valid for name",
+        ),
+        (Door::Slammed, "handshake eof"),
+    ] {
+        server.door.send_replace(bad);
+        let mut said = String::new();
+        let is_met = wait_until(END_WAIT_MAX, || {
+            // One that was under way when its connection ended says something else.
+            said = put_one()
+                .err()
+                .map(|error| words_of(&error))
+                .unwrap_or_default();
+            said.contains(words)
+        });
+        assert!(is_met, "{words}: {said}");
+        server.door.send_replace(door(None));
+        put_one().expect("it is trusted again");
+    }
+    assert!(server.weather.hit() >= 4);
+}
+
+/// All causes, for people.
+fn words_of(error: &Error) -> String {
+    let first: &(dyn std::error::Error + 'static) = error;
+    let causes = std::iter::successors(Some(first), |&error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }

@@ -63,6 +63,9 @@ fn a_scrape_of_a_real_server_is_legal_and_counts_what_happened() -> Result<()> {
     ensure!(first.sum("glidefs_store_sent_bytes_total") >= uploaded);
     let replaced = "kind=\"replace\",outcome=\"ok\"";
     ensure!(first.value("glidefs_store_requests_total", replaced) >= Some(1.0));
+    let times = "glidefs_store_request_duration_seconds_count";
+    let answered = "kind=\"replace\",outcome=\"answered\"";
+    ensure!(first.value(times, answered) >= Some(1.0));
     let own = first.sum("glidefs_export_store_requests_total");
     ensure!(own >= 2.0 && own <= first.sum("glidefs_store_requests_total"));
 
@@ -145,6 +148,9 @@ fn an_outage_is_counted_often_and_said_once() -> Result<()> {
     ensure!(lag > Some(0.0), "{lag:?}");
     let failed = |outcome: &str| seen.sum_of("glidefs_store_requests_total", outcome);
     ensure!(failed("retry") + failed("unknown") >= 3.0);
+    // How long each of them took is kept apart from how fast the store is.
+    let times = "glidefs_store_request_duration_seconds_count";
+    ensure!(seen.sum_of(times, "failed") == failed("retry") + failed("unknown"));
     site.s3.faults.outage.store(false, Ordering::SeqCst);
     site.server.drain("seen")?;
     let log = site.server.log();

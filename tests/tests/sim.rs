@@ -208,6 +208,11 @@ mod planted {
     }
 
     #[test]
+    fn a_newer_cut_that_takes_what_an_older_one_uploaded_is_found() {
+        found(Plant::Rule2Kept, Scenario::Weather, 60);
+    }
+
+    #[test]
     fn a_sync_that_waits_ten_times_the_delay_is_found() {
         found(Plant::Late, Scenario::Age, 10);
     }

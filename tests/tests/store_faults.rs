@@ -147,6 +147,7 @@ fn renewed_keys_are_used_without_a_restart() -> Result<()> {
         access_key: "renewed-id".to_owned(),
         secret_key: "renewed-secret".to_owned(),
         token: Some("renewed-token".to_owned()),
+        expires_at: None,
     };
     site.s3.keys.send_replace(renewed.clone());
     write_all(&site, "role", 2)?;

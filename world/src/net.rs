@@ -53,9 +53,24 @@ pub trait Listener: fmt::Debug + 'static {
 /// One connection. Reading and writing may go on at the same time from two tasks; of each kind one.
 /// Dropping it closes it.
 pub trait Stream: fmt::Debug + 'static {
-    /// Appends what has arrived to `into`, at most its spare capacity (which must not be zero);
-    /// waits if nothing has. Returns how many bytes; 0 means that the peer has closed.
-    fn read(&self, into: &mut Vec<u8>) -> impl Future<Output = io::Result<usize>>;
+    /// Appends what has arrived to `into`, at most its spare capacity (which must not be zero).
+    /// Returns how many bytes; 0 means that the peer has closed, none that nothing has arrived.
+    fn read_now(&self, into: &mut Vec<u8>) -> impl Future<Output = io::Result<Option<usize>>>;
+
+    /// Waits until [`Stream::read_now`] has more to say than that nothing has arrived. It holds no
+    /// memory for what will come, so one that waits for days costs little; given up half-way, it
+    /// loses nothing. It may return too early, so the caller looks and waits again.
+    fn readable(&self) -> impl Future<Output = io::Result<()>>;
+
+    /// As [`Stream::read_now`], but waits if nothing has arrived.
+    async fn read(&self, into: &mut Vec<u8>) -> io::Result<usize> {
+        loop {
+            if let Some(count) = self.read_now(into).await? {
+                return Ok(count);
+            }
+            self.readable().await?;
+        }
+    }
 
     /// Writes all parts, in order.
     fn write_all(&self, parts: &mut [IoSlice<'_>]) -> impl Future<Output = io::Result<()>>;

@@ -4,8 +4,13 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
+
+/// The longest that a store may ask to be left alone: one that asks for an hour is asked again in a minute, for it may
+/// be well by then, and meanwhile nothing is published.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// The version of an object, as the store names it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +92,9 @@ pub struct StoreError {
     pub kind: StoreErrorKind,
     /// The words of the store or the client, for people.
     pub message: String,
+    /// For how long the store asked to be left alone, at most [`RETRY_AFTER_MAX`]; none if it did not say. Whoever asks again
+    /// waits at least so long.
+    pub retry_after: Option<Duration>,
 }
 
 /// Sorted by what the caller must do.

@@ -293,6 +293,40 @@ fn a_broken_answer_leaves_a_write_unknown_and_a_read_to_be_repeated() {
     }
 }
 
+/// What it means stays what it meant, in kind and words.
+#[test]
+fn a_wait_that_the_store_asks_for_is_passed_on_with_the_rest_of_its_answer() {
+    use StoreErrorKind::{Retry, Unknown};
+    let dates = "date: Tue, 31 Dec 2030 23:59:50 GMT\r\n\
+                 retry-after: Wed, 01 Jan 2031 00:00:05 GMT\r\n";
+    for (number, headers, wait) in [
+        (503, "retry-after: 7\r\n", Some(7)),
+        (429, "Retry-After: 7\r\n", Some(7)),
+        (503, dates, Some(15)),
+        (503, "retry-after: 3600\r\n", Some(60)),
+        (503, "retry-after: soon\r\n", None),
+        (500, "retry-after: 7\r\n", None),
+        (503, "", None),
+    ] {
+        let answers = vec![with(number, headers, &code("SlowDown")); 2];
+        let asked = |store: LinuxStore| async move {
+            let read = store.get("key", Part::All).await;
+            let written = store.create("key", Bytes::from_static(b"body")).await;
+            (read.expect_err("it fails"), written.expect_err("it fails"))
+        };
+        let ((read, written), heads) = told(answers, asked);
+        assert_eq!((read.kind, written.kind), (Retry, Unknown), "{headers}");
+        for error in [read, written] {
+            let told = error.retry_after.map(|wait| wait.as_secs());
+            assert_eq!(told, wait, "{number} {headers}");
+            let said = &error.message;
+            assert!(said.contains(&number.to_string()), "{said}");
+            assert!(said.contains("SlowDown: m"), "{said}");
+        }
+        assert_eq!(heads.len(), 2, "the library repeats nothing");
+    }
+}
+
 #[test]
 fn a_store_that_cannot_be_reached_has_done_nothing() {
     let edge = edge();

@@ -114,11 +114,13 @@ impl<W: World> CacheVolume<W> {
     /// oldest writes: all, or as many as fit `extents_max`, which bounds its memory, and the rest of
     /// the write that was the last to fit. None if nothing is dirty. One cut of a volume at a time.
     ///
-    /// `nonce` may be that of an earlier call, if the store never heard of it: that intent is replaced.
+    /// `nonce` is new each time: in a copy of this log an earlier one stands for an earlier cut (rule 11). `unsent`
+    /// is that of an earlier call of which the store never heard, and which is forgotten.
     pub async fn cut(
         &self,
         nonce: Id,
         replaces: ETag,
+        unsent: Option<Id>,
         extents_max: usize,
     ) -> Result<Option<Cut<W>>, CacheError> {
         let Some(state) = self.state().filter(|state| state.last > state.published) else {
@@ -131,10 +133,11 @@ impl<W: World> CacheVolume<W> {
         } else {
             // Looked for without holding what it reads: an intent waits for room in the log, and
             // what is held cannot make room.
-            let (_, end) = self.replay(state.last, extents_max).await?;
+            let (_, end) = self.replay(None, state.last, extents_max).await?;
             Some(end)
         };
-        let seq = self.intend_until(nonce, replaces, until).await?;
+        let intent = (nonce, replaces);
+        let seq = self.intend_until(intent, unsent, until).await?;
         self.pieces(seq).await.map(Some)
     }
 
@@ -147,17 +150,30 @@ impl<W: World> CacheVolume<W> {
         self.pieces(seq).await
     }
 
+    /// Pages that were written or trimmed behind the write `after`, up to `until`, in order of address. Of a cut at
+    /// `after` these hold something else in a cut at `until`, and all others the same. Both are unpublished: `after` is
+    /// at or above the last published cut.
+    pub async fn rewritten(&self, after: Seq, until: Seq) -> Result<Vec<PageRange>, CacheError> {
+        let (replayed, _) = self.replay(Some(after), until, usize::MAX).await?;
+        Ok(replayed.pieces.iter().map(|(pages, _)| pages).collect())
+    }
+
     /// Makes an intent to publish everything written so far durable, and returns that cut. For a
-    /// publish that only changes other fields of the root, or when nothing is dirty. `nonce` as for
+    /// publish that only changes other fields of the root, or when nothing is dirty. `nonce` and `unsent` as for
     /// [`CacheVolume::cut`].
-    pub async fn intend(&self, nonce: Id, replaces: ETag) -> Result<Seq, CacheError> {
-        self.intend_until(nonce, replaces, None).await
+    pub async fn intend(
+        &self,
+        nonce: Id,
+        replaces: ETag,
+        unsent: Option<Id>,
+    ) -> Result<Seq, CacheError> {
+        self.intend_until((nonce, replaces), unsent, None).await
     }
 
     async fn intend_until(
         &self,
-        nonce: Id,
-        replaces: ETag,
+        (nonce, replaces): (Id, ETag),
+        unsent: Option<Id>,
         until: Option<Seq>,
     ) -> Result<Seq, CacheError> {
         assert!(
@@ -171,8 +187,10 @@ impl<W: World> CacheVolume<W> {
             let Some(volume) = log.volumes.get_mut(&self.id) else {
                 return Err(CacheError::UnknownVolume(self.id));
             };
-            // One that was not sent yet is made anew, for a newer cut.
-            volume.state.intents.retain(|intent| intent.nonce != nonce);
+            volume
+                .state
+                .intents
+                .retain(|intent| Some(intent.nonce) != unsent);
             // A longer list means that the outcome of so many publishes is unknown: the oldest are
             // those whose requests have long ended.
             if volume.state.intents.len() == INTENTS_MAX {
@@ -192,7 +210,7 @@ impl<W: World> CacheVolume<W> {
 
     async fn pieces(&self, seq: Seq) -> Result<Cut<W>, CacheError> {
         let shared = &self.cache.shared;
-        let (replayed, _) = self.replay(seq, usize::MAX).await?;
+        let (replayed, _) = self.replay(None, seq, usize::MAX).await?;
         // Records that were moved just before may be on their way to the kernel still.
         let lsn = shared.log.borrow().next_lsn - 1;
         shared.commit_wanted.notify_one();
@@ -215,9 +233,10 @@ impl<W: World> CacheVolume<W> {
     }
 
     /// Replays the dirty records up to `until` in small steps, or to the end of the write with which
-    /// there are `extents_max` extents. Returns where it ended, too.
+    /// there are `extents_max` extents: all, or those behind `after`. Returns where it ended, too.
     async fn replay(
         &self,
+        after: Option<Seq>,
         until: Seq,
         extents_max: usize,
     ) -> Result<(Replayed<W>, Seq), CacheError> {
@@ -230,7 +249,8 @@ impl<W: World> CacheVolume<W> {
             },
             last: None,
         };
-        let mut next = self.state().map_or(until, |state| state.published).next();
+        let published = self.state().map_or(until, |state| state.published);
+        let mut next = after.unwrap_or(published).max(published).next();
         while next <= until {
             let before = next;
             next = self.replay_step(&mut replayed, next, until, extents_max)?;

@@ -100,6 +100,28 @@ fn a_moved_record_is_forgotten_once_it_is_published() {
     assert_eq!(second, Found::Absent);
 }
 
+/// A thousand idle volumes must not hold what each of them once needed.
+#[test]
+fn a_volume_that_is_clean_again_keeps_no_room_for_what_was_dirty() {
+    let mut log = log(20);
+    for round in 0..2 {
+        let before = log.volumes[&VOLUME].last.0;
+        for page in 0..80 {
+            log.append_write(VOLUME, page * 4096, &[1; PAGE], Instant::default());
+            hand_out(&mut log);
+        }
+        assert!(log.volumes[&VOLUME].dirty.capacity() >= 80);
+        // Some are written while the others are published: there is room for as many again.
+        publish(&mut log, before + 70);
+        let dirty = &log.volumes[&VOLUME].dirty;
+        assert_eq!(dirty.len(), 10);
+        assert!((20..80).contains(&dirty.capacity()), "{}", dirty.capacity());
+        publish(&mut log, before + 80);
+        let dirty = &log.volumes[&VOLUME].dirty;
+        assert!(dirty.capacity() <= 2 * DIRTY_KEPT_MIN, "round {round}");
+    }
+}
+
 fn publish(log: &mut Log, to: u64) {
     hand_out(log);
     let volume = log

@@ -11,8 +11,8 @@ use world::sync::Receiver;
 
 use super::*;
 use crate::control::{
-    CollectedDocument, ControlErrorKind, ExportMeters, OperationState, SalvageKind, SalvageRange,
-    testing,
+    CollectedDocument, ControlErrorKind, ExportMeters, OperationState, RenewDataDocument,
+    SalvageKind, SalvageRange, testing,
 };
 
 fn export(name: &str) -> ExportDocument {
@@ -253,7 +253,20 @@ fn answer_operations(request: Request) -> bool {
             let found = (id == operation(None).id).then(|| operation(None));
             reply.send(found.ok_or_else(missing)).is_ok()
         }
+        Request::RenewData(name, wanted, reply) => reply.send(Ok(data_key(name, wanted))).is_ok(),
         other => panic!("{other:?} is answered elsewhere"),
+    }
+}
+
+/// Its id is what was asked for.
+fn data_key(name: String, wanted: RenewDataDocument) -> DataKeyDocument {
+    let asked = [wanted.request_id, wanted.volume];
+    DataKeyDocument {
+        name,
+        id: asked.into_iter().flatten().collect::<Vec<_>>().join(" "),
+        from_epoch: 2,
+        keys: 3,
+        left: 61,
     }
 }
 
@@ -439,6 +452,28 @@ async fn snapshots_are_taken_listed_and_deleted_by_name() {
         (status, &body["error"]["kind"]),
         (StatusCode::BAD_REQUEST, &json!("invalid"))
     );
+}
+
+#[tokio::test]
+async fn a_new_data_key_is_asked_for_with_or_without_a_request_id() {
+    let api = Fixture::new(None, None);
+    let path = "/api/exports/v/renew-data";
+    for (body, id) in [
+        ("", ""),
+        ("{}", ""),
+        ("{\"request_id\": \"r-7\"}", "r-7"),
+        ("{\"request_id\": \"r-7\", \"volume\": \"1f\"}", "r-7 1f"),
+    ] {
+        let (status, key) = api.json("POST", path, body).await;
+        assert_eq!((status, &key["id"]), (StatusCode::OK, &json!(id)), "{body}");
+        let told = (&key["name"], &key["from_epoch"], &key["keys"], &key["left"]);
+        assert_eq!(told, (&json!("v"), &json!(2), &json!(3), &json!(61)));
+    }
+    let (status, body) = api.json("POST", path, "{\"requestid\": 1}").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(body["error"]["kind"], "invalid");
+    let (status, _) = api.json("GET", path, "").await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
 }
 
 #[tokio::test]

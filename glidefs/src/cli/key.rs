@@ -3,21 +3,34 @@
 //! To change a password: `rotate`, roll the new one out node by node, `rotate --finish`. Until then
 //! both open the prefix. Running servers hold the prefix key and notice neither. Passwords that `add`
 //! added are none of a rotation's business: they stay.
+//!
+//! A data key of an export that is open is its owner's to change: then the server of the configuration is asked.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use hyper::Method;
 use serde::Serialize;
 
+use super::client::{Client, block_on, export_path, within};
 use super::secret::new_password;
 use super::text::table;
-use super::{ConfigArgument, Failure, KeyCommand, NewSlot, output, setup};
+use super::{ConfigArgument, Failure, KeyCommand, NewSlot, Remote, output, setup};
 use crate::config::{Config, Environment, Secret};
-use crate::daemon::{self, KeyChanged, KeyWish, SlotView};
+use crate::control::{DataKeyDocument, RenewDataDocument};
+use crate::daemon::{self, KeyChanged, KeyWish, Renewed, SlotView};
 
 const ROTATED: &str = "\
 Both passwords open this prefix now; running servers go on. Next:
   1. put the new password into the configuration of every node, and restart the nodes one by one
   2. then, with the new password in this configuration: glidefs key rotate --finish";
+const ACCEPTED: &str = "\
+This keyring is the newest now. Passwords that were removed since it was made open the prefix again:
+change them with `glidefs key rotate`, and remove their slots.";
+/// Between two words to whoever waits for a server.
+const WORD_EVERY: Duration = Duration::from_secs(2);
 /// Digits of a slot's id where another column has the whole of it.
 const SLOT_ID_SHOWN: usize = 16;
 
@@ -69,15 +82,29 @@ pub(super) fn run(command: KeyCommand, environment: &Environment) -> Result<Exit
                 "Running servers go on; a start with that password is refused.",
             )
         }
-        KeyCommand::RenewData { name, config, json } => {
-            let epoch = daemon::renew_data_key(&load(&config, environment)?, name.clone())?;
+        KeyCommand::AcceptOlder { id, config, json } => {
+            let wish = KeyWish::AcceptOlder { version: id };
+            let changed = daemon::keys(&load(&config, environment)?, Some(wish))?;
+            // No slot is another one by it, and it is not for nothing all the same.
+            let was_change = false;
+            let accepted = KeyChanged {
+                was_change,
+                ..changed
+            };
+            show(&accepted, json, ACCEPTED)
+        }
+        KeyCommand::RenewData {
+            name,
+            config,
+            request_id,
+            json,
+        } => {
+            let config = load(&config, environment)?;
+            let key = renew_data(&config, &name, request_id)?;
             if json {
-                output::json(&serde_json::json!({ "name": name, "from_epoch": epoch }));
+                output::json(&key);
             } else {
-                output::line(format!(
-                    "{name} has a new data key: what is written from epoch {epoch} on is sealed under \
-                     it, older data stays under the old one."
-                ));
+                output::line(data_key_text(&key));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -91,6 +118,81 @@ pub(super) fn run(command: KeyCommand, environment: &Environment) -> Result<Exit
             show(&changed, new.json, &finished_text(&changed))
         }
     }
+}
+
+/// Nobody who has the export open is asked to give it up: its owner does it then.
+fn renew_data(
+    config: &Config,
+    name: &str,
+    request_id: Option<String>,
+) -> Result<DataKeyDocument, Failure> {
+    match daemon::renew_data_key(config, name.to_owned(), request_id.as_deref())? {
+        Renewed::Done(key) => Ok(key),
+        Renewed::Open { volume, why } => {
+            let wanted = RenewDataDocument { request_id, volume };
+            ask_owner(config, name, &wanted, &why)
+        }
+    }
+}
+
+/// Asks the server of this configuration, which is the owner or says who is.
+fn ask_owner(
+    config: &Config,
+    name: &str,
+    wanted: &RenewDataDocument,
+    why: &str,
+) -> Result<DataKeyDocument, Failure> {
+    let remote = remote(config);
+    let client = Client::new(&remote)?;
+    let path = export_path(name, "/renew-data");
+    let body = serde_json::to_string(wanted).expect("our documents are JSON");
+    let asking = async {
+        let mut answer = pin!(client.change::<DataKeyDocument>(Method::POST, &path, body));
+        loop {
+            if let Some(said) = within(WORD_EVERY, answer.as_mut()).await {
+                return said;
+            }
+            output::notice("Still waiting for the next publish …");
+        }
+    };
+    let said = block_on(asking).map_err(|failure| {
+        Failure::refused(format!(
+            "{why}. While it is open, the server that has it gives it the new data key: run this on that node, with its \
+             configuration ({})",
+            failure.message
+        ))
+    })?;
+    said.or_refused()
+}
+
+/// The API of a server that runs with this configuration on this machine.
+fn remote(config: &Config) -> Remote {
+    let mut address = config.api.address;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let token = config.api.token.as_ref();
+    Remote {
+        api: format!("http://{address}"),
+        token: token.map(|token| token.reveal().to_owned()),
+    }
+}
+
+fn data_key_text(key: &DataKeyDocument) -> String {
+    let DataKeyDocument {
+        name,
+        id,
+        from_epoch,
+        keys,
+        left,
+    } = key;
+    format!(
+        "{name} has a new data key, {id}: what is uploaded from now on (epoch {from_epoch}) is sealed under it, older \
+         data stays under the old ones. It has {keys}, and can be given {left} more."
+    )
 }
 
 fn load(argument: &ConfigArgument, environment: &Environment) -> Result<Config, Failure> {

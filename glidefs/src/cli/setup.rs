@@ -10,22 +10,25 @@ use crate::config::{Config, Environment, FILE_NAME, TEMPLATE};
 /// The file named; else `./glidefs.toml`; else the embedded default. Says which on standard error
 /// where it was not named.
 pub(super) fn load(named: Option<&Path>, environment: &Environment) -> Result<Config, Failure> {
-    let here = Path::new(FILE_NAME);
-    let path = match named {
-        Some(path) => path,
-        None if here.exists() => {
-            output::notice(format!("Using ./{FILE_NAME}."));
-            here
-        }
-        None => {
-            let working_dir = working_dir()?;
-            output::notice(format!(
-                "No {FILE_NAME} here: using the embedded default, with all data in {}. \
-                 `glidefs init` writes a file to begin with.",
-                working_dir.join(crate::config::EMBEDDED_DIR).display()
-            ));
-            return Ok(Config::embedded(&working_dir, environment));
-        }
+    if place(named).is_none() {
+        output::notice(format!(
+            "No {FILE_NAME} here: using the embedded default, with all data in {}. \
+             `glidefs init` writes a file to begin with.",
+            working_dir()?.join(crate::config::EMBEDDED_DIR).display()
+        ));
+    } else if named.is_none() {
+        output::notice(format!("Using ./{FILE_NAME}."));
+    }
+    load_quietly(named, environment)
+}
+
+/// The same without a word: what a start would use now. May block, and never touches what is in use.
+pub(crate) fn load_quietly(
+    named: Option<&Path>,
+    environment: &Environment,
+) -> Result<Config, Failure> {
+    let Some(path) = place(named) else {
+        return Ok(Config::embedded(&working_dir()?, environment));
     };
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::unusable(format!(
@@ -36,6 +39,12 @@ pub(super) fn load(named: Option<&Path>, environment: &Environment) -> Result<Co
     })?;
     Config::parse(&path.display().to_string(), &text, environment)
         .map_err(|error| Failure::unusable(format!("wrong configuration\n{error}")))
+}
+
+/// Where the configuration is; none: there is no file, and none was named.
+fn place(named: Option<&Path>) -> Option<&Path> {
+    let here = Path::new(FILE_NAME);
+    named.or_else(|| here.exists().then_some(here))
 }
 
 /// Writes the commented template to a path where nothing is.

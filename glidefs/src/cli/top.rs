@@ -67,7 +67,7 @@ fn once(client: &Client<'_>, every: Duration) -> Result<View, Failure> {
 
 /// For scripts and mails: all columns, sorted by name.
 fn table(view: &View) -> String {
-    let [first, second] = view::head_lines(&view.totals, view.interval_ms);
+    let lines = view::head_lines(&view.totals, view.interval_ms).join("\n");
     let head: [&str; view::COLUMNS.len() + 1] = std::array::from_fn(|index| match index {
         0 => "EXPORT",
         _ => view::COLUMNS[index - 1].title,
@@ -79,7 +79,7 @@ fn table(view: &View) -> String {
         })
     };
     let rows: Vec<[String; view::COLUMNS.len() + 1]> = view.exports.iter().map(cells).collect();
-    format!("{first}\n{second}\n{}", super::text::table(head, &rows))
+    format!("{lines}\n{}", super::text::table(head, &rows))
 }
 
 fn live(client: &Client<'_>, every: Duration) -> Result<(), Failure> {

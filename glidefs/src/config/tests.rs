@@ -1,5 +1,7 @@
 //! Every key, every mistake.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 const MANUAL: &str = include_str!("../../../docs/configuration.md");
@@ -368,6 +370,121 @@ fn keys_of_a_role_are_in_files_and_belong_together() {
             "{said}"
         );
     }
+}
+
+/// A configuration by section and key.
+type Table = BTreeMap<&'static str, BTreeMap<&'static str, &'static str>>;
+
+/// With some keys of the store, each of this value.
+fn table(keys: &[&'static str], value: &'static str) -> Table {
+    let dir = [("dir", "\"/c\""), ("dirty_max_gb", "5.0")];
+    let nbd = [("unix_socket", "\"/n\""), ("address", "\"127.0.0.1:3\"")];
+    BTreeMap::from([
+        ("cache", BTreeMap::from(dir)),
+        ("storage", BTreeMap::from([("url", "\"file:///s\"")])),
+        ("servers.nbd", BTreeMap::from(nbd)),
+        ("aws", keys.iter().map(|key| (*key, value)).collect()),
+    ])
+}
+
+fn parse_table(table: &Table) -> Config {
+    let mut text = String::new();
+    for (section, keys) in table {
+        text.push_str(&format!("[{section}]\n"));
+        for (key, value) in keys {
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+    }
+    let environment = environment().with_files(secret_file);
+    Config::parse("t", &text, &environment).expect(&text)
+}
+
+/// Each key that exists, changed alone.
+const CHANGES: [(&str, &str, &str); 28] = [
+    ("cache", "dir", "\"/d\""),
+    ("cache", "disk_size_gb", "11.0"),
+    ("cache", "dirty_max_gb", "4.0"),
+    ("storage", "url", "\"file:///t\""),
+    ("storage", "encryption_password", "\"new\""),
+    ("storage", "encryption_password_file", "\"/run/s/p\""),
+    ("storage", "compression", "\"zstd\""),
+    ("servers.nbd", "unix_socket", "\"/s\""),
+    ("servers.nbd", "address", "\"127.0.0.1:1\""),
+    ("servers.nbd", "auto_create_size_gb", "7.0"),
+    ("servers.nbd", "blocks_per_batch", "26"),
+    ("servers.nbd", "sync_delay_ms", "8001"),
+    ("servers.nbd", "shared", "true"),
+    ("servers.nbd", "grace_s", "31"),
+    ("servers.nbd", "read_wait_s", "901"),
+    ("servers.api", "address", "\"127.0.0.1:2\""),
+    ("servers.api", "token", "\"new\""),
+    ("servers.api", "token_file", "\"/run/s/t\""),
+    ("aws", "endpoint", "\"https://s3\""),
+    ("aws", "default_region", "\"r\""),
+    ("aws", "access_key_id", "\"new\""),
+    ("aws", "secret_access_key", "\"new\""),
+    ("aws", "access_key_id_file", "\"/run/s/new\""),
+    ("aws", "secret_access_key_file", "\"/run/s/new\""),
+    ("aws", "session_token_file", "\"/run/s/new\""),
+    ("aws", "allow_http", "true"),
+    ("log", "format", "\"json\""),
+    ("log", "level", "\"warn\""),
+];
+
+#[test]
+fn every_setting_that_differs_is_named_and_no_other() {
+    let environment = environment();
+    let mut source = Source::parse("t", TEMPLATE, &environment).expect("TOML");
+    read(&mut source, "t", &environment).expect("complete");
+    let tried = CHANGES.map(|(section, key, _)| format!("{section}.{key}"));
+    for key in source.asked() {
+        assert!(tried.iter().any(|it| it == key), "{key} is not compared");
+    }
+    for (section, key, value) in CHANGES {
+        // A half of a pair is changed, and never stands alone.
+        let before = match (section, key.ends_with("_file")) {
+            ("aws", true) => {
+                let files = ["access_key_id_file", "secret_access_key_file"];
+                table(&files, "\"/run/s/old\"")
+            }
+            ("aws", false) => table(&["access_key_id", "secret_access_key"], "\"old\""),
+            _ => table(&[], ""),
+        };
+        let mut after = before.clone();
+        after.entry(section).or_default().insert(key, value);
+        let (running, found) = (parse_table(&before), parse_table(&after));
+        assert_eq!(running.changed_keys(&running), [""; 0]);
+        let named = format!("{section}.{key}");
+        // A secret is the same one wherever it stands.
+        let named = match named.strip_suffix("_file") {
+            Some(secret) if section != "aws" => secret.to_owned(),
+            _ => named,
+        };
+        assert_eq!(running.changed_keys(&found), [named.as_str()]);
+        assert_eq!(found.changed_keys(&running), [named.as_str()]);
+    }
+}
+
+#[test]
+fn keys_of_the_store_that_were_renewed_in_their_files_are_no_difference() {
+    let files = [
+        "access_key_id_file",
+        "secret_access_key_file",
+        "session_token_file",
+    ];
+    let mut running = parse_table(&table(&files, "\"/run/s/it\""));
+    let mut found = running.clone();
+    let access = &mut found.storage.access;
+    access.access_key_id = Some("AKNEW".to_owned());
+    access.secret_access_key = Some(Secret::new("renewed".to_owned()));
+    access.session_token = Some(Secret::new("renewed".to_owned()));
+    assert_eq!(running.changed_keys(&found), [""; 0]);
+    // Without files they are what only a restart would use.
+    for config in [&mut running, &mut found] {
+        config.storage.access.files = KeyFiles::default();
+    }
+    let expected = ["aws.access_key_id", "aws.secret_access_key"];
+    assert_eq!(running.changed_keys(&found), expected);
 }
 
 #[test]

@@ -22,6 +22,14 @@ pub(crate) fn requests(kind: &str, outcome: &str, count: u64) -> StoreRequests {
     }
 }
 
+fn store_latency(kind: &str, outcome: &str, count: u64) -> StoreLatency {
+    StoreLatency {
+        kind: kind.into(),
+        outcome: outcome.into(),
+        latency: latency(count),
+    }
+}
+
 /// An export of which everything there is was counted.
 pub(crate) fn export(name: &str) -> ExportMeters {
     ExportMeters {
@@ -84,10 +92,10 @@ pub(crate) fn meters(at_ms: u64, exports: Vec<ExportMeters>) -> MetersDocument {
         cache: CacheDocument::default(),
         store: StoreUse {
             requests: vec![requests("create", "ok", 2), requests("get", "retry", 1)],
-            latency: vec![StoreLatency {
-                kind: "create".into(),
-                latency: latency(2),
-            }],
+            latency: vec![
+                store_latency("create", "answered", 2),
+                store_latency("get", "failed", 1),
+            ],
             in_flight: 0,
             sent_bytes: 9000,
             received_bytes: 100,

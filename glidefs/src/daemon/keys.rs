@@ -1,4 +1,5 @@
-//! The password slots of a prefix, from the configuration alone: no cache, no address, no server.
+//! The password slots of a prefix, and the data key of an export that nobody has open, from the configuration alone: no
+//! cache, no address, no server.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use super::shard_thread::{linux, ring_text};
 use super::{EDGE_END_WAIT_MAX, edge, settings};
 use crate::cli::{Failure, output};
 use crate::config::{Config, Secret, StoreKind};
+use crate::control::DataKeyDocument;
+use crate::shard::renew;
 pub(crate) use crate::volume::SlotView;
 use crate::volume::{Bucket, InUse, KeyChange, KeyringCost, Keyslots, Metered, VolumeError};
 
@@ -25,6 +28,21 @@ pub(crate) enum KeyWish {
     Rotate { password: Secret },
     Remove { slot: String, in_use: bool },
     Finish,
+    AcceptOlder { version: String },
+}
+
+/// How far a new data key came without its export's owner.
+#[derive(Debug)]
+pub(crate) enum Renewed {
+    /// Nobody had the export open.
+    Done(DataKeyDocument),
+    /// It is open: its owner alone can do it.
+    Open {
+        /// Its volume's id.
+        volume: Option<String>,
+        /// Who has it, for people.
+        why: String,
+    },
 }
 
 /// The slots, and what became of them.
@@ -57,20 +75,35 @@ pub(crate) fn keys(config: &Config, wish: Option<KeyWish>) -> Result<KeyChanged,
     })
 }
 
-/// Gives an export that nobody has open a new data key; the epoch from which it seals.
-pub(crate) fn renew_data_key(config: &Config, export: String) -> Result<u64, Failure> {
+/// Gives an export that nobody has open a new data key.
+pub(crate) fn renew_data_key(
+    config: &Config,
+    export: String,
+    request_id: Option<&str>,
+) -> Result<Renewed, Failure> {
     let bucket = settings::bucket(config);
-    with_store(config, |world, store| {
+    let request = request_id.map(|request| renew::request_of(&export, request));
+    let request = request
+        .transpose()
+        .map_err(|error| Failure::unusable(error.to_string()))?;
+    with_store(config, move |world, store| {
         Box::pin(async move {
+            let request = request.unwrap_or_else(|| Id(world.random_id()));
             let renewing = async {
                 // Opening begins a prefix where none is: not for a mistyped URL.
                 Keyslots::read(&world, &store, None).await?;
                 let store = Metered::new(world.clone(), store);
                 let bucket = Bucket::open(world, store, bucket).await?;
-                bucket.renew_data_key(&export).await
+                let why = match bucket.renew_data_key(&export, request).await {
+                    Ok(key) => return Ok(Renewed::Done(renew::document(&export, key))),
+                    Err(error @ VolumeError::Owned { .. }) => error.to_string(),
+                    Err(error) => return Err(error),
+                };
+                let root = bucket.root(&export).await?;
+                let volume = root.map(|root| root.volume.to_string());
+                Ok(Renewed::Open { volume, why })
             };
-            let root = Box::pin(renewing).await.map_err(refused)?;
-            Ok(root.epoch.0)
+            Box::pin(renewing).await.map_err(refused)
         })
     })
 }
@@ -163,6 +196,7 @@ impl From<KeyWish> for KeyChange {
                 in_use: if in_use { InUse::Remove } else { InUse::Keep },
             },
             KeyWish::Finish => Self::Finish,
+            KeyWish::AcceptOlder { version } => Self::AcceptOlder { version },
         }
     }
 }

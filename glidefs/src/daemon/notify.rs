@@ -26,6 +26,15 @@ impl Supervisor {
         self.tell("READY=1\nSTATUS=serving exports\n");
     }
 
+    /// Until `ready` is told again.
+    pub(super) fn reloading(&self) {
+        // So that a manager that sent the signal itself (`Type=notify-reload`) knows this from an earlier one.
+        let now = monotonic_micros();
+        self.tell(&format!(
+            "RELOADING=1\nMONOTONIC_USEC={now}\nSTATUS=looking at the configuration\n"
+        ));
+    }
+
     pub(super) fn stopping(&self) {
         self.tell("STOPPING=1\nSTATUS=draining to the object store\n");
     }
@@ -38,6 +47,16 @@ impl Supervisor {
             tracing::warn!(%socket, %error, "the service manager cannot be told");
         }
     }
+}
+
+/// By the clock that the manager compares with.
+fn monotonic_micros() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds
+        .saturating_mul(1_000_000)
+        .saturating_add(nanos / 1000)
 }
 
 fn send(socket: &str, text: &str) -> io::Result<()> {
@@ -64,10 +83,17 @@ mod tests {
         let variables = [("NOTIFY_SOCKET", path.to_str().expect("text"))];
         let supervisor = Supervisor::from(&variables.into_iter().collect());
         supervisor.ready();
+        supervisor.reloading();
         supervisor.stopping();
-        let mut text = [0; 100];
+        let mut text = [0; 200];
         let len = manager.recv(&mut text).expect("a datagram");
         assert!(text[..len].starts_with(b"READY=1\n"));
+        let len = manager.recv(&mut text).expect("another");
+        let told = String::from_utf8_lossy(&text[..len]).into_owned();
+        let micros = told.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+        let micros = micros.and_then(|rest| rest.lines().next());
+        let micros = micros.and_then(|digits| digits.parse::<u64>().ok());
+        assert!(micros.is_some_and(|micros| micros > 0), "{told}");
         let len = manager.recv(&mut text).expect("another");
         assert!(text[..len].starts_with(b"STOPPING=1\n"));
     }

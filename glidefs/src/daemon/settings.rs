@@ -130,6 +130,8 @@ pub(super) fn shard(config: &Config) -> ShardConfig {
         #[cfg(feature = "planted")]
         takes_unasked: false,
         #[cfg(feature = "planted")]
+        keeps_rewritten: false,
+        #[cfg(feature = "planted")]
         snapshots_of_any_cut: false,
     };
     shard

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use world::{Peer, World};
+use world::{Instant, Peer, World};
 
 use super::{Export, Role};
 use crate::device::{Access, BlockDevice, Fua, IoError, Run};
@@ -84,18 +84,15 @@ impl<W: World> Connection<W> {
     }
 
     /// Counts how long it took, also if it failed in the end; but a refusal at once says nothing of the disk.
-    async fn timed<T>(
+    fn record<T>(
         export: &Export<W>,
         histogram: &Histogram,
-        operation: impl Future<Output = Result<T, IoError>>,
-    ) -> Result<T, IoError> {
-        let world = export.world();
-        let started = world.now();
-        let outcome = operation.await;
+        started: Instant,
+        outcome: &Result<T, IoError>,
+    ) {
         if matches!(outcome, Ok(_) | Err(IoError::Io)) {
-            histogram.record(world.now() - started);
+            histogram.record(export.world().now() - started);
         }
-        outcome
     }
 
     fn may_write(&self) -> Result<(), IoError> {
@@ -127,8 +124,10 @@ impl<W: World> BlockDevice for Connection<W> {
 
     async fn read(&self, at: u64, len: u64) -> Result<Bytes, IoError> {
         self.asked(async |export| {
-            let read = Self::timed(export, &export.meter().read, export.read(at, len));
-            read.await
+            let started = export.world().now();
+            let outcome = export.read(at, len).await;
+            Self::record(export, &export.meter().read, started, &outcome);
+            outcome
         })
         .await
     }
@@ -136,21 +135,27 @@ impl<W: World> BlockDevice for Connection<W> {
     async fn write(&self, at: u64, data: Bytes, fua: Fua) -> Result<(), IoError> {
         self.may_write()?;
         let export = self.promoted().await;
-        let write = Self::timed(&export, &export.meter().write, export.write(at, data, fua));
-        write.await
+        let started = export.world().now();
+        let outcome = export.write(at, data, fua).await;
+        Self::record(&export, &export.meter().write, started, &outcome);
+        outcome
     }
 
     async fn zero(&self, at: u64, len: u64, fua: Fua) -> Result<(), IoError> {
         self.may_write()?;
         let export = self.promoted().await;
-        let zero = Self::timed(&export, &export.meter().zero, export.zero(at, len, fua));
-        zero.await
+        let started = export.world().now();
+        let outcome = export.zero(at, len, fua).await;
+        Self::record(&export, &export.meter().zero, started, &outcome);
+        outcome
     }
 
     async fn flush(&self) -> Result<(), IoError> {
         self.asked(async |export| {
-            let flush = Self::timed(export, &export.meter().flush, export.flush());
-            flush.await
+            let started = export.world().now();
+            let outcome = export.flush().await;
+            Self::record(export, &export.meter().flush, started, &outcome);
+            outcome
         })
         .await
     }

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use blockcache::{Cache, FillKey, PAGE_BYTES, PageRange};
 use bytes::Bytes;
@@ -58,6 +59,14 @@ impl ReadError {
         match self {
             Self::NotYet => true,
             Self::Volume(error) => is_temporary(error),
+        }
+    }
+
+    /// For how long the store asked to be left alone, if it did.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NotYet => None,
+            Self::Volume(error) => error.retry_after(),
         }
     }
 

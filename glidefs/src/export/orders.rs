@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use blockcache::Seq;
 use world::sync::Notify;
 
-use crate::volume::SnapshotChange;
+use crate::volume::{NewDataKey, SnapshotChange};
 
 /// Changes of the list of snapshots that wait for a publish. At the bound, who asks for more is refused.
 pub(crate) const SNAPSHOT_ORDERS_MAX: usize = 256;
@@ -20,6 +20,8 @@ pub(crate) struct Orders {
     /// Change the list of snapshots, at a cut that is not before the one named: whatever was answered when
     /// it was asked for is in it.
     snapshots: RefCell<Vec<(Seq, SnapshotChange)>>,
+    /// Publish this data key, so that what is sealed from there on is sealed under it. One at a time.
+    data_key: RefCell<Option<NewDataKey>>,
     /// Publish what was done to the map, also if nothing was written.
     carry: Cell<bool>,
     /// Detach as soon as nobody is connected and nothing is dirty, not after the grace time.
@@ -106,6 +108,39 @@ impl Orders {
     pub(crate) fn snapshots_done(&self, done: &[SnapshotChange]) {
         let mut waiting = self.snapshots.borrow_mut();
         waiting.retain(|(_, change)| !done.contains(change));
+    }
+
+    /// False if one for another request waits already. Asked twice, it is done once.
+    pub(crate) fn renew(&self, key: NewDataKey) -> bool {
+        let mut waiting = self.data_key.borrow_mut();
+        if let Some(known) = &*waiting {
+            return known.is_same(&key);
+        }
+        *waiting = Some(key);
+        self.wake.notify_one();
+        true
+    }
+
+    /// What the next publish carries.
+    pub(crate) fn data_key(&self) -> Option<NewDataKey> {
+        self.data_key.borrow().clone()
+    }
+
+    pub(crate) fn has_data_key(&self) -> bool {
+        self.data_key.borrow().is_some()
+    }
+
+    /// One for the same request waits.
+    pub(crate) fn renews(&self, key: &NewDataKey) -> bool {
+        let waiting = self.data_key.borrow();
+        waiting.as_ref().is_some_and(|known| known.is_same(key))
+    }
+
+    /// It is published, or nobody waits for it any more. What an attempt carries already may still come; one that was
+    /// asked for since stays.
+    pub(crate) fn renewed(&self, key: &NewDataKey) {
+        let mut waiting = self.data_key.borrow_mut();
+        waiting.take_if(|known| known.is_same(key));
     }
 
     pub(crate) fn carry(&self) {

@@ -34,6 +34,8 @@ pub(crate) struct Asked<W: World> {
     pub(crate) volume: Option<Volume<W>>,
     /// Where nothing was seen: why not.
     pub(crate) trouble: Trouble,
+    /// And for how long the store asked to be left alone, if it did.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// What keeps a root from being seen.
@@ -102,6 +104,7 @@ impl<W: World> Shelf<W> {
                     VolumeError::Password(_) => Trouble::Keys,
                     _ => Trouble::Content,
                 },
+                retry_after: error.retry_after(),
                 // An outage, or what was read: a node that goes on from its log while the root is
                 // not readable would serve what a newer owner may have replaced.
                 seen: match error {
@@ -124,6 +127,7 @@ impl<W: World> Shelf<W> {
                         seen: Seen::Absent,
                         volume: None,
                         trouble: Trouble::Passing,
+                        retry_after: None,
                     }),
                     Some(_) => Err(error),
                 };
@@ -134,6 +138,7 @@ impl<W: World> Shelf<W> {
             seen: Seen::Root(volume.root()),
             volume: Some(volume),
             trouble: Trouble::Passing,
+            retry_after: None,
         })
     }
 }

@@ -65,6 +65,9 @@ pub struct ExportConfig {
     /// Rule 15 the same way: a promotion without force takes a volume from its owner.
     #[cfg(feature = "planted")]
     pub takes_unasked: bool,
+    /// Rule 2 the same way: what is in the store of an older cut counts for the newer one, whatever was written since.
+    #[cfg(feature = "planted")]
+    pub keeps_rewritten: bool,
     /// Rule 22 the same way: a snapshot goes with any cut.
     #[cfg(feature = "planted")]
     pub snapshots_of_any_cut: bool,

@@ -49,14 +49,35 @@ const OUTCOMES: [(Outcome, &str); 8] = [
     (Outcome::Abandoned, "abandoned"),
 ];
 
+/// What came of a request, as coarse as its latency is told: a storm of 503s, each of them quick, must not look like a
+/// fast store, nor a silence of half a minute like a slow one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// The store did what was asked, or said why that cannot be: no such key, a condition that does not hold.
+    Answered,
+    /// It does not let us, or cannot do such things.
+    Refused,
+    /// It failed, or nobody knows.
+    Failed,
+}
+
+const ENDINGS: [(Ending, &str); 3] = [
+    (Ending::Answered, ANSWERED),
+    (Ending::Refused, "refused"),
+    (Ending::Failed, "failed"),
+];
+/// The outcome of a [`StoreLatency`] that tells how fast the store is.
+pub const ANSWERED: &str = "answered";
+
 type Counts = [[u64; OUTCOMES.len()]; KINDS.len()];
+type Latencies = [[Histogram; ENDINGS.len()]; KINDS.len()];
 
 /// Counts all requests of one shard.
 #[derive(Debug, Default)]
 pub struct StoreMeter {
     counts: RefCell<Counts>,
     by_volume: RefCell<BTreeMap<String, Counts>>,
-    latency: [Histogram; KINDS.len()],
+    latency: Latencies,
     in_flight: Cell<u64>,
     sent_bytes: Cell<u64>,
     received_bytes: Cell<u64>,
@@ -94,15 +115,9 @@ impl StoreMeter {
 
     /// All that was counted.
     pub fn snapshot(&self) -> StoreUse {
-        let latencies = KINDS.iter().zip(&self.latency);
         StoreUse {
             requests: rows(&self.counts.borrow()),
-            latency: latencies
-                .map(|((_, kind), histogram)| StoreLatency {
-                    kind: (*kind).to_owned(),
-                    latency: histogram.latency(),
-                })
-                .collect(),
+            latency: latencies(&self.latency),
             in_flight: self.in_flight.get(),
             sent_bytes: self.sent_bytes.get(),
             received_bytes: self.received_bytes.get(),
@@ -130,15 +145,11 @@ impl Call<'_> {
     /// The answer is here.
     pub fn ends(mut self, done: Done) {
         self.outcome = done.outcome;
-        // A storm of 503s, each of them quick, must not look like a fast store.
-        let is_answer = matches!(
-            done.outcome,
-            Outcome::Ok | Outcome::Error(StoreErrorKind::NotFound | StoreErrorKind::Conflict)
-        );
-        if is_answer {
-            let (row, _) = place(self.kind, done.outcome);
-            self.meter.latency[row].record(done.took);
-        }
+        let (row, _) = place(self.kind, done.outcome);
+        let ending = done.outcome.ending();
+        let endings = ENDINGS.iter().zip(&self.meter.latency[row]);
+        let counted = endings.filter(|((it, _), _)| Some(*it) == ending);
+        counted.for_each(|(_, histogram)| histogram.record(done.took));
         let add = |to: &Cell<u64>, bytes| to.set(to.get().saturating_add(bytes));
         add(&self.meter.sent_bytes, done.sent_bytes);
         add(&self.meter.received_bytes, done.received_bytes);
@@ -159,6 +170,40 @@ fn place(kind: Kind, outcome: Outcome) -> (usize, usize) {
         row.expect("every kind is in the table"),
         column.expect("every outcome is in the table"),
     )
+}
+
+impl Outcome {
+    /// None where nobody knows how long it would have taken.
+    fn ending(self) -> Option<Ending> {
+        match self {
+            Self::Ok | Self::Error(StoreErrorKind::NotFound | StoreErrorKind::Conflict) => {
+                Some(Ending::Answered)
+            }
+            Self::Error(StoreErrorKind::Refused | StoreErrorKind::Unsupported) => {
+                Some(Ending::Refused)
+            }
+            Self::Error(StoreErrorKind::Retry | StoreErrorKind::Unknown) => Some(Ending::Failed),
+            Self::Abandoned => None,
+        }
+    }
+}
+
+/// Those that occurred.
+fn latencies(latencies: &Latencies) -> Vec<StoreLatency> {
+    let mut rows = Vec::new();
+    for ((_, kind), of_kind) in KINDS.iter().zip(latencies) {
+        for ((_, outcome), histogram) in ENDINGS.iter().zip(of_kind) {
+            let latency = histogram.latency();
+            if latency.count() > 0 {
+                rows.push(StoreLatency {
+                    kind: (*kind).to_owned(),
+                    outcome: (*outcome).to_owned(),
+                    latency,
+                });
+            }
+        }
+    }
+    rows
 }
 
 fn rows(counts: &Counts) -> Vec<StoreRequests> {
@@ -182,6 +227,7 @@ fn rows(counts: &Counts) -> Vec<StoreRequests> {
 pub struct StoreUse {
     /// Those that occurred.
     pub requests: Vec<StoreRequests>,
+    /// The same.
     pub latency: Vec<StoreLatency>,
     pub in_flight: u64,
     /// Bodies, of requests that succeeded.
@@ -199,10 +245,13 @@ pub struct StoreRequests {
     pub count: u64,
 }
 
-/// From a request to its answer, of those with the outcomes `ok`, `not_found` and `conflict`.
+/// From requests of one kind to what came of them; not of those that were abandoned.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct StoreLatency {
     pub kind: String,
+    /// `answered` (`ok`, `not_found` and `conflict` of the counts), `refused` (and `unsupported`), `failed` (`retry`, `unknown`).
+    #[serde(default)]
+    pub outcome: String,
     pub latency: Latency,
 }
 
@@ -253,8 +302,55 @@ mod tests {
             (all.in_flight, all.sent_bytes, all.received_bytes),
             (0, 30, 60)
         );
-        let gets = &all.latency[0];
-        assert_eq!((gets.kind.as_str(), gets.latency.count()), ("get", 1));
+    }
+
+    #[test]
+    fn latencies_are_kept_apart_by_what_came_of_the_request() {
+        use StoreErrorKind::{Conflict, NotFound, Refused, Retry, Unknown, Unsupported};
+        let meter = StoreMeter::default();
+        let ends = |kind, outcome, ms| {
+            let took = Duration::from_millis(ms);
+            let done = Done {
+                took,
+                ..done(outcome)
+            };
+            meter.call(kind, None).ends(done);
+        };
+        for outcome in [
+            Outcome::Ok,
+            Outcome::Error(NotFound),
+            Outcome::Error(Conflict),
+        ] {
+            ends(Kind::Get, outcome, 400);
+        }
+        for quick in [Retry, Unknown] {
+            ends(Kind::Get, Outcome::Error(quick), 1);
+        }
+        for denied in [Refused, Unsupported] {
+            ends(Kind::Get, Outcome::Error(denied), 20);
+        }
+        ends(Kind::List, Outcome::Error(Retry), 30_000);
+        drop(meter.call(Kind::Delete, None));
+        let found = meter.snapshot().latency;
+        let rows: Vec<(&str, &str, u64, u64)> = found
+            .iter()
+            .map(|it| {
+                let ms = it.latency.sum_ns / 1_000_000;
+                (
+                    it.kind.as_str(),
+                    it.outcome.as_str(),
+                    it.latency.count(),
+                    ms,
+                )
+            })
+            .collect();
+        let expected = [
+            ("get", "answered", 3, 1200),
+            ("get", "refused", 2, 40),
+            ("get", "failed", 2, 2),
+            ("list", "failed", 1, 30_000),
+        ];
+        assert_eq!(rows, expected, "what was abandoned has no latency");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(super) const STORE_REQUESTS: (&str, &str) = (
 );
 pub(super) const STORE_LATENCY: (&str, &str) = (
     "glidefs_store_request_duration_seconds",
-    "Time from a request to the object store to its answer, of those with the outcomes ok, not_found and conflict",
+    "Time from a request to the object store to its answer, or until it failed, by kind and by what came of it: answered, refused or failed",
 );
 pub(super) const EXPORT_STORE_REQUESTS: (&str, &str) = (
     "glidefs_export_store_requests",

@@ -31,7 +31,7 @@ use world::{Stream, World};
 
 use super::Limits;
 use super::handshake::{Action, Features, Handshake, OPTION_DATA_MAX, OPTION_SKIP_MAX};
-use super::inbox::{self, Inbox, Request};
+use super::inbox::{self, Inbox, Request, Spares};
 use super::request::{self, Reply};
 use super::wire::{OPTION_HEADER_BYTES, OptionHeader, Violation, command};
 use crate::device::{BlockDevice, ConnectError, Exports, Look};
@@ -95,6 +95,8 @@ pub(super) struct Server<W, E> {
     pub(super) limits: Limits,
     pub(super) stop: watch::Receiver<bool>,
     pub(super) repeats: Repeats,
+    /// Receive buffers, of all connections.
+    pub(super) spares: RefCell<Spares>,
 }
 
 /// A connection that is through with its handshake.
@@ -142,9 +144,10 @@ impl<W: World, E: Exports> Server<W, E> {
         } = opened;
         let begin = |request: Request| {
             let payload_bytes = inbox::occupied_bytes(&request.header);
-            let answer = request::answer(Rc::clone(&device), features, request);
+            let device = Rc::clone(&device);
+            // Made in there: one that is moved in takes its memory twice, in each request.
             async move {
-                let reply = answer.await;
+                let reply = request::answer(device, features, request).await;
                 Worked {
                     reply,
                     payload_bytes,
@@ -152,7 +155,7 @@ impl<W: World, E: Exports> Server<W, E> {
             }
         };
         let line = Line::new(rest, self.limits);
-        let mut fill = pin!(line.fill(stream));
+        let mut fill = pin!(line.fill(stream, &self.spares));
         let mut send = pin!(line.send(stream));
         let mut stop = pin!(stopped(self.stop.clone()));
         let mut linger = pin!(async {
@@ -440,9 +443,8 @@ impl<F: Future<Output = Worked>> Line<F> {
     /// Writes the replies, all that are ready at once. When nobody listens any more they are
     /// dropped, so that what is still in flight can end.
     async fn send(&self, stream: &impl Stream) {
-        let mut batch = Vec::new();
         let mut is_heard = true;
-        while self.gather(&mut batch).await {
+        while let Some(batch) = self.gather().await {
             if is_heard {
                 let mut parts = Vec::with_capacity(2 * batch.len());
                 for reply in &batch {
@@ -456,7 +458,7 @@ impl<F: Future<Output = Worked>> Line<F> {
                     self.end_by(End::Broken(error));
                 }
             }
-            for reply in batch.drain(..) {
+            for reply in batch {
                 self.release(body_bytes(&reply));
                 self.requests.set(self.requests.get() - 1);
             }
@@ -464,22 +466,17 @@ impl<F: Future<Output = Worked>> Line<F> {
         }
     }
 
-    /// Waits for replies and moves them to the empty `batch`. False: there will be none any more.
-    async fn gather(&self, batch: &mut Vec<Reply>) -> bool {
+    /// Waits for replies and takes them, with the memory of their queue: a client that falls idle
+    /// leaves none behind. None: there will be no more.
+    async fn gather(&self) -> Option<VecDeque<Reply>> {
         poll_fn(|_| {
             let mut replies = self.replies.borrow_mut();
-            let mut bytes = 0;
-            while batch.len() < GATHERED_REPLIES_MAX && bytes < GATHERED_BYTES_MAX {
-                let Some(reply) = replies.pop_front() else {
-                    break;
-                };
-                bytes += reply.body.len();
-                batch.push(reply);
-            }
-            if !batch.is_empty() {
-                Poll::Ready(true)
+            let count = gathered(&replies);
+            if count > 0 {
+                let later = replies.split_off(count);
+                Poll::Ready(Some(std::mem::replace(&mut *replies, later)))
             } else if self.is_worked_off() {
-                Poll::Ready(false)
+                Poll::Ready(None)
             } else {
                 Poll::Pending
             }
@@ -514,25 +511,48 @@ impl<F: Future<Output = Worked>> Line<F> {
     }
 
     /// Reads into the inbox until the client closes or breaks the connection.
-    async fn fill(&self, stream: &impl Stream) -> End {
+    async fn fill(&self, stream: &impl Stream, spares: &RefCell<Spares>) -> End {
         loop {
-            let mut buffer = self.lent().await;
-            match stream.read(&mut buffer).await {
-                Ok(0) => return End::Vanished,
-                Ok(_) => self.inbox.borrow_mut().put(buffer),
+            let mut buffer = self.lent(spares).await;
+            match stream.read_now(&mut buffer).await {
+                Ok(Some(0)) => return End::Vanished,
+                Ok(Some(_)) => {
+                    let mut inbox = self.inbox.borrow_mut();
+                    inbox.put(buffer, &mut spares.borrow_mut());
+                    self.changed();
+                    continue;
+                }
+                Ok(None) => {
+                    let mut inbox = self.inbox.borrow_mut();
+                    inbox.put_unread(buffer, &mut spares.borrow_mut());
+                }
                 Err(error) => return End::Broken(error),
             }
-            self.changed();
+            if let Err(error) = stream.readable().await {
+                return End::Broken(error);
+            }
         }
     }
 
-    async fn lent(&self) -> Vec<u8> {
-        poll_fn(|_| match self.inbox.borrow_mut().lend() {
-            Some(buffer) => Poll::Ready(buffer),
-            None => Poll::Pending,
+    async fn lent(&self, spares: &RefCell<Spares>) -> Vec<u8> {
+        poll_fn(|_| {
+            let lent = self.inbox.borrow_mut().lend(&mut spares.borrow_mut());
+            lent.map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }
+}
+
+/// How many replies go in one write: at least one, if there is any.
+fn gathered(replies: &VecDeque<Reply>) -> usize {
+    let mut bytes = 0;
+    let some = replies.iter().take(GATHERED_REPLIES_MAX);
+    let fitting = some.take_while(|reply| {
+        let fits = bytes < GATHERED_BYTES_MAX;
+        bytes += reply.body.len();
+        fits
+    });
+    fitting.count()
 }
 
 fn body_bytes(reply: &Reply) -> u64 {

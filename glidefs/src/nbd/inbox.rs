@@ -5,6 +5,10 @@
 //! write holds 4 KiB, not the buffer it came in. Large ones get memory of their own, into which
 //! the socket is read directly.
 //!
+//! A connection has a buffer only while there is something to read: one for which nothing has
+//! arrived gives it to [`Spares`], where all connections of a server find it. So a thousand that
+//! were busy once and are idle now hold what one needs, without a timer that takes it away.
+//!
 //! While whole requests wait for room, reading goes on a little: a client that has gone is noticed
 //! early, and what it left unstarted is dropped. Otherwise such a write could be carried out late,
 //! over what the same client wrote through its next connection.
@@ -13,13 +17,15 @@ use bytes::Bytes;
 
 use super::wire::{self, REQUEST_HEADER_BYTES, RequestHeader, Violation};
 
-/// The receive buffer begins with this and doubles while reads fill it.
-const BUFFER_BYTES_MIN: usize = 16 << 10;
-/// The receive buffer does not grow beyond this.
-const BUFFER_BYTES_MAX: usize = 256 << 10;
-/// Reads in a row that would have fitted the smallest buffer, behind which a larger one is given back: a client that
-/// has become quiet must not keep what its busiest moment needed.
-const SMALL_READS: u32 = 16;
+/// The usual receive buffer: little of a large payload lands in it, from where it has to be copied.
+const SMALL_BUFFER_BYTES: usize = 16 << 10;
+/// The receive buffer of a client that fills the usual one with short requests, and of one whose
+/// requests wait for room.
+const LARGE_BUFFER_BYTES: usize = 256 << 10;
+/// Buffers of each size that wait for a connection; one more is freed.
+const SPARES_MAX: usize = 8;
+/// What is left of a request, up to which it is copied out of the buffer when nothing follows it.
+const REST_BYTES_MAX: usize = 8 << 10;
 /// A payload up to this is copied out of the receive buffer.
 const COPIED_PAYLOAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes that are read beyond a request that waits for room: what a socket may hold, so that its
@@ -28,7 +34,8 @@ const AHEAD_BYTES_MAX: usize = 1 << 20;
 /// Payload of a write that is too long which is read and thrown away. More ends the connection.
 const SKIPPED_BYTES_MAX: u32 = 256 << 20;
 
-const _: () = assert!(REQUEST_HEADER_BYTES + COPIED_PAYLOAD_BYTES_MAX < BUFFER_BYTES_MAX);
+const _: () = assert!(REST_BYTES_MAX < SMALL_BUFFER_BYTES);
+const _: () = assert!(REQUEST_HEADER_BYTES + COPIED_PAYLOAD_BYTES_MAX < LARGE_BUFFER_BYTES);
 
 /// A request with what it carries. A write that was too long comes without its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,10 +52,25 @@ pub(super) struct Inbox {
     /// A write whose payload is being read.
     partial: Option<Partial>,
     lent: Option<Lent>,
-    /// What the buffer held when it was lent.
-    lent_bytes: usize,
-    small_reads: u32,
+    /// What the client sends fits this.
+    size: Size,
+    /// The last read left no room in the buffer.
+    is_filled: bool,
     waits: Waits,
+}
+
+/// Receive buffers that no connection needs now.
+#[derive(Debug, Default)]
+pub(super) struct Spares {
+    small: Vec<Vec<u8>>,
+    large: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Size {
+    #[default]
+    Small,
+    Large,
 }
 
 #[derive(Debug)]
@@ -138,17 +160,22 @@ impl Inbox {
             return Ok(None);
         }
         let length = length_in_memory(announced);
+        let is_copied = length <= COPIED_PAYLOAD_BYTES_MAX;
+        if !is_copied {
+            // The next of its kind is to arrive in memory of its own.
+            self.size = Size::Small;
+        }
         if let Some(payload) = rest.get(..length) {
             let payload = Bytes::copy_from_slice(payload);
             self.at += REQUEST_HEADER_BYTES + length;
             return Ok(Some(Request { header, payload }));
         }
-        if length > COPIED_PAYLOAD_BYTES_MAX {
+        if is_copied {
+            self.waits = Waits::Bytes;
+        } else {
             let payload = Vec::with_capacity(length);
             self.partial = Some(Partial::Large { header, payload });
             self.at += REQUEST_HEADER_BYTES;
-        } else {
-            self.waits = Waits::Bytes;
         }
         Ok(None)
     }
@@ -187,60 +214,83 @@ impl Inbox {
     }
 
     /// Memory with spare capacity to read into, or none as long as reading would not help.
-    pub(super) fn lend(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn lend(&mut self, spares: &mut Spares) -> Option<Vec<u8>> {
         assert!(self.lent.is_none(), "one read at a time");
         match self.waits {
             Waits::Look => None,
             Waits::Room if self.buffer.len() - self.at >= AHEAD_BYTES_MAX => None,
             Waits::Room => {
                 self.lent = Some(Lent::Ahead);
-                Some(Vec::with_capacity(BUFFER_BYTES_MAX))
+                Some(spares.take(Size::Large))
             }
-            Waits::Bytes => Some(self.lend_for_bytes()),
+            Waits::Bytes => Some(self.lend_for_bytes(spares)),
         }
     }
 
-    fn lend_for_bytes(&mut self) -> Vec<u8> {
-        let was_filled = self.buffer.len() == self.buffer.capacity();
-        self.buffer.drain(..self.at);
-        self.at = 0;
+    fn lend_for_bytes(&mut self, spares: &mut Spares) -> Vec<u8> {
+        self.drop_taken();
+        let is_filled = std::mem::take(&mut self.is_filled);
         if let Some(Partial::Large { payload, .. }) = &mut self.partial {
             self.lent = Some(Lent::Payload);
             return std::mem::take(payload);
         }
         self.lent = Some(Lent::Buffer);
-        let mut buffer = std::mem::take(&mut self.buffer);
-        self.lent_bytes = buffer.len();
-        let is_large = buffer.capacity() > BUFFER_BYTES_MIN;
-        if is_large && self.small_reads >= SMALL_READS && buffer.len() < BUFFER_BYTES_MIN / 2 {
-            buffer.shrink_to(BUFFER_BYTES_MIN);
-        } else if was_filled {
-            let capacity = (2 * buffer.capacity()).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX);
-            // What is left is less than one short request, so this always leaves spare capacity.
-            buffer.reserve_exact(capacity - buffer.len());
+        let mut rest = std::mem::take(&mut self.buffer);
+        if is_filled || rest.len() > REST_BYTES_MAX {
+            self.size = Size::Large;
         }
+        let fits = match self.size {
+            Size::Small => rest.capacity() == SMALL_BUFFER_BYTES,
+            // One that grew while requests waited for room serves as well: they may wait again.
+            Size::Large => rest.capacity() >= LARGE_BUFFER_BYTES,
+        };
+        if fits {
+            return rest;
+        }
+        // What is left is less than one short request, so this always leaves spare capacity.
+        let mut buffer = spares.take(self.size);
+        buffer.append(&mut rest);
+        spares.give(rest);
         buffer
     }
 
     /// Takes back what [`Inbox::lend`] gave, with what was read appended.
-    pub(super) fn put(&mut self, mut read: Vec<u8>) {
+    pub(super) fn put(&mut self, mut read: Vec<u8>, spares: &mut Spares) {
         match self.lent.take().expect("only what was lent comes back") {
             Lent::Buffer => {
-                let is_small = read.len() - self.lent_bytes <= BUFFER_BYTES_MIN / 2;
-                self.small_reads = match is_small {
-                    true => self.small_reads.saturating_add(1),
-                    false => 0,
-                };
+                self.is_filled = read.len() == read.capacity();
                 self.buffer = read;
             }
             Lent::Ahead => {
-                self.buffer.drain(..self.at);
-                self.at = 0;
+                self.drop_taken();
                 self.buffer.append(&mut read);
+                spares.give(read);
             }
             Lent::Payload => self.put_payload(read),
         }
         self.waits = Waits::Look;
+    }
+
+    /// Takes back what [`Inbox::lend`] gave, as nothing had arrived. The next bytes may be days away:
+    /// until then a buffer is kept only where much of a request lies in it.
+    pub(super) fn put_unread(&mut self, lent: Vec<u8>, spares: &mut Spares) {
+        match self.lent.take().expect("only what was lent comes back") {
+            Lent::Buffer => self.buffer = lent,
+            Lent::Ahead => spares.give(lent),
+            Lent::Payload => self.put_payload(lent),
+        }
+        let rest = &self.buffer[self.at..];
+        if rest.len() <= REST_BYTES_MAX && self.buffer.capacity() > REST_BYTES_MAX {
+            let rest = rest.to_vec();
+            spares.give(std::mem::replace(&mut self.buffer, rest));
+            self.at = 0;
+        }
+    }
+
+    /// Makes room where the requests were that have been handed out.
+    fn drop_taken(&mut self) {
+        self.buffer.drain(..self.at);
+        self.at = 0;
     }
 
     fn put_payload(&mut self, mut read: Vec<u8>) {
@@ -254,6 +304,44 @@ impl Inbox {
             read.truncate(length);
         }
         *payload = read;
+    }
+}
+
+impl Spares {
+    fn take(&mut self, size: Size) -> Vec<u8> {
+        let kept = match size {
+            Size::Small => &mut self.small,
+            Size::Large => &mut self.large,
+        };
+        kept.pop()
+            .unwrap_or_else(|| Vec::with_capacity(size.bytes()))
+    }
+
+    fn give(&mut self, mut buffer: Vec<u8>) {
+        let kept = match buffer.capacity() {
+            SMALL_BUFFER_BYTES => &mut self.small,
+            LARGE_BUFFER_BYTES => &mut self.large,
+            // What came behind a handshake, or grew while requests waited for room.
+            _ => return,
+        };
+        if kept.len() < SPARES_MAX {
+            buffer.clear();
+            kept.push(buffer);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.small.len() + self.large.len()
+    }
+}
+
+impl Size {
+    fn bytes(self) -> usize {
+        match self {
+            Self::Small => SMALL_BUFFER_BYTES,
+            Self::Large => LARGE_BUFFER_BYTES,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Accepts connections, bounds and counts them, and stops.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -54,6 +54,7 @@ impl<W: World, E: Exports> Server<W, E> {
                 limits,
                 stop,
                 repeats: Repeats::default(),
+                spares: RefCell::default(),
             }),
             open: Rc::default(),
         }
@@ -73,6 +74,12 @@ impl<W: World, E: Exports> Server<W, E> {
     /// Connections that are open now.
     pub fn connections(&self) -> usize {
         *self.open.count.borrow()
+    }
+
+    /// Receive buffers that no connection holds.
+    #[cfg(test)]
+    pub(super) fn spare_buffers(&self) -> usize {
+        self.conn.spares.borrow().count()
     }
 
     async fn accept_until_stopped(&self, listener: &W::Listener) {

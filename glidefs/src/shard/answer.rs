@@ -23,7 +23,7 @@ use crate::export::{Export, Role};
 use crate::shard::loss::accept_loss;
 use crate::shard::meters::meters;
 use crate::shard::stored::list_stored;
-use crate::shard::{delete, forks, gc, purge, restore, salvage, snapshots};
+use crate::shard::{delete, forks, gc, purge, renew, restore, salvage, snapshots};
 use crate::volume::VolumeError;
 
 /// Requests being answered at a time; more wait in the queue.
@@ -87,6 +87,9 @@ async fn perform<W: World>(registry: &Rc<Registry<W>>, request: Request) {
         }
         Request::DeleteSnapshot(name, snapshot, reply) => {
             send(reply, snapshots::delete(registry, &name, &snapshot).await);
+        }
+        Request::RenewData(name, wanted, reply) => {
+            send(reply, renew::run(registry, &name, wanted).await);
         }
         Request::PruneSnapshots(name, how, reply) => {
             send(reply, snapshots::prune(registry, &name, how).await);

@@ -10,11 +10,14 @@ use crate::control::{
     ControlError, ControlErrorKind, PruneQuery, SnapshotDocument, TakeSnapshotDocument,
 };
 use crate::export::decide::Seen;
-use crate::export::document::of_export;
+use crate::export::document::{of_export, owner_text};
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
 use crate::volume::{SNAPSHOTS_MAX, SnapshotChange, SnapshotView, Volume};
+
+/// What only the owner can do.
+const CHANGES: &str = "change its snapshots";
 
 /// All of a volume, oldest first.
 pub(super) async fn list<W: World>(
@@ -50,7 +53,7 @@ pub(super) async fn take<W: World>(
         None => dated(&world.unix_time().to_string()),
     };
     check_name(&snapshot).map_err(refusal)?;
-    let export = writable(registry, name).await?;
+    let export = writable(registry, name, CHANGES).await?;
     let id = match wanted.request_id {
         Some(request) => {
             let [id, _] = ids_of_request(&["take", name, &asked], &request)?;
@@ -91,7 +94,7 @@ pub(super) async fn delete<W: World>(
     name: &str,
     snapshot: &str,
 ) -> Answer<SnapshotDocument> {
-    let export = writable(registry, name).await?;
+    let export = writable(registry, name, CHANGES).await?;
     let before = listed(&export);
     let found = before.iter().find(|it| it.name == snapshot);
     let found = found.ok_or_else(|| absent(name, snapshot))?;
@@ -109,7 +112,7 @@ pub(super) async fn prune<W: World>(
         let text = "say which snapshots stay: `keep` (so many of the newest), `older_than_s` (the younger), or both";
         return Err(ControlError::new(ControlErrorKind::Invalid, text));
     }
-    let export = writable(registry, name).await?;
+    let export = writable(registry, name, CHANGES).await?;
     let now = registry.site().world.unix_time();
     let pruned = pruned(&listed(&export), how, now);
     let drop = |it: &SnapshotView| SnapshotChange::Drop { id: it.id };
@@ -150,21 +153,28 @@ async fn known<W: World>(registry: &Registry<W>, name: &str) -> Answer<Vec<Snaps
     }
 }
 
-/// The export, opened for writing: only the owner may change the root.
-async fn writable<W: World>(registry: &Registry<W>, name: &str) -> Answer<Rc<Export<W>>> {
+/// The export, opened for writing: only the owner may change the root. `change` is what it alone can do, for people.
+pub(super) async fn writable<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+    change: &str,
+) -> Answer<Rc<Export<W>>> {
     let (door, export) = open(registry, name, Wish::default()).await?;
     drop(door);
     if export.role() == Role::ReadWrite {
         if export.frames().volume().is_none() {
-            let text = "the store has not been reached since the start: its list of snapshots is not known";
+            let text = "the store has not been reached since the start: try again when it answers";
             return Err(unavailable(text.to_owned()));
         }
         return Ok(export);
     }
-    let why = match export.halted() {
-        Some(why) => why,
-        None => "is owned by another node, which alone can change its snapshots: ask that one"
-            .to_owned(),
+    let why = match (export.halted(), export.root()) {
+        (Some(why), _) => why,
+        (None, root) => {
+            let owner = root.and_then(|root| root.owner);
+            let owner = owner_text(owner.as_ref());
+            format!("is owned by {owner}, which alone can {change}: do it there")
+        }
     };
     Err(ControlError {
         kind: ControlErrorKind::Conflict,
@@ -210,7 +220,7 @@ async fn carry_out<W: World>(export: &Export<W>, changes: Vec<SnapshotChange>) -
 }
 
 /// Two asked for the same, and the first to hear of a failure took the order of both back.
-fn given_up() -> ControlError {
+pub(super) fn given_up() -> ControlError {
     unavailable(
         "the store did not take it when it was asked for by another request too; ask again"
             .to_owned(),

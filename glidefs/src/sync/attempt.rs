@@ -10,16 +10,22 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use world::World;
 use world::sync::SemaphorePermit;
 
-use super::plan::{FRAME_PAGES_MAX, FrameKind, FramePlan, SegmentLimits, SegmentPlan, plan};
+use super::plan::{
+    FRAME_PAGES_MAX, FrameKind, FramePlan, SegmentLimits, SegmentPlan, plan, within,
+};
 use super::uploads::Turn;
 use super::{SyncError, Syncer};
 use crate::export::Role;
 use crate::export::apply_patches;
 use crate::export::frames::index;
-use crate::volume::{FrameContent, PlainFrame, Publish, SnapshotChange, Uploaded, VolumeState};
+use crate::volume::{
+    FrameContent, NewDataKey, PlainFrame, Publish, SnapshotChange, Uploaded, VolumeState,
+};
 
 /// Segments of all exports that are read and sealed at a time.
 pub(crate) const PACKING_MAX: usize = 4;
+/// How often a newer cut takes the place of one of which something is in the store.
+const REPLACEMENTS_MAX: u32 = 4;
 /// Groups of frames of one segment that are read at a time.
 const READS_MAX: usize = 8;
 
@@ -36,19 +42,57 @@ pub(crate) struct Attempt<W: World> {
     size_bytes: Option<u64>,
     state: VolumeState,
     snapshots: Vec<SnapshotChange>,
+    /// Made before the store heard of anything: each try of the publish carries the same.
+    data_key: Option<NewDataKey>,
     /// The store may have heard of the nonce: it stands for this cut from now on.
     is_sent: Cell<bool>,
 }
 
 impl<W: World> Attempt<W> {
-    /// True if a newer cut may take its place under the same nonce, and nothing is lost by that. Not
-    /// for a detach, whose cut is the last one.
-    pub(super) fn is_replaceable(&self) -> bool {
-        let none_uploaded = !self.segments.iter().any(Segment::is_uploaded);
-        none_uploaded && !self.is_sent.get() && self.state == VolumeState::Open
+    /// True if a newer cut should take its place: the newest is always less to upload
+    /// than this one and then the next. Not for a detach, whose cut is the last one, and not for ever: where
+    /// more is written than a bad store takes, a cut that grows with each try would never be whole.
+    pub(super) fn is_replaceable(&self, kept: &Kept) -> bool {
+        let has_news = self.uploaded().count() > kept.uploaded.len();
+        let is_due = !has_news || kept.replacements < REPLACEMENTS_MAX;
+        is_due && !self.is_sent.get() && self.state == VolumeState::Open
+    }
+
+    fn uploaded(&self) -> impl Iterator<Item = Uploaded> {
+        let uploaded = |segment: &Segment| segment.uploaded.borrow().clone();
+        self.segments.iter().filter_map(uploaded)
     }
 }
 
+/// What is in the store of cuts that a newer one took the place of, and was not published yet.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Of the last of them.
+    seq: Seq,
+    /// In write order: the later ones win.
+    uploaded: Vec<Uploaded>,
+    /// Pages of that cut that are not in the store as they were in it.
+    lacking: Vec<PageRange>,
+    /// How often something was in the store by then.
+    replacements: u32,
+}
+
+impl Kept {
+    /// With what came of an attempt that began with this.
+    pub(super) fn and<W: World>(&self, attempt: &Attempt<W>) -> Self {
+        let uploaded: Vec<Uploaded> = attempt.uploaded().collect();
+        let lacking = attempt.segments.iter().filter(|it| !it.is_uploaded());
+        let frames = lacking.flat_map(|segment| &segment.plan.frames);
+        Self {
+            seq: attempt.seq,
+            lacking: frames.map(|frame| frame.pages).collect(),
+            replacements: self.replacements + u32::from(uploaded.len() > self.uploaded.len()),
+            uploaded,
+        }
+    }
+}
+
+/// A segment of a cut, by the pages that it is to hold; without any, it was of an older one.
 #[derive(Debug)]
 struct Segment {
     plan: SegmentPlan,
@@ -62,8 +106,9 @@ impl Segment {
 }
 
 impl<W: World> Syncer<W> {
-    /// Takes the cut. None if there is nothing to change. The store must never have heard of `nonce`.
-    pub(super) async fn begin(&self, nonce: Id) -> Result<Option<Attempt<W>>, SyncError> {
+    /// Takes the cut. None if there is nothing to change. What is `kept` is not uploaded again.
+    pub(super) async fn begin(&self, kept: &Kept) -> Result<Option<Attempt<W>>, SyncError> {
+        let nonce = Id(self.site.world.random_id());
         let root = self.export.root().expect("the store was reached before");
         let leaving = self.export.role() == Role::Leaving;
         if leaving {
@@ -78,7 +123,10 @@ impl<W: World> Syncer<W> {
         } else {
             self.site.config.sync.cut_extents_max
         };
-        let cut = self.local.cut(nonce, root.etag.clone(), extents_max);
+        let unsent = self.unsent.replace(Some(nonce));
+        let cut = self
+            .local
+            .cut(nonce, root.etag.clone(), unsent, extents_max);
         let cut = cut.await?;
         let seq = match &cut {
             Some(cut) => cut.seq,
@@ -86,7 +134,7 @@ impl<W: World> Syncer<W> {
                 return Ok(None);
             }
             None => {
-                let seq = self.local.intend(nonce, root.etag).await?;
+                let seq = self.local.intend(nonce, root.etag, unsent).await?;
                 if seq > self.state().published {
                     // Something was written since the look for a cut: then there is one now. The
                     // intent is never sent.
@@ -99,15 +147,10 @@ impl<W: World> Syncer<W> {
             // Before the store hears of it: after the detach no start may resume this epoch.
             self.local.detached().await?;
         }
-        let extents = cut.as_ref().map_or(&[][..], |cut| &cut.extents);
-        let blocks = self.site.config.sync.blocks_per_batch;
-        let segments = plan(extents, &SegmentLimits::from_blocks_per_batch(blocks))
-            .into_iter()
-            .map(|plan| Segment {
-                plan,
-                uploaded: RefCell::default(),
-            })
-            .collect();
+        let segments = match &cut {
+            Some(cut) => self.segments(cut, kept).await?,
+            None => Vec::new(),
+        };
         Ok(Some(Attempt {
             nonce,
             seq,
@@ -115,6 +158,7 @@ impl<W: World> Syncer<W> {
             segments,
             size_bytes,
             snapshots: self.export.orders.snapshots_at(self.snapshots_until(seq)),
+            data_key: self.export.orders.data_key(),
             state: if leaving {
                 VolumeState::Detached
             } else {
@@ -124,10 +168,39 @@ impl<W: World> Syncer<W> {
         }))
     }
 
+    /// What is in the store already, and behind it what is to be uploaded: all the rest.
+    async fn segments(&self, cut: &Cut<W>, kept: &Kept) -> Result<Vec<Segment>, SyncError> {
+        // A cut of a bounded number of extents may end before one that had fewer when it was taken.
+        let uploaded = kept.uploaded.iter().filter(|_| kept.seq <= cut.seq);
+        let extents = if uploaded.clone().next().is_none() {
+            cut.extents.clone()
+        } else {
+            // Whatever else the cut holds, the one before held, and it is in the store.
+            let mut wanted = self.local.rewritten(kept.seq, cut.seq).await?;
+            #[cfg(feature = "planted")]
+            if self.site.config.keeps_rewritten {
+                wanted.clear();
+            }
+            wanted.extend_from_slice(&kept.lacking);
+            within(&cut.extents, wanted)
+        };
+        let blocks = self.site.config.sync.blocks_per_batch;
+        let planned = plan(&extents, &SegmentLimits::from_blocks_per_batch(blocks));
+        let there = uploaded.map(|uploaded| Segment {
+            plan: SegmentPlan::default(),
+            uploaded: RefCell::new(Some(uploaded.clone())),
+        });
+        let rest = planned.into_iter().map(|plan| Segment {
+            plan,
+            uploaded: RefCell::default(),
+        });
+        Ok(there.chain(rest).collect())
+    }
+
     /// Also if nothing was written.
     fn is_asked_to_publish(&self) -> bool {
         let orders = &self.export.orders;
-        orders.has_snapshots() || orders.is_carrying()
+        orders.has_snapshots() || orders.has_data_key() || orders.is_carrying()
     }
 
     /// Snapshots that were asked for up to this write go with the cut.
@@ -317,6 +390,7 @@ impl<W: World> Syncer<W> {
         // between the two. Of one that is unclear the store has seen a write as well.
         self.take_turn();
         attempt.is_sent.set(true);
+        self.unsent.set(None);
         let published = Box::pin(volume.publish(&self.change(attempt))).await;
         self.take_turn();
         let published = published?;
@@ -330,6 +404,9 @@ impl<W: World> Syncer<W> {
             self.export.orders.grown(size_bytes);
         }
         self.export.orders.snapshots_done(&attempt.snapshots);
+        if let Some(key) = &attempt.data_key {
+            self.export.orders.renewed(key);
+        }
         self.export.orders.carried();
         self.export.count(|io| io.syncs += 1);
         Ok(())
@@ -342,8 +419,8 @@ impl<W: World> Syncer<W> {
     }
 
     fn change(&self, attempt: &Attempt<W>) -> Publish {
-        let uploaded = |s: &Segment| s.uploaded.borrow().clone();
-        let segments: Option<Vec<Uploaded>> = attempt.segments.iter().map(uploaded).collect();
+        let is_whole = attempt.segments.iter().all(Segment::is_uploaded);
+        assert!(is_whole, "everything was uploaded before");
         let intents = self.state().intents;
         let mut ours: Vec<Id> = intents.iter().map(|intent| intent.nonce).collect();
         ours.retain(|nonce| *nonce != attempt.nonce);
@@ -352,10 +429,11 @@ impl<W: World> Syncer<W> {
             nonce: attempt.nonce,
             ours,
             cut: attempt.seq,
-            segments: segments.expect("everything was uploaded before"),
+            segments: attempt.uploaded().collect(),
             size_bytes: attempt.size_bytes,
             state: Some(attempt.state),
             snapshots: attempt.snapshots.clone(),
+            data_key: attempt.data_key.clone(),
         }
     }
 }

@@ -80,6 +80,33 @@ pub fn plan(extents: &[CutExtent], limits: &SegmentLimits) -> Vec<SegmentPlan> {
     segments
 }
 
+/// What of the extents of a cut lies in these pages, which may overlap and come in any order.
+pub fn within(extents: &[CutExtent], mut wanted: Vec<PageRange>) -> Vec<CutExtent> {
+    wanted.sort_unstable_by_key(|range| range.start);
+    let mut both: Vec<CutExtent> = Vec::new();
+    let mut extents = extents.iter().peekable();
+    // What of the wanted pages lies behind all that were looked at.
+    let mut from = PageNo(0);
+    for range in wanted {
+        from = from.max(range.start);
+        while let Some(extent) = extents.peek().filter(|it| it.pages.start < range.end) {
+            let pages = PageRange {
+                start: extent.pages.start.max(from),
+                end: extent.pages.end.min(range.end),
+            };
+            if pages.start < pages.end {
+                both.push(CutExtent { pages, ..**extent });
+            }
+            if extent.pages.end > range.end {
+                break;
+            }
+            extents.next();
+        }
+        from = from.max(range.end);
+    }
+    both
+}
+
 fn frames(extents: &[CutExtent]) -> Vec<FramePlan> {
     let mut frames: Vec<FramePlan> = Vec::new();
     for extent in extents {

@@ -416,10 +416,10 @@ impl<W: World> Bucket<W> {
                 };
             }
             let repeat = unclear || error.kind == StoreErrorKind::Retry;
-            if !repeat || attempt + 1 == retry::ATTEMPTS_MAX {
+            if !repeat || retry::is_last(&error, attempt) {
                 return Err(error.into());
             }
-            retry::back_off(&self.world, attempt).await;
+            retry::back_off(&self.world, attempt, error.retry_after).await;
             attempt += 1;
         }
     }
@@ -582,7 +582,7 @@ async fn open_keyring<W: World>(
         }
         // Another server was faster, or the store says "exists already" for reasons of its own.
         if attempt > 0 {
-            retry::back_off(world, attempt).await;
+            retry::back_off(world, attempt, None).await;
         }
     }
     Err(VolumeError::Store(StoreError {
@@ -590,6 +590,7 @@ async fn open_keyring<W: World>(
         key: KEYRING.to_owned(),
         kind: StoreErrorKind::Retry,
         message: "the store says again and again that it exists, and does not have it".to_owned(),
+        retry_after: None,
     }))
 }
 
@@ -635,7 +636,7 @@ async fn begin_prefix<W: World>(
             Ok(_) => return Ok(Begun::Ours(keys)),
             Err(error) if error.kind == StoreErrorKind::Conflict => return Ok(Begun::Theirs),
             Err(error) if retry::may_repeat(&error, attempt) => {
-                retry::back_off(world, attempt).await;
+                retry::back_off(world, attempt, error.retry_after).await;
                 attempt += 1;
             }
             Err(error) => return Err(error.into()),
@@ -686,7 +687,7 @@ async fn first_key<W: World>(
         match store.list(prefix, after, 1).await {
             Ok(listed) => return Ok(listed.into_iter().next().map(|row| row.key)),
             Err(error) if retry::may_repeat(&error, attempt) => {
-                retry::back_off(world, attempt).await;
+                retry::back_off(world, attempt, error.retry_after).await;
                 attempt += 1;
             }
             Err(error) => return Err(error.into()),

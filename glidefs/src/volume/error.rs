@@ -1,5 +1,7 @@
 //! Why a volume cannot be opened, read or published, by what the caller must do.
 
+use std::time::Duration;
+
 use blockcache::Epoch;
 use world::StoreError;
 
@@ -68,6 +70,14 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// For how long the store asked to be left alone, if it did.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Store(error) => error.retry_after,
+            _ => None,
+        }
+    }
+
     /// An object that a map names is gone.
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self, Self::Missing { .. })

@@ -59,13 +59,17 @@ pub(crate) async fn probe<W: World>(world: &W, store: &impl Store) -> Result<Pro
                 });
             }
             Ok(Some(lack)) => return Err(lack.error(key, store.keeps_versions()).into()),
-            Err(error) if temporary(&error) && attempt + 1 < PROBES_MAX => {
-                retry::back_off(world, attempt).await;
+            Err(error) if temporary(&error) && !is_last(&error, attempt) => {
+                retry::back_off(world, attempt, error.retry_after).await;
                 attempt += 1;
             }
             Err(error) => return Err(as_temporary(error).into()),
         }
     }
+}
+
+fn is_last(error: &StoreError, attempt: u32) -> bool {
+    attempt + 1 == PROBES_MAX || retry::is_last(error, attempt)
 }
 
 /// Of keys that nobody else can have, a conflict says that requests are repeated on the way, time and
@@ -138,7 +142,7 @@ async fn replace<W: World>(
         if refusals == REFUSALS_MAX {
             return Ok(Err(Lack::Replace));
         }
-        retry::back_off(world, refusals).await;
+        retry::back_off(world, refusals, None).await;
     }
 }
 
@@ -257,6 +261,7 @@ impl Lack {
             key,
             kind: StoreErrorKind::Unsupported,
             message: format!("{message}{hint}"),
+            retry_after: None,
         }
     }
 }

@@ -23,6 +23,7 @@ use super::bucket::{Bucket, check_size, load_map, load_segment, stored, vanished
 use super::compact::{fold, zeros_over};
 use super::extent::Extent;
 use super::ledger::{Dead, News, ObjectId, Tally};
+use super::renew;
 use super::retry;
 use super::root::{Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX, TailSegment};
 use super::runs::{Map, MapIndex, Run};
@@ -264,10 +265,10 @@ impl<W: World> Bucket<W> {
                     }
                 }
             }
-            if attempt + 1 == retry::ATTEMPTS_MAX {
+            if retry::is_last(&error, attempt) {
                 return Err(error.into());
             }
-            retry::back_off(self.world(), attempt).await;
+            retry::back_off(self.world(), attempt, error.retry_after).await;
             attempt += 1;
         }
     }
@@ -412,6 +413,9 @@ impl<W: World> Volume<W> {
         planned: Option<(Option<ObjectRef>, Map)>,
     ) -> Result<Published, VolumeError> {
         let reader = self.reader(&self.inner.state.borrow());
+        // It is in the store: what it lists seals from here on.
+        let prefix_keys = self.inner.bucket.prefix_keys();
+        reader.volumes.learn(&stored.root, prefix_keys)?;
         let content = &stored.root.content;
         let map = match planned {
             Some((reference, map)) if reference == content.map => map,
@@ -486,6 +490,9 @@ fn changed(base: &Root, change: &Publish, now_ms: u64) -> Result<Root, VolumeErr
     }
     if root.state == State::Detached {
         root.owner = None;
+    }
+    if let Some(key) = &change.data_key {
+        renew::add(&mut root, key);
     }
     Ok(root)
 }

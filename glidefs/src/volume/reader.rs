@@ -1,5 +1,6 @@
 //! Reading by reference: a range of an object, checked, opened, decoded. An error names the object.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -13,14 +14,15 @@ use super::extent::ObjectName;
 use super::keyring::PrefixKeys;
 use super::keys::Secret;
 use super::name::{VOLUMES, object_key};
-use super::root::Root;
+use super::root::{NamedVolume, Root};
 use super::sealed::{self, Kind, ObjectRef, Target};
 use super::{VolumeError, retry};
 
 /// What is wrong with an object that was cut.
 const TOO_SHORT: &str = "it ends before a frame that it should hold";
 
-/// The volumes that a map names, with their keys: from the root.
+/// The volumes that a map names, with their keys: from the root. Shared by all who read or seal for one
+/// handle, so that a new data key is known to work that has begun before it.
 #[derive(Debug)]
 pub(crate) struct Volumes(Vec<Named>);
 
@@ -28,36 +30,51 @@ pub(crate) struct Volumes(Vec<Named>);
 struct Named {
     volume: Id,
     name: String,
-    keys: Vec<(u64, Secret)>,
+    /// As the root lists them. Grows, for the volume itself.
+    keys: RefCell<Vec<OpenKey>>,
+}
+
+#[derive(Debug)]
+struct OpenKey {
+    id: [u8; 16],
+    from_epoch: u64,
+    secret: Secret,
 }
 
 /// An object as a reader needs it.
 #[derive(Debug)]
 pub(crate) struct Address {
     pub(crate) key: String,
-    data_key: Option<Secret>,
+    /// Of which one has sealed it; none in a plain prefix.
+    data_keys: Vec<Secret>,
 }
 
 impl Volumes {
     pub(crate) fn new(root: &Root, keys: Option<&PrefixKeys>) -> Result<Self, VolumeError> {
-        let unwrap = |volume: [u8; 16], key: &super::root::DataKey| {
-            let keys = keys.expect("a root with data keys was authenticated by the prefix key");
-            let secret = keys.unwrap(volume, key.id, &key.wrapped);
-            let secret = secret.ok_or_else(|| {
-                let what = format!("data key {} does not open", Id(key.id));
-                VolumeError::damaged(&format!("nbd/{}/root", root.name), what)
-            })?;
-            Ok((key.from_epoch, secret))
-        };
         let named = root.volumes.iter().map(|named| {
-            let unwrapped = named.keys.iter().map(|key| unwrap(named.volume, key));
             Ok(Named {
                 volume: Id(named.volume),
                 name: named.name.clone(),
-                keys: unwrapped.collect::<Result<_, VolumeError>>()?,
+                keys: RefCell::new(opened(root, named, keys)?),
             })
         });
         named.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Takes the volume's own keys from a newer root of it, which is in the store: the newest seals from here on.
+    pub(crate) fn learn(&self, root: &Root, keys: Option<&PrefixKeys>) -> Result<(), VolumeError> {
+        let (Some(own), Some(named)) = (self.0.first(), root.volumes.first()) else {
+            return Ok(());
+        };
+        let is_known = {
+            let known = own.keys.borrow();
+            let listed = named.keys.iter().map(|key| key.id);
+            known.iter().map(|key| key.id).eq(listed)
+        };
+        if !is_known {
+            own.keys.replace(opened(root, named, keys)?);
+        }
+        Ok(())
     }
 
     /// The volume whose root this is.
@@ -82,7 +99,7 @@ impl Volumes {
 
     /// The key under which the volume itself seals now.
     pub(crate) fn writing_key(&self, epoch: Epoch) -> Option<Secret> {
-        self.0.first().and_then(|own| own.key(epoch))
+        self.0.first()?.keys(epoch).into_iter().next()
     }
 
     pub(crate) fn address(&self, kind: Kind, object: ObjectName) -> Result<Address, VolumeError> {
@@ -97,16 +114,52 @@ impl Volumes {
         let named = &self.0[usize::from(number)];
         Ok(Address {
             key: object_key(&named.name, kind.folder(), object.epoch, object.id),
-            data_key: named.key(object.epoch),
+            data_keys: named.keys(object.epoch),
         })
     }
 }
 
 impl Named {
-    fn key(&self, epoch: Epoch) -> Option<Secret> {
-        let in_force = self.keys.iter().rev().find(|(from, _)| *from <= epoch.0);
-        in_force.or(self.keys.first()).map(|(_, key)| key.clone())
+    /// Keys that may have sealed an object of this epoch, the newest first: those that were new in it, and the one
+    /// with which it began.
+    fn keys(&self, epoch: Epoch) -> Vec<Secret> {
+        let keys = self.keys.borrow();
+        let begun = keys.iter().rev();
+        let begun = begun.skip_while(|key| key.from_epoch > epoch.0);
+        let mut found = Vec::new();
+        for key in begun {
+            found.push(key.secret.clone());
+            if key.from_epoch < epoch.0 {
+                break;
+            }
+        }
+        if found.is_empty() {
+            found.extend(keys.first().map(|key| key.secret.clone()));
+        }
+        found
     }
+}
+
+/// The data keys of a volume that a root names.
+fn opened(
+    root: &Root,
+    named: &NamedVolume,
+    keys: Option<&PrefixKeys>,
+) -> Result<Vec<OpenKey>, VolumeError> {
+    let open = named.keys.iter().map(|key| {
+        let keys = keys.expect("a root with data keys was authenticated by the prefix key");
+        let secret = keys.unwrap(named.volume, key.id, &key.wrapped);
+        let secret = secret.ok_or_else(|| {
+            let what = format!("data key {} does not open", Id(key.id));
+            VolumeError::damaged(&format!("nbd/{}/root", root.name), what)
+        })?;
+        Ok(OpenKey {
+            id: key.id,
+            from_epoch: key.from_epoch,
+            secret,
+        })
+    });
+    open.collect()
 }
 
 /// Reads objects of some volumes.
@@ -163,8 +216,8 @@ impl<W: World> Reader<W> {
 
     /// Checks, opens and decodes a frame of which the stored bytes are here.
     pub(crate) async fn open(&self, target: Target, stored: Bytes) -> Result<Vec<u8>, VolumeError> {
-        let Address { key, data_key } = self.volumes.address(target.kind, target.object)?;
-        let opening = move || sealed::open(&target, data_key.as_ref(), &stored);
+        let Address { key, data_keys } = self.volumes.address(target.kind, target.object)?;
+        let opening = move || sealed::open(&target, &data_keys, &stored);
         let opened = self.bucket.world().compute(opening).await;
         opened.map_err(|what| VolumeError::damaged(&key, what))
     }

@@ -14,6 +14,10 @@
 //! somebody put it back. So N names P, and whoever finds N there knows that P is old. N names P alone:
 //! before N itself is replaced, the note of P must be there (`slots.rs`), and so those of all before
 //! it. What is left: from the swap until somebody reads N, a P that is put back is not noticed.
+//!
+//! A note names the keyring that came next. So where the newest is lost and an older one is put back on purpose, the
+//! lost one is found and noted too ([`note_lost`]) before that goes on: else nobody would notice if it came back.
+//!
 //! What no note can do: stop somebody who deletes the note as well (docs/encryption.md).
 
 use blockcache::Id;
@@ -27,37 +31,60 @@ use super::{VolumeError, retry};
 
 /// Keyrings that may take each other's place while one is read. Each takes an operator a second or so.
 const LOOKS_MAX: u32 = 16;
-/// For people; nobody reads it.
+/// Changes of the keys behind an older keyring that is put back. Each is an operator's command.
+const CHANGES_MAX: u32 = 4096;
+/// For people.
 const TEXT: &str = "glidefs key has replaced the keyring of this name. This note must stay: an old keyring that is put back is known by it.\n";
+/// What a note says of the keyring that came next.
+const BY: &str = "by ";
+const NAMES_NONE: &str = "it does not say which keyring came next; delete it to go on all the same: if that keyring is put back, nothing will notice";
+
+/// What there is of a keyring.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Absent,
+    Newest(Keyring, ETag),
+    /// It was replaced, and somebody put it back.
+    PutBack(Keyring, ETag),
+}
 
 /// The keyring, unless there is none; an error if it is one that was replaced.
 pub(crate) async fn read<W: World>(
     world: &W,
     store: &impl Store,
 ) -> Result<Option<(Keyring, ETag)>, VolumeError> {
+    match look(world, store).await? {
+        Found::Absent => Ok(None),
+        Found::Newest(keyring, etag) => Ok(Some((keyring, etag))),
+        Found::PutBack(keyring, _) => Err(put_back(keyring.version())),
+    }
+}
+
+/// The keyring, whichever it is.
+pub(crate) async fn look<W: World>(world: &W, store: &impl Store) -> Result<Found, VolumeError> {
     let mut replaced = None;
     for _ in 0..LOOKS_MAX {
         let object = match retry::get(world, store, KEYRING, Part::All).await {
             Ok(object) => object,
-            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Found::Absent),
             Err(error) => return Err(error.into()),
         };
         let keyring = Keyring::decode(&object.bytes)?;
         if matches!(keyring, Keyring::Plain { .. }) {
             // Never replaced.
-            return Ok(Some((keyring, object.etag)));
+            return Ok(Found::Newest(keyring, object.etag));
         }
-        let key = note_key(keyring.version());
-        if replaced.as_ref() == Some(&key) {
-            return Err(put_back(&key));
+        let version = keyring.version();
+        if replaced == Some(version) {
+            return Ok(Found::PutBack(keyring, object.etag));
         }
-        match retry::get(world, store, &key, Part::All).await {
+        match retry::get(world, store, &note_key(version), Part::All).await {
             Err(error) if error.kind == StoreErrorKind::NotFound => {
-                return Ok(Some((keyring, object.etag)));
+                return Ok(Found::Newest(keyring, object.etag));
             }
             Err(error) => return Err(error.into()),
             // It may have been replaced between the two reads: then another one is there now.
-            Ok(_note) => replaced = Some(key),
+            Ok(_note) => replaced = Some(version),
         }
     }
     Err(VolumeError::Invalid(format!(
@@ -66,11 +93,12 @@ pub(crate) async fn read<W: World>(
     )))
 }
 
-fn put_back(note: &str) -> VolumeError {
+fn put_back(version: Id) -> VolumeError {
     VolumeError::Key(format!(
         "object `{KEYRING}` is an older version that `glidefs key` has replaced: somebody put it back, \
          and passwords that were removed would open again; restore the newest version of `{KEYRING}`, \
-         or, if that is lost, delete `{note}` to go on with this one, and rotate the password"
+         or, if that is lost, go on with this one by `glidefs key accept-older {version}`, and rotate \
+         the password"
     ))
 }
 
@@ -85,19 +113,67 @@ pub(crate) async fn catch_up<W: World>(
         return Ok(());
     };
     match retry::get(world, store, &note_key(old), Part::All).await {
-        Err(error) if error.kind == StoreErrorKind::NotFound => note(world, store, old).await,
+        Err(error) if error.kind == StoreErrorKind::NotFound => {
+            note(world, store, old, keyring.version()).await
+        }
         outcome => outcome.map(|_note| ()),
     }
 }
 
-/// Notes that another keyring has taken the place of this version. May be repeated.
+/// Notes that another keyring, `by`, has taken the place of this version. May be repeated. If there is a note that names
+/// another one, that stays.
 pub(crate) async fn note<W: World>(
     world: &W,
     store: &impl Store,
     old: Id,
+    by: Id,
 ) -> Result<(), StoreError> {
-    let text = Bytes::from_static(TEXT.as_bytes());
-    retry::create(world, store, &note_key(old), text).await
+    let (key, text) = (note_key(old), Bytes::from(format!("{TEXT}{BY}{by}\n")));
+    match retry::create(world, store, &key, text).await {
+        Err(error) if error.kind == StoreErrorKind::Conflict => {
+            let there = retry::get(world, store, &key, Part::All).await;
+            there.map(|_note| ())
+        }
+        outcome => outcome,
+    }
+}
+
+/// Notes whatever came behind this version, up to the last one, as replaced by `by`, which is about to take the place of
+/// `old`. Of two at once each notes what the other was about to put there, so none is forgotten.
+pub(crate) async fn note_lost<W: World>(
+    world: &W,
+    store: &impl Store,
+    old: Id,
+    by: Id,
+) -> Result<(), VolumeError> {
+    let mut at = old;
+    for _ in 0..CHANGES_MAX {
+        let key = note_key(at);
+        match retry::get(world, store, &key, Part::All).await {
+            Err(error) if error.kind == StoreErrorKind::NotFound => {
+                note(world, store, at, by).await?;
+            }
+            Err(error) => return Err(error.into()),
+            Ok(note) => match named(&note.bytes) {
+                Some(next) if next == by => return Ok(()),
+                Some(next) => at = next,
+                None => return Err(VolumeError::damaged(&key, NAMES_NONE)),
+            },
+        }
+    }
+    Err(VolumeError::Invalid(format!(
+        "more than {CHANGES_MAX} changes of the keys came behind this keyring: restore a newer version of \
+         `{KEYRING}`"
+    )))
+}
+
+/// The keyring that came next, as a note says.
+fn named(note: &[u8]) -> Option<Id> {
+    let text = std::str::from_utf8(note).ok()?;
+    let hex = text.lines().find_map(|line| line.strip_prefix(BY))?;
+    let is_id = hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = u128::from_str_radix(hex, 16).ok().filter(|_| is_id)?;
+    Some(Id(number.to_be_bytes()))
 }
 
 fn note_key(version: Id) -> String {

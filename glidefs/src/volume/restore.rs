@@ -61,10 +61,8 @@ impl<W: World> Volume<W> {
     async fn restored_map(&self, base: &Stored, root: &Root) -> Result<ObjectRef, VolumeError> {
         let (reader, map, maker) = {
             let state = self.inner.state.borrow();
-            let epoch = Epoch(root.epoch);
             let maker = Maker {
-                epoch,
-                key: state.volumes.writing_key(epoch),
+                epoch: Epoch(root.epoch),
                 ..self.maker(&state)
             };
             (self.reader(&state), state.map.clone(), maker)

@@ -12,14 +12,21 @@ pub(crate) const ATTEMPTS_MAX: u32 = 5;
 const WAIT_MIN: Duration = Duration::from_millis(50);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// The same where the store asks for more patience than [`WAIT_MAX`]: it is obeyed once, at most for
+/// [`world::store::RETRY_AFTER_MAX`]. If it asks again, the caller hears of it, with the wait in the error: he
+/// knows who waits for him, and for how long they can.
+const PATIENT_ATTEMPTS_MAX: u32 = 2;
+
 /// Waits before the attempt after number `attempt` (from 0): doubling, with a random half so that
-/// many who failed together do not come back together.
-pub(crate) async fn back_off<W: World>(world: &W, attempt: u32) {
+/// many who failed together do not come back together; and never less than the store `asked` for.
+pub(crate) async fn back_off<W: World>(world: &W, attempt: u32, asked: Option<Duration>) {
     let whole = WAIT_MIN.saturating_mul(1 << attempt.min(10)).min(WAIT_MAX);
     let mut chance = [0; 1];
     world.fill_random(&mut chance);
     let half = whole / 2;
-    world.sleep(half + half * u32::from(chance[0]) / 255).await;
+    let scatter = half * u32::from(chance[0]) / 255;
+    let least = half.max(asked.unwrap_or_default());
+    world.sleep(least + scatter).await;
 }
 
 pub(crate) async fn get<W: World>(
@@ -31,7 +38,9 @@ pub(crate) async fn get<W: World>(
     let mut attempt = 0;
     loop {
         match store.get(key, part.clone()).await {
-            Err(error) if may_repeat(&error, attempt) => back_off(world, attempt).await,
+            Err(error) if may_repeat(&error, attempt) => {
+                back_off(world, attempt, error.retry_after).await;
+            }
             outcome => return outcome,
         }
         attempt += 1;
@@ -60,7 +69,7 @@ pub(crate) async fn create<W: World>(
         if !conflict && !may_repeat(&error, attempt) || attempt + 1 == ATTEMPTS_MAX {
             return Err(error);
         }
-        back_off(world, attempt).await;
+        back_off(world, attempt, error.retry_after).await;
         attempt += 1;
     }
 }
@@ -81,6 +90,7 @@ async fn holds<W: World>(
             kind: StoreErrorKind::Conflict,
             message: "the store holds other bytes under a name that only this server writes"
                 .to_owned(),
+            retry_after: None,
         }),
         Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -89,7 +99,17 @@ async fn holds<W: World>(
 
 pub(crate) fn may_repeat(error: &StoreError, attempt: u32) -> bool {
     let temporary = matches!(error.kind, StoreErrorKind::Retry | StoreErrorKind::Unknown);
-    temporary && attempt + 1 < ATTEMPTS_MAX
+    temporary && !is_last(error, attempt)
+}
+
+/// True if no other attempt follows number `attempt`, which failed so.
+pub(crate) fn is_last(error: &StoreError, attempt: u32) -> bool {
+    let attempts_max = if error.retry_after > Some(WAIT_MAX) {
+        PATIENT_ATTEMPTS_MAX
+    } else {
+        ATTEMPTS_MAX
+    };
+    attempt + 1 >= attempts_max
 }
 
 /// Deletes an object; one that is gone is no error. What is deleted has a name that never comes again, so a
@@ -102,7 +122,9 @@ pub(crate) async fn delete<W: World>(
     let mut attempt = 0;
     loop {
         match store.delete(key).await {
-            Err(error) if may_repeat(&error, attempt) => back_off(world, attempt).await,
+            Err(error) if may_repeat(&error, attempt) => {
+                back_off(world, attempt, error.retry_after).await;
+            }
             Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(()),
             outcome => return outcome,
         }
@@ -121,9 +143,64 @@ pub(crate) async fn list<W: World>(
     let mut attempt = 0;
     loop {
         match store.list(prefix, after, count_max).await {
-            Err(error) if may_repeat(&error, attempt) => back_off(world, attempt).await,
+            Err(error) if may_repeat(&error, attempt) => {
+                back_off(world, attempt, error.retry_after).await;
+            }
             outcome => return outcome,
         }
         attempt += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use world::Instant;
+
+    use super::super::testing::{Fault, TestStore, TestWorld};
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Reads an object whose store answers so: what came of it, in how many requests, after how long.
+    fn read(faults: &[Fault]) -> (Result<Object, StoreError>, usize, Duration) {
+        let (world, store) = (TestWorld::new(1), TestStore::default());
+        store.set("key", Bytes::from_static(b"there"));
+        store.fail("get", faults.iter().copied());
+        let (ours, asked) = (world.clone(), store.clone());
+        let outcome = world.run(async move { get(&ours, &asked, "key", Part::All).await });
+        (
+            outcome,
+            store.counts().gets,
+            world.now().since(Instant::default()),
+        )
+    }
+
+    #[test]
+    fn the_store_is_left_alone_for_as_long_as_it_asks() {
+        let (outcome, gets, took) = read(&[Fault::Asks(20 * SECOND)]);
+        outcome.expect("it is there");
+        assert_eq!(gets, 2);
+        assert!((20 * SECOND..21 * SECOND).contains(&took), "{took:?}");
+        // Less than we would have waited anyway changes nothing.
+        let (_, _, unasked) = read(&[Fault::Before(StoreErrorKind::Retry)]);
+        let (_, _, asked) = read(&[Fault::Asks(Duration::from_millis(1))]);
+        assert_eq!(asked, unasked);
+    }
+
+    #[test]
+    fn who_waits_is_told_if_the_store_asks_for_patience_again() {
+        let asks = Fault::Asks(60 * SECOND);
+        let (outcome, gets, took) = read(&[asks; 5]);
+        let error = outcome.expect_err("it is told");
+        assert_eq!((error.retry_after, gets), (Some(60 * SECOND), 2));
+        assert!((60 * SECOND..61 * SECOND).contains(&took), "{took:?}");
+        let failures = Fault::Before(StoreErrorKind::Retry);
+        let (outcome, gets, took) = read(&[failures, failures, asks]);
+        outcome.expect_err("not after others that failed");
+        assert!(gets == 3 && took < SECOND, "{gets} {took:?}");
+        // A short wait is as good as our own.
+        let (outcome, gets, _) = read(&[Fault::Asks(SECOND); 5]);
+        outcome.expect_err("it asks for ever");
+        assert_eq!(gets, usize::try_from(ATTEMPTS_MAX).expect("few"));
     }
 }

@@ -111,8 +111,8 @@ pub(crate) struct Predecessor {
 pub(crate) struct NamedVolume {
     pub(crate) volume: [u8; 16],
     pub(crate) name: String,
-    /// In order of `from_epoch`; an object's key is the last that is not later than its epoch.
-    /// Empty without a password.
+    /// In order of `from_epoch`. An object's key is one that began in the object's epoch, or the last that began before:
+    /// an owner may be given a new one within its epoch. Empty without a password.
     pub(crate) keys: Vec<DataKey>,
     /// The cut since which the map does not name it any more: only snapshots and readers of earlier ones need it.
     pub(crate) unnamed_from: Option<u64>,

@@ -179,7 +179,7 @@ pub(crate) struct Sealer {
 }
 
 impl Sealer {
-    /// `key` is the volume's data key, if it has one. The id in `name` must be fresh.
+    /// `key` is the volume's data key of now, if it has one. The id in `name` must be fresh.
     pub(crate) fn new(
         kind: Kind,
         name: ObjectName,
@@ -290,10 +290,12 @@ impl Sealer {
     }
 }
 
-/// Checks, opens and decodes a frame.
+/// Checks, opens and decodes a frame that one of these keys has sealed; where there are none, it is plain. That its
+/// bytes are the right ones is known before any key is tried, so that a second key is met by what the first did not seal,
+/// and not by damage.
 pub(crate) fn open(
     target: &Target,
-    key: Option<&Secret>,
+    keys: &[Secret],
     stored: &[u8],
 ) -> Result<Vec<u8>, &'static str> {
     if !target.hash.fits(stored) {
@@ -301,15 +303,19 @@ pub(crate) fn open(
     }
     let frame = &target.frame;
     let plain_len = usize::try_from(frame.plain).map_err(|_wide| "its length is impossible")?;
-    let Some(key) = key else {
+    if keys.is_empty() {
         return codec::decompress(frame.codec, stored, plain_len);
-    };
-    let mut opened = stored.to_vec();
+    }
     let about = about(target.kind, target.object, frame);
-    let packed = object_key(key, target.object.id)
-        .open(frame.number, &about, &mut opened)
-        .ok_or("it was not sealed as what it is referred to (key or position)")?;
-    codec::decompress(frame.codec, packed, plain_len)
+    for key in keys {
+        // Opened in place, and nobody says what is left there by a key that does not fit.
+        let mut opened = stored.to_vec();
+        let key = object_key(key, target.object.id);
+        if let Some(packed) = key.open(frame.number, &about, &mut opened) {
+            return codec::decompress(frame.codec, packed, plain_len);
+        }
+    }
+    Err("it was not sealed as what it is referred to (key or position)")
 }
 
 fn object_key(data_key: &Secret, id: Id) -> SealingKey {

@@ -13,6 +13,9 @@
 //! Behind the swap a note says that the old one was replaced (`replaced.rs`). Before it the note of the
 //! one before that is made sure of, as the new keyring will name the old one alone.
 //!
+//! An older keyring that was put back is not built on, unless a person says so of this very one, because the newest is
+//! lost. Then the same slots take its place as a new version: its own note stays, and the lost one gets one.
+//!
 //! Slots are in lines: `rotate` makes one of the same line as the one that the configuration's password
 //! opens, `add` one that begins a line. So what a rotation ends is its own older slots, and never a
 //! password that was added to stay.
@@ -29,7 +32,8 @@ use zeroize::Zeroizing;
 
 use super::keyring::{FreshSlot, Keyring, KeyringCost, Opened, SLOTS_MAX, SlotView, slot_id};
 use super::name::KEYRING;
-use super::{VolumeError, probe, replaced, retry};
+use super::replaced::{self, Found};
+use super::{VolumeError, probe, retry};
 
 /// Times that another operator may be faster before this one gives up.
 const ROUNDS_MAX: u32 = 16;
@@ -48,6 +52,9 @@ pub enum KeyChange {
     /// Removes all slots that the one which the configuration's password opens was rotated from. It must be the
     /// newest of them.
     Finish,
+    /// Goes on with this version of the keyring, which was replaced and is put back: the newest is lost. Nothing
+    /// if the newest is there.
+    AcceptOlder { version: String },
 }
 
 impl std::fmt::Debug for KeyChange {
@@ -57,6 +64,7 @@ impl std::fmt::Debug for KeyChange {
             Self::Rotate { .. } => f.write_str("Rotate"),
             Self::Remove { slot, in_use } => write!(f, "Remove({slot}, {in_use:?})"),
             Self::Finish => f.write_str("Finish"),
+            Self::AcceptOlder { version } => write!(f, "AcceptOlder({version})"),
         }
     }
 }
@@ -121,17 +129,20 @@ impl Keyslots {
         // A store that ignores conditions would lose a slot of one of two operators.
         probe::probe(world, store).await?;
         let new_id = slot_id(world.random_id(), world.unix_time());
+        if let KeyChange::AcceptOlder { version } = &change
+            && let Found::PutBack(keyring, etag) = replaced::look(world, store).await?
+        {
+            is_meant(&keyring, version)?;
+            let fresh = fresh_slot(world, new_id, cost);
+            let going_on = go_on(world, store, (keyring, etag), password, fresh);
+            return Box::pin(going_on).await;
+        }
         let before = read(world, store).await?;
         let (mut keyring, mut etag) = before.clone();
         for _ in 0..ROUNDS_MAX {
             // What this one replaced is named by it alone: noted now, or never.
             replaced::catch_up(world, store, &keyring).await?;
-            let fresh = FreshSlot {
-                id: new_id,
-                salt: world.random_id(),
-                opener_salt: world.random_id(),
-                cost,
-            };
+            let fresh = fresh_slot(world, new_id, cost);
             let decision = {
                 let (keyring, change) = (keyring.clone(), change.clone());
                 let (password, first) = (password.clone(), before.0.clone());
@@ -144,7 +155,8 @@ impl Keyslots {
             let body = Bytes::from(next.encode());
             match swap(world, store, &etag, body).await? {
                 Swapped::Landed => {
-                    let noted = replaced::note(world, store, keyring.version()).await;
+                    let (old, by) = (keyring.version(), next.version());
+                    let noted = replaced::note(world, store, old, by).await;
                     let mut changed = decision.outcome;
                     changed.now.is_guarded = noted.is_ok();
                     return Ok(changed);
@@ -157,6 +169,66 @@ impl Keyslots {
             "object `{KEYRING}` was changed by somebody else {ROUNDS_MAX} times in a row; nothing was \
              done: try again when nobody else changes keys"
         )))
+    }
+}
+
+fn fresh_slot<W: World>(world: &W, id: [u8; 16], cost: KeyringCost) -> FreshSlot {
+    FreshSlot {
+        id,
+        salt: world.random_id(),
+        opener_salt: world.random_id(),
+        cost,
+    }
+}
+
+/// A loss is accepted of what was seen, and not of what is there by now.
+fn is_meant(keyring: &Keyring, version: &str) -> Result<(), VolumeError> {
+    let there = keyring.version().to_string();
+    if there == version {
+        return Ok(());
+    }
+    Err(VolumeError::Invalid(format!(
+        "object `{KEYRING}` is an older version, {there}, and not `{}`: if that is the one to go on with, give \
+         its id",
+        version.escape_debug()
+    )))
+}
+
+/// Puts the same slots in the place of a keyring that was put back, as a new version. First the lost one is noted: once
+/// the new one is there, nobody has a reason to look for it.
+async fn go_on<W: World>(
+    world: &W,
+    store: &W::Store,
+    (keyring, etag): (Keyring, ETag),
+    password: Zeroizing<String>,
+    fresh: FreshSlot,
+) -> Result<Changed, VolumeError> {
+    let old = keyring.clone();
+    let making = move || {
+        let opened = keyring.open(Some(password.as_str()))?;
+        let next = opened.map(|opened| {
+            let next = keyring.rewrapped(&opened, &fresh, password.as_str());
+            (opened.slot, next.replacing(&keyring))
+        });
+        // Only one with slots is ever replaced.
+        next.ok_or_else(gone)
+    };
+    let (in_use, next) = world.compute(making).await?;
+    replaced::note_lost(world, store, old.version(), next.version()).await?;
+    let body = Bytes::from(next.encode());
+    match swap(world, store, &etag, body).await? {
+        Swapped::Landed => Ok(Changed {
+            added: None,
+            removed: Vec::new(),
+            now: Keyslots {
+                slots: next.slots(),
+                in_use: Some(in_use),
+                is_guarded: true,
+            },
+        }),
+        Swapped::Lost => Err(VolumeError::Invalid(format!(
+            "object `{KEYRING}` was changed by somebody else just then: look again (`glidefs key list`)"
+        ))),
     }
 }
 
@@ -266,13 +338,15 @@ fn next(
             let has_older = slots.iter().any(ends);
             Ok(has_older.then(|| keyring.keeping(|slot| !ends(slot))))
         }
+        // The newest is there.
+        KeyChange::AcceptOlder { .. } => Ok(None),
     }
 }
 
 /// Whether a slot that is gone went by this change.
 fn goes(change: &KeyChange, opened: &Opened, slot: &SlotView) -> bool {
     match change {
-        KeyChange::Add { .. } | KeyChange::Rotate { .. } => false,
+        KeyChange::Add { .. } | KeyChange::Rotate { .. } | KeyChange::AcceptOlder { .. } => false,
         KeyChange::Remove { slot: start, .. } => slot.id.to_string().starts_with(start.as_str()),
         KeyChange::Finish => slot.line == opened.line,
     }
@@ -396,10 +470,10 @@ async fn swap<W: World>(
                 }
             }
         }
-        if attempt + 1 == retry::ATTEMPTS_MAX {
+        if retry::is_last(&error, attempt) {
             return Err(error.into());
         }
-        retry::back_off(world, attempt).await;
+        retry::back_off(world, attempt, error.retry_after).await;
         attempt += 1;
     }
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use world::exec::{Executor, yield_now};
@@ -140,7 +141,10 @@ impl Listener for None {
 }
 
 impl Stream for None {
-    async fn read(&self, _into: &mut Vec<u8>) -> io::Result<usize> {
+    async fn read_now(&self, _into: &mut Vec<u8>) -> io::Result<Option<usize>> {
+        match *self {}
+    }
+    async fn readable(&self) -> io::Result<()> {
         match *self {}
     }
     async fn write_all(&self, _parts: &mut [IoSlice<'_>]) -> io::Result<()> {
@@ -161,6 +165,8 @@ pub(crate) enum Fault {
     None,
     /// It has no effect, and fails so.
     Before(StoreErrorKind),
+    /// The same as a temporary failure, and the store asks to be left alone for so long.
+    Asks(Duration),
     /// It takes effect, and fails so.
     After(StoreErrorKind),
     /// It fails so, and takes effect right before the next request of the kind.
@@ -304,6 +310,7 @@ impl TestStore {
         match fault {
             None | Some(Fault::None) => inner.change(operation, key, seen, body),
             Some(Fault::Before(kind)) => Err(error(operation, key, kind)),
+            Some(Fault::Asks(wait)) => Err(asks(operation, key, wait)),
             Some(Fault::After(kind)) => {
                 drop(inner.change(operation, key, seen, body.clone()));
                 if let Some(meanwhile) = inner.meanwhile.take() {
@@ -328,6 +335,7 @@ impl TestStore {
             Some(Fault::Before(kind) | Fault::After(kind) | Fault::Late(kind)) => {
                 Err(error(operation, key, kind))
             }
+            Some(Fault::Asks(wait)) => Err(asks(operation, key, wait)),
             None | Some(Fault::None) => Ok(()),
         }
     }
@@ -384,6 +392,14 @@ fn error(operation: &'static str, key: &str, kind: StoreErrorKind) -> StoreError
         key: key.to_owned(),
         kind,
         message: "by the test".to_owned(),
+        retry_after: None,
+    }
+}
+
+fn asks(operation: &'static str, key: &str, wait: Duration) -> StoreError {
+    StoreError {
+        retry_after: Some(wait),
+        ..error(operation, key, StoreErrorKind::Retry)
     }
 }
 

@@ -103,6 +103,7 @@ impl Node {
             size_bytes: None,
             state: None,
             snapshots: Vec::new(),
+            data_key: None,
         }
     }
 

@@ -13,6 +13,7 @@ use super::keys::Secret;
 use super::leaf::{Directory, LeafBuilder, LeafRow, PART_LEAVES_MAX};
 use super::ledger::{Entry, Tally};
 use super::name::object_key;
+use super::reader::Volumes;
 use super::retry;
 use super::runs::{Part, Run};
 use super::sealed::{Kind, ObjectRef, Sealer};
@@ -28,7 +29,7 @@ pub(crate) struct Maker<W: World> {
     pub(crate) name: String,
     pub(crate) volume: Id,
     pub(crate) epoch: Epoch,
-    pub(crate) key: Option<Secret>,
+    pub(crate) volumes: Rc<Volumes>,
     pub(crate) fresh: Fresh,
 }
 
@@ -47,6 +48,11 @@ impl<W: World> Maker<W> {
 
     pub(crate) fn compression(&self) -> Compression {
         self.bucket.compression()
+    }
+
+    /// Asked for anew by each object: long work goes on over a change of the key.
+    pub(crate) fn key(&self) -> Option<Secret> {
+        self.volumes.writing_key(self.epoch)
     }
 
     /// Uploads a sealed object.
@@ -68,7 +74,7 @@ impl<W: World> Maker<W> {
         kind: Kind,
         index: Vec<u8>,
     ) -> Result<ObjectRef, VolumeError> {
-        let (name, key, compression) = (self.fresh_name(), self.key.clone(), self.compression());
+        let (name, key, compression) = (self.fresh_name(), self.key(), self.compression());
         let sealed = self
             .bucket
             .world()
@@ -271,7 +277,7 @@ fn sealer<W: World>(maker: &Maker<W>, object: ObjectName) -> Sealer {
     Sealer::new(
         Kind::MapPart,
         object,
-        maker.key.as_ref(),
+        maker.key().as_ref(),
         maker.compression(),
     )
 }

@@ -364,6 +364,7 @@ pub(super) async fn publish(
         size_bytes: None,
         state: None,
         snapshots,
+        data_key: None,
     };
     let published = Box::pin(volume.publish(&change)).await?;
     volume.install(published);

@@ -3,16 +3,31 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::case::{Case, Elsewhere, How};
-use super::play::Seen;
+use super::case::{Case, Elsewhere, How, Trouble};
+use super::play::{CatchUp, Seen};
+use crate::names::{Dns, HOST};
+use crate::s3::identity::Flaw;
 use crate::s3::weather::{Fault, Meets, What};
+
+const MB: f64 = 1e6;
+const PAGES_OF_MIB: u64 = 256;
 
 /// A case and what came of it.
 #[derive(Debug)]
 pub struct Measured {
     pub case: Case,
-    /// Or why it failed.
-    pub outcome: Result<Seen, String>,
+    pub outcome: Outcome,
+}
+
+/// How a case ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Nothing was lost.
+    Seen(Box<Seen>),
+    /// This machine cannot play it, and why.
+    NotPlayed(String),
+    /// Why.
+    Failed(String),
 }
 
 /// One row for each case.
@@ -24,19 +39,24 @@ pub fn table(rows: &[Measured]) -> String {
     for row in rows {
         let case = &row.case;
         let head = format!("{}, {} s", case.name, case.lasts.as_secs());
-        let (client, operator, catch_up, lost) = match &row.outcome {
-            Ok(seen) => (
+        let nothing = |what: &str, why: &str| {
+            let why = why.replace(['|', '\n'], " ");
+            [
+                format!("**{what}**: {why}"),
+                String::new(),
+                String::new(),
+                String::new(),
+            ]
+        };
+        let [client, operator, catch_up, lost] = match &row.outcome {
+            Outcome::Seen(seen) => [
                 client(case, seen),
                 operator(seen),
-                seconds(seen.catch_up),
+                caught_up(case, seen),
                 format!("none of {} pages", seen.pages_compared),
-            ),
-            Err(why) => (
-                format!("**FAILED**: {why}"),
-                String::new(),
-                String::new(),
-                String::new(),
-            ),
+            ],
+            Outcome::NotPlayed(why) => nothing("NOT PLAYED", why),
+            Outcome::Failed(why) => nothing("FAILED", why),
         };
         let made = made(case);
         let simulated = case.simulated;
@@ -50,13 +70,13 @@ pub fn table(rows: &[Measured]) -> String {
 }
 
 fn made(case: &Case) -> String {
-    match case.how {
-        How::Writing(fault) => format!("under writes: {}", fault_text(fault)),
-        How::Waking(fault) => format!("while another node reads all: {}", fault_text(fault)),
-        How::Outage(_) => format!(
-            "503 to everything, {}, cache of {} GB",
-            rate(case.rate),
-            case.cache_gb
+    let what = match case.how {
+        How::Writing(trouble) => format!("under writes: {}", trouble_text(trouble)),
+        How::Waking(trouble) => format!("while another node reads all: {}", trouble_text(trouble)),
+        How::Outage(_) => trouble_text(Trouble::Outage),
+        How::Backlog => format!(
+            "{}, under writes of 64 KiB, each to another place",
+            trouble_text(Trouble::Outage)
         ),
         How::Elsewhere(elsewhere) => format!(
             "kill -9 and a start with {}, then with the right endpoint",
@@ -65,6 +85,61 @@ fn made(case: &Case) -> String {
                 Elsewhere::NobodyListens => "a port where nobody listens",
                 Elsewhere::NotTls => "`https://` before the plain endpoint",
                 Elsewhere::Untrusted => "a TLS server whose certificate nobody signed",
+            }
+        ),
+    };
+    if case.is_outage() && !matches!(case.how, How::Waking(_)) {
+        format!("{what}; {}", around(case))
+    } else {
+        what
+    }
+}
+
+/// What an outage comes upon.
+fn around(case: &Case) -> String {
+    let mut parts = vec![rate(case.rate)];
+    if !matches!(case.how, How::Backlog) {
+        parts.push(format!("among {} MiB", case.pages / PAGES_OF_MIB));
+    }
+    parts.push(format!("cache of {} GB", case.cache_gb));
+    if !case.distance.is_zero() {
+        parts.push(format!("store {} ms away", case.distance.as_millis()));
+    }
+    parts.join(", ")
+}
+
+fn trouble_text(trouble: Trouble) -> String {
+    match trouble {
+        Trouble::Requests(fault) => fault_text(fault),
+        Trouble::Outage => "503 to everything".to_owned(),
+        Trouble::Expiry => "the session token expires by the endpoint's clock, which answers 400 ExpiredToken; at the end \
+                            others are written into the files of keys"
+            .to_owned(),
+        Trouble::OtherSecret => "the endpoint has another secret for the key, finds the signatures wrong, and answers 403 \
+                                 SignatureDoesNotMatch"
+            .to_owned(),
+        Trouble::Clock(ahead_s) => format!(
+            "the endpoint's clock is {} minutes {} ours; it holds the date of each signature against it, and answers 403 \
+             RequestTimeTooSkewed",
+            ahead_s.abs() / 60,
+            if ahead_s < 0 { "behind" } else { "ahead of" }
+        ),
+        Trouble::Certificate(flaw) => format!(
+            "the endpoint, which has TLS, ends all connections and presents a certificate {}",
+            match flaw {
+                Flaw::Expired => "that was good until 2020",
+                Flaw::Stranger => "of an authority that is not trusted",
+                Flaw::OtherName => "for another host",
+            }
+        ),
+        Trouble::Handshake => "the endpoint, which has TLS, ends all connections, and each new one in the middle of the \
+                               handshake"
+            .to_owned(),
+        Trouble::Name(dns) => format!(
+            "the endpoint's name (`{HOST}`) vanishes from the server's own `/etc/hosts`, {}, and all connections end",
+            match dns {
+                Dns::Absent => "and nobody else is asked",
+                Dns::Silent => "the name server never answers",
             }
         ),
     }
@@ -107,7 +182,8 @@ fn fault_text(fault: Fault) -> String {
 fn client(case: &Case, seen: &Seen) -> String {
     if matches!(case.how, How::Waking(_)) {
         return format!(
-            "every page, no I/O error, {} for all",
+            "every page, no I/O error, {} for all, longest wait {}",
+            seconds(seen.reading),
             seconds(seen.longest_stall)
         );
     }
@@ -134,6 +210,9 @@ fn operator(seen: &Seen) -> String {
         };
         parts.push(format!("`{line}`{often}"));
     }
+    if let Some(words) = seen.named {
+        parts.push(format!("its error says `{words}`"));
+    }
     if parts.is_empty() {
         parts.push("nothing in the log".to_owned());
     }
@@ -151,7 +230,45 @@ fn operator(seen: &Seen) -> String {
             seen.dirty_bytes / 1_000_000
         ));
     }
+    if seen.throttled_writes > 0.0 {
+        parts.push(format!(
+            "{:.0} writes throttled, {} in all",
+            seen.throttled_writes,
+            seconds(seen.throttled)
+        ));
+    }
     parts.join("; ").replace('|', "/")
+}
+
+fn caught_up(case: &Case, seen: &Seen) -> String {
+    if matches!(case.how, How::Waking(_)) {
+        return "nothing to catch up".to_owned();
+    }
+    let it = &seen.catch_up;
+    if !case.is_outage() {
+        return seconds(it.time);
+    }
+    let waited = it.waited.map(|waited| {
+        let part = seconds(waited);
+        format!(", of which {part} until the store was asked again")
+    });
+    let mut text = format!("{}{}", speed(it), waited.unwrap_or_default());
+    if let Some(control) = &seen.control {
+        let ratio = it.time.as_secs_f64() / control.time.as_secs_f64().max(f64::MIN_POSITIVE);
+        let same = speed(control);
+        write!(
+            text,
+            "; the same writes without an outage: {same}, ratio of times {ratio:.1}"
+        )
+        .expect("text can be written to");
+    }
+    text
+}
+
+fn speed(it: &CatchUp) -> String {
+    let per_second = it.bytes / MB / it.time.as_secs_f64().max(f64::MIN_POSITIVE);
+    let (time, mb) = (seconds(it.time), it.bytes / MB);
+    format!("{time} ({mb:.0} MB, {per_second:.0} MB/s)")
 }
 
 fn seconds(time: Duration) -> String {
@@ -159,4 +276,81 @@ fn seconds(time: Duration) -> String {
         return format!("{} ms", time.as_millis());
     }
     format!("{:.1} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::case::{cases, outages};
+    use super::*;
+
+    fn row(case: &Case, outcome: Outcome) -> String {
+        let case = case.clone();
+        let text = table(&[Measured { case, outcome }]);
+        text.lines().last().expect("a row").to_owned()
+    }
+
+    /// A cell too many, or an end of line in one, would spoil the whole table.
+    #[test]
+    fn every_case_has_a_row_of_seven_cells() {
+        let all = [cases(), outages(&[60, 600])].concat();
+        for case in &all {
+            for outcome in [
+                Outcome::Seen(Box::default()),
+                Outcome::NotPlayed("no | rights\nhere".to_owned()),
+                Outcome::Failed("a page\nis lost".to_owned()),
+            ] {
+                let row = row(case, outcome);
+                assert!(row.starts_with(&format!("| {}, ", case.name)), "{row}");
+                assert_eq!(row.matches('|').count(), 8, "{row}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_backlog_is_told_beside_the_same_without_an_outage() {
+        let mut cases = outages(&[60]).into_iter();
+        let case = cases.find(|case| matches!(case.how, How::Backlog));
+        let seen = Seen {
+            catch_up: CatchUp {
+                time: Duration::from_secs(20),
+                bytes: 500.0 * MB,
+                waited: Some(Duration::from_secs(12)),
+            },
+            control: Some(CatchUp {
+                time: Duration::from_secs(10),
+                bytes: 500.0 * MB,
+                waited: None,
+            }),
+            throttled_writes: 3.0,
+            throttled: Duration::from_secs(4),
+            ..Seen::default()
+        };
+        let row = row(&case.expect("one"), Outcome::Seen(Box::new(seen)));
+        for words in [
+            "20.0 s (500 MB, 25 MB/s), of which 12.0 s until the store was asked again",
+            "the same writes without an outage: 10.0 s (500 MB, 50 MB/s), ratio of times 2.0",
+            "3 writes throttled, 4.0 s in all",
+            "store 30 ms away",
+        ] {
+            assert!(row.contains(words), "{words}: {row}");
+        }
+    }
+
+    #[test]
+    fn every_outage_of_the_issue_is_there() {
+        let all = outages(&[60, 600]);
+        for (seconds, words) in [
+            (60, "outage"),
+            (60, "outage, kill -9 in the middle"),
+            (600, "outage"),
+            (600, "outage, kill -9 in the middle"),
+            (60, "outage, nothing is answered at all"),
+            (60, "outage, reads of what no cache holds"),
+        ] {
+            let found = all
+                .iter()
+                .find(|case| case.name == words && case.lasts == Duration::from_secs(seconds));
+            assert!(found.is_some(), "{words}, {seconds} s");
+        }
+    }
 }

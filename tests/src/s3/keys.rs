@@ -2,12 +2,15 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 use tokio::sync::watch;
 
+use super::clock::Clock;
+use super::weather::Weather;
 use super::{ACCESS_KEY, SECRET_KEY};
 
 /// Files of [`Keys::write`].
@@ -22,6 +25,8 @@ pub struct Keys {
     pub secret_key: String,
     /// None: it does not look at tokens.
     pub token: Option<String>,
+    /// From this second since 1970 on, by the endpoint's clock, they are not taken. None: they last.
+    pub expires_at: Option<i64>,
 }
 
 impl Default for Keys {
@@ -30,6 +35,7 @@ impl Default for Keys {
             access_key: ACCESS_KEY.to_owned(),
             secret_key: SECRET_KEY.to_owned(),
             token: None,
+            expires_at: None,
         }
     }
 }
@@ -56,14 +62,19 @@ impl Keys {
     }
 }
 
-/// Looks at what requests are signed with.
+/// Looks at what requests are signed with, and when.
 #[derive(Clone, Debug)]
-pub(super) struct Doorkeeper(pub(super) watch::Receiver<Keys>);
+pub(super) struct Doorkeeper {
+    pub(super) keys: watch::Receiver<Keys>,
+    pub(super) clock: Arc<Clock>,
+    /// Whom it turns away has met bad weather.
+    pub(super) weather: Arc<Weather>,
+}
 
 #[async_trait::async_trait]
 impl S3Auth for Doorkeeper {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        let keys = self.0.borrow().clone();
+        let keys = self.keys.borrow().clone();
         if keys.access_key == access_key {
             Ok(SecretKey::from(keys.secret_key))
         } else {
@@ -78,13 +89,23 @@ impl S3Access for Doorkeeper {
         if request.credentials().is_none() {
             return Err(s3_error!(AccessDenied, "nobody has signed it"));
         }
-        let sent = request.headers().get("x-amz-security-token");
-        let sent = sent.and_then(|token| token.to_str().ok());
-        let wanted = self.0.borrow().token.clone();
-        if wanted.is_none() || wanted.as_deref() == sent {
-            Ok(())
-        } else {
-            Err(s3_error!(ExpiredToken))
+        let header = |name: &str| {
+            let value = request.headers().get(name);
+            value.and_then(|value| value.to_str().ok())
+        };
+        // The date is one of the headers that are signed.
+        if !self.clock.takes(header("x-amz-date").unwrap_or_default()) {
+            self.weather.met();
+            return Err(s3_error!(RequestTimeTooSkewed));
         }
+        let keys = self.keys.borrow().clone();
+        let is_over = keys.expires_at.is_some_and(|at| at <= self.clock.seconds());
+        let is_other =
+            keys.token.is_some() && keys.token.as_deref() != header("x-amz-security-token");
+        if is_over || is_other {
+            self.weather.met();
+            return Err(s3_error!(ExpiredToken));
+        }
+        Ok(())
     }
 }

@@ -81,9 +81,14 @@ impl Weather {
         *self.now.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }
 
-    /// Requests that met a fault so far.
+    /// Requests and connections that met a fault so far.
     pub fn hit(&self) -> u64 {
         self.hit.load(Ordering::SeqCst)
+    }
+
+    /// One met a fault that is not made here: it was turned away at the door.
+    pub(super) fn met(&self) {
+        self.hit.fetch_add(1, Ordering::SeqCst);
     }
 
     fn what(&self, method: &Method) -> Option<What> {

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use glidefs::control::{
-    AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
-    ForkDocument, GcDocument, MakeForkDocument, OperationDocument, OperationState, PromoteDocument,
-    Request, RestoreDocument, ServerDocument, SnapshotDocument, TakeSnapshotDocument,
+    AcceptLossDocument, Control, ControlError, ControlErrorKind, DataKeyDocument, DeleteQuery,
+    ExportDocument, ForkDocument, GcDocument, MakeForkDocument, OperationDocument, OperationState,
+    PromoteDocument, RenewDataDocument, Request, RestoreDocument, ServerDocument, SnapshotDocument,
+    TakeSnapshotDocument,
 };
 use glidefs::nbd::{Limits, Server};
 use glidefs::shard::{Shard, ShardConfig};
@@ -112,6 +113,18 @@ impl Node {
         let asked = self
             .control
             .ask(|reply| Request::TakeSnapshot(of.to_owned(), wanted, reply));
+        asked.await
+    }
+
+    /// Gives the volume a new data key, one for each request.
+    pub(crate) async fn renew_data(&self, request: &str) -> Result<DataKeyDocument, ControlError> {
+        let wanted = RenewDataDocument {
+            request_id: Some(request.to_owned()),
+            volume: None,
+        };
+        let asked = self
+            .control
+            .ask(|reply| Request::RenewData(NAME.to_owned(), wanted, reply));
         asked.await
     }
 

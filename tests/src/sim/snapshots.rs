@@ -1,5 +1,5 @@
-//! Snapshots and forks, made and deleted by an operator while guests write and the node dies in every way. Each
-//! that was answered for is, on every node and for ever, one exact state: of a moment between question and
+//! Snapshots and forks, made and deleted by an operator, who changes the data key too, while guests write and the node
+//! dies in every way. Each that was answered for is, on every node and for ever, one exact state: of a moment between question and
 //! answer, or, of a fork of a snapshot, that of the snapshot (rules 20, 22).
 
 use std::cell::{Cell, RefCell};
@@ -20,6 +20,8 @@ use crate::oracle::{Judge, Oracle};
 pub(super) const READERS_AGE: Duration = Duration::from_secs(8 * 24 * 3600);
 /// Names of forks.
 const FORKS: u64 = 4;
+/// After so many steps of the operator the volume gets a new data key, where it has any. Some runs reach their bound.
+const RENEWS_EVERY: u64 = 8;
 
 /// What the operator knows to be there, by the name to connect to.
 #[derive(Debug, Default)]
@@ -41,6 +43,7 @@ impl Album {
     pub(super) fn fill(self: &Rc<Self>, stage: &Stage, node: &Rc<Node>) {
         let (album, node) = (Rc::clone(self), Rc::clone(node));
         let (sim, model) = (stage.sim.clone(), Rc::clone(&stage.model));
+        let is_sealed = stage.is_sealed();
         stage.sim.spawn(async move {
             while node.is_alive() {
                 let pause = sim.chance(|chance| chance.between(1, 300));
@@ -59,6 +62,12 @@ impl Album {
                     _ => album.take(&model, &node, number).await,
                 };
                 sim.note(format_args!("the operator has {name:?}"));
+                // Told by the number and not drawn, as it is for sealed runs alone. Each is asked for twice.
+                if is_sealed && number.is_multiple_of(RENEWS_EVERY) {
+                    let request = format!("r-{}", number / (2 * RENEWS_EVERY));
+                    let renewed = node.renew_data(&request).await;
+                    sim.note(format_args!("the operator has {renewed:?}"));
+                }
             }
         });
     }

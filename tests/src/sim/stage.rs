@@ -144,7 +144,7 @@ impl Stage {
 
     /// Half of the seeds run with a password. Told by the number and not drawn, so that all else that
     /// a seed decides stays as it was; the seeds of `seeds.txt` that were found before are plain.
-    fn is_sealed(&self) -> bool {
+    pub(super) fn is_sealed(&self) -> bool {
         self.run.seed % 10 < 5
     }
 
@@ -735,6 +735,7 @@ fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
     config.exports.forgets_intents = plant == Some(Plant::Rule13Intent);
     config.exports.takes_unasked = plant == Some(Plant::Rule15);
     config.exports.snapshots_of_any_cut = plant == Some(Plant::Rule22);
+    config.exports.keeps_rewritten = plant == Some(Plant::Rule2Kept);
     config.bucket.planted = match plant {
         Some(Plant::Rule13Conflict) => Some(glidefs::volume::Planted::OwnConflict),
         Some(Plant::Rule20Flat) => Some(glidefs::volume::Planted::FlattenBlind),

@@ -1,8 +1,11 @@
 //! Sockets.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use crate::sync::oneshot;
 use crate::{Address, Listener, Peer, Stream, World};
@@ -24,6 +27,7 @@ pub async fn net<W: World>(world: W, address: &Address) {
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
 
     Box::pin(bytes_and_ends(&world, &listener)).await;
+    Box::pin(waits_without_a_buffer(&world, &listener)).await;
     Box::pin(slow_reader(&world, &listener)).await;
     Box::pin(both_directions(&world, &listener)).await;
     Box::pin(shutdown_wakes(&world, &listener)).await;
@@ -100,6 +104,51 @@ async fn bytes_and_ends<W: World>(world: &W, listener: &W::Listener) {
         0
     );
     assert!(rest.is_empty());
+}
+
+/// Who waits for bytes without room for them hears of them and of the end, and misses nothing.
+async fn waits_without_a_buffer<W: World>(world: &W, listener: &W::Listener) {
+    let (client, server) = pair(world, listener).await;
+    let mut got = Vec::with_capacity(64);
+    for round in 0..20_u8 {
+        let early = server.read_now(&mut got).await.expect("it is open");
+        assert_eq!(early, None, "nothing was sent");
+        {
+            // One that is given up.
+            let mut waiting = pin!(server.readable());
+            let look = poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending()));
+            assert!(look.await, "nothing was sent");
+        }
+        let (heard, told) = oneshot::channel();
+        let both = futures_util::future::join(
+            async {
+                server.readable().await.expect("it is open");
+                heard.send(()).expect("the other half waits");
+            },
+            async {
+                send(&client, &[round; 3]).await;
+                told.await.expect("it hears of the bytes");
+            },
+        );
+        both.await;
+        got.clear();
+        while got.len() < 3 {
+            // Bytes that are here are announced again and again.
+            server.readable().await.expect("it is open");
+            let count = server.read_now(&mut got).await.expect("it is open");
+            assert_ne!(count, Some(0), "it is open");
+        }
+        assert_eq!(got, [round; 3]);
+        got.clear();
+    }
+    drop(client);
+    let end = loop {
+        server.readable().await.expect("the end is no error");
+        if let Some(end) = server.read_now(&mut got).await.expect("nor is it here") {
+            break end;
+        }
+    };
+    assert_eq!(end, 0);
 }
 
 /// A writer waits for a reader that takes its time.

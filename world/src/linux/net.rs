@@ -265,20 +265,24 @@ async fn connect_tcp(shard: &Rc<Shard>, addr: SocketAddr) -> io::Result<OwnedFd>
 }
 
 impl Stream for LinuxStream {
-    async fn read(&self, into: &mut Vec<u8>) -> io::Result<usize> {
+    async fn read_now(&self, into: &mut Vec<u8>) -> io::Result<Option<usize>> {
         assert!(into.len() < into.capacity(), "no room to read into");
         loop {
             self.shard.take_turns().await;
             if self.ended.get() {
-                return Ok(0);
+                return Ok(Some(0));
             }
             match rustix::io::read(&self.fd, spare_capacity(into)) {
-                Ok(count) => return Ok(count),
-                Err(Errno::AGAIN) => self.shard.ring.ready(&self.fd, PollFlags::IN).await?,
+                Ok(count) => return Ok(Some(count)),
+                Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    async fn readable(&self) -> io::Result<()> {
+        Ok(self.shard.ring.ready(&self.fd, PollFlags::IN).await?)
     }
 
     async fn write_all(&self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {

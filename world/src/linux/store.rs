@@ -7,6 +7,7 @@
 //! - Only what the store itself calls an absent key is [`StoreErrorKind::NotFound`]: a missing
 //!   bucket, folder or permission is not.
 //! - Keys that are renewed while it runs are used soon (`keys.rs`).
+//! - What a store says of when to come again is passed on (`retry_after.rs`).
 //!
 //! GCS and Azure run through the same code as S3 and are not tested.
 
@@ -14,6 +15,7 @@ mod cloud;
 mod failure;
 mod files;
 mod keys;
+mod retry_after;
 
 use std::fmt;
 use std::future::Future;
@@ -167,10 +169,10 @@ impl LinuxStore {
             Ok(outcome) => outcome,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(error) => Err(Failure {
-                    kind: StoreErrorKind::Unknown,
-                    message: format!("the process is ending: {error}"),
-                }),
+                Err(error) => {
+                    let why = format!("the process is ending: {error}");
+                    Err(Failure::new(StoreErrorKind::Unknown, why))
+                }
             },
         };
         outcome.map_err(|failure| StoreError {
@@ -178,6 +180,7 @@ impl LinuxStore {
             key: key.to_owned(),
             kind: failure.kind,
             message: failure.message,
+            retry_after: failure.retry_after,
         })
     }
 }

@@ -8,7 +8,7 @@
 
 mod wire;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
@@ -68,6 +68,8 @@ pub struct SimStream {
     connection: Rc<RefCell<Connection>>,
     side: usize,
     peer: Peer,
+    /// A read has begun and found nothing yet: it is one operation, however often it looks.
+    reading: Cell<bool>,
 }
 
 /// A simulated listening socket.
@@ -199,12 +201,14 @@ impl SimStream {
             connection: Rc::clone(&connection),
             side: 0,
             peer: sim.peer(to, &far_world, world),
+            reading: Cell::new(false),
         };
         let far = Self {
             world: far_world.clone(),
             connection,
             side: 1,
             peer: sim.peer(to, world, &far_world),
+            reading: Cell::new(false),
         };
         let mut waiting = waiting.borrow_mut();
         waiting.streams.push_back(far);
@@ -212,20 +216,30 @@ impl SimStream {
         near
     }
 
-    fn poll_read(&self, cx: &Context<'_>, into: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+    /// Waits for what [`SimStream::take`] takes.
+    fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut connection = self.connection.borrow_mut();
+        let is_open = connection.sides[self.side].open;
+        let way = &mut connection.ways[1 - self.side];
+        if !is_open || !way.arrived.is_empty() || way.ended.is_some() {
+            return Poll::Ready(());
+        }
+        way.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Takes a first piece of what has arrived, if anything has; returns how long it was.
+    fn take(&self, into: &mut Vec<u8>) -> io::Result<Option<usize>> {
         let mut connection = self.connection.borrow_mut();
         if !connection.sides[self.side].open {
-            return Poll::Ready(Ok(0));
+            return Ok(Some(0));
         }
         let way = &mut connection.ways[1 - self.side];
         if way.arrived.is_empty() {
             return match way.ended {
-                Some(End::Closed) => Poll::Ready(Ok(0)),
-                Some(End::Reset) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-                None => {
-                    way.reader = Some(cx.waker().clone());
-                    Poll::Pending
-                }
+                Some(End::Closed) => Ok(Some(0)),
+                Some(End::Reset) => Err(io::ErrorKind::ConnectionReset.into()),
+                None => Ok(None),
             };
         }
         let spare = into.capacity() - into.len();
@@ -236,7 +250,7 @@ impl SimStream {
         into.extend_from_slice(&back[..count - in_front]);
         way.arrived.drain(..count);
         way.wake_writer();
-        Poll::Ready(Ok(count))
+        Ok(Some(count))
     }
 
     /// Takes a first piece of `bytes` over; returns how long it was.
@@ -303,10 +317,19 @@ impl Listener for SimListener {
 }
 
 impl Stream for SimStream {
-    async fn read(&self, into: &mut Vec<u8>) -> io::Result<usize> {
+    async fn read_now(&self, into: &mut Vec<u8>) -> io::Result<Option<usize>> {
         assert!(into.capacity() > into.len(), "a read into no room at all");
-        self.world.begin().await;
-        poll_fn(|cx| self.poll_read(cx, into)).await
+        if !self.reading.replace(true) {
+            self.world.begin().await;
+        }
+        let taken = self.take(into);
+        self.reading.set(matches!(taken, Ok(None)));
+        taken
+    }
+
+    async fn readable(&self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_readable(cx)).await;
+        Ok(())
     }
 
     async fn write_all(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {

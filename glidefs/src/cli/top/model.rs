@@ -2,13 +2,21 @@
 //! the keys say. Pure.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::control::{ExportMeters, MetersDocument};
 use crate::meter::Latency;
-use crate::meter::store::StoreRequests;
+use crate::meter::store::{ANSWERED, StoreRequests};
+
+/// The document counts pages of so many bytes.
+const PAGE_BYTES: u64 = 4096;
+const READ_WRITE: &str = "read-write";
+const CLOSED: &str = "closed";
+/// Of a read-write export whose log has stopped: nothing is taken any more, and nothing published.
+pub(super) const HALTED: &str = "halted";
 
 /// What happened between two looks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,6 +32,8 @@ pub(super) struct View {
 pub(super) struct Row {
     pub(super) name: String,
     pub(super) role: String,
+    /// The role, or that the export is halted, which the role does not tell.
+    pub(super) state: String,
     pub(super) clients: u32,
     /// Reads, writes, flushes, trims.
     pub(super) operations_per_second: u64,
@@ -39,6 +49,38 @@ pub(super) struct Row {
     pub(super) dirty_age_ms: u64,
     pub(super) sync_lag_ms: u64,
     pub(super) store_requests_per_minute: u64,
+    pub(super) errors: Errors,
+    /// Time that writes were held back, of all of them together.
+    pub(super) throttled_ms_per_second: u64,
+    pub(super) evicted_bytes_per_second: u64,
+}
+
+/// They are rare, and one would be gone from a rate with the next look: so all since the server started, and those
+/// of them that came between the two looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Errors {
+    /// Requests of clients that were answered with an error.
+    pub(super) io: u64,
+    pub(super) new_io: u64,
+    /// Attempts to sync that failed.
+    pub(super) sync: u64,
+    pub(super) new_sync: u64,
+}
+
+impl Errors {
+    fn and(self, other: Self) -> Self {
+        Self {
+            io: self.io.saturating_add(other.io),
+            new_io: self.new_io.saturating_add(other.new_io),
+            sync: self.sync.saturating_add(other.sync),
+            new_sync: self.new_sync.saturating_add(other.new_sync),
+        }
+    }
+
+    /// Those that clients felt first.
+    fn weight(self) -> (u64, u64, u64, u64) {
+        (self.new_io, self.new_sync, self.io, self.sync)
+    }
 }
 
 /// Of the cache and the store.
@@ -53,9 +95,16 @@ pub(super) struct Totals {
     pub(super) cache_used_bytes: u64,
     pub(super) dirty_bytes: u64,
     pub(super) writers_waiting: u64,
+    /// How many exports are in which state; not those that are as they should be.
+    pub(super) states: BTreeMap<String, u64>,
+    pub(super) errors: Errors,
+    pub(super) throttled_ms_per_second: u64,
+    pub(super) throttled_writes_per_second: u64,
+    pub(super) evicted_bytes_per_second: u64,
     pub(super) store_requests_per_minute: u64,
     /// Those that the store failed: `retry`, `unknown`, `refused`.
     pub(super) store_failures_per_minute: u64,
+    /// Of requests that the store answered.
     pub(super) store_p99_us: Option<u64>,
     pub(super) sent_bytes_per_second: u64,
     pub(super) received_bytes_per_second: u64,
@@ -74,6 +123,8 @@ pub(super) enum Sort {
     Dirty,
     Lag,
     Requests,
+    Errors,
+    Throttled,
 }
 
 /// What a person has chosen.
@@ -177,7 +228,7 @@ impl Choice {
 }
 
 /// The key, the order, and its name.
-pub(super) const SORTS: [(char, Sort, &str); 8] = [
+pub(super) const SORTS: [(char, Sort, &str); 10] = [
     ('n', Sort::Name, "name"),
     ('i', Sort::Operations, "iops"),
     ('b', Sort::Bytes, "bytes"),
@@ -186,6 +237,8 @@ pub(super) const SORTS: [(char, Sort, &str); 8] = [
     ('d', Sort::Dirty, "dirty"),
     ('l', Sort::Lag, "lag"),
     ('s', Sort::Requests, "store"),
+    ('e', Sort::Errors, "errors"),
+    ('t', Sort::Throttled, "throttled"),
 ];
 
 impl Sort {
@@ -210,6 +263,8 @@ impl Sort {
             Self::Requests => b
                 .store_requests_per_minute
                 .cmp(&a.store_requests_per_minute),
+            Self::Errors => b.errors.weight().cmp(&a.errors.weight()),
+            Self::Throttled => b.throttled_ms_per_second.cmp(&a.throttled_ms_per_second),
         }
     }
 }
@@ -231,7 +286,11 @@ pub(super) fn view(before: Option<&MetersDocument>, now: &MetersDocument) -> Vie
             let name = export.export.name.as_str();
             let exports = before.map_or(&[][..], |before| &before.exports);
             let earlier = exports.iter().find(|earlier| earlier.export.name == name);
-            row(earlier, export, interval_ms)
+            let mut row = row(earlier, export, interval_ms);
+            if now.server.stopped.is_some() && row.role == READ_WRITE {
+                HALTED.clone_into(&mut row.state);
+            }
+            row
         })
         .collect();
     View {
@@ -243,27 +302,25 @@ pub(super) fn view(before: Option<&MetersDocument>, now: &MetersDocument) -> Vie
 
 fn row(before: Option<&ExportMeters>, now: &ExportMeters, interval_ms: u64) -> Row {
     let export = &now.export;
-    let (io, earlier) = (&export.io, before.map(|before| before.export.io));
-    let earlier = earlier.unwrap_or(*io);
+    let then = before.unwrap_or(now);
+    let (io, earlier) = (&export.io, &then.export.io);
     let rate = |now: u64, before: u64| per(1000, now, before, interval_ms);
     let operations =
         |io: &crate::control::IoDocument| io.reads + io.writes + io.flushes + io.zeroes;
-    let latency = |of: fn(&ExportMeters) -> &Latency| {
-        let before = before.map_or_else(|| of(now), of);
-        difference(of(now), before)
-    };
+    let latency = |of: fn(&ExportMeters) -> &Latency| difference(of(now), of(then));
     let moved = latency(|it| &it.latency.read)
         .and(&latency(|it| &it.latency.write))
         .and(&latency(|it| &it.latency.zero));
     let hits = io.hit_pages.saturating_sub(earlier.hit_pages);
     let pages = hits + io.miss_pages.saturating_sub(earlier.miss_pages);
     let asked = count(&now.store, |_| true);
-    let asked_before = before.map_or(asked, |before| count(&before.store, |_| true));
+    let asked_before = count(&then.store, |_| true);
     Row {
         name: export.name.clone(),
         role: export.role.clone(),
+        state: export.role.clone(),
         clients: export.clients,
-        operations_per_second: rate(operations(io), operations(&earlier)),
+        operations_per_second: rate(operations(io), operations(earlier)),
         read_bytes_per_second: rate(io.read_bytes, earlier.read_bytes),
         written_bytes_per_second: rate(io.written_bytes, earlier.written_bytes),
         p50_us: micros(&moved, 500),
@@ -274,6 +331,15 @@ fn row(before: Option<&ExportMeters>, now: &ExportMeters, interval_ms: u64) -> R
         dirty_age_ms: export.dirty_age_ms,
         sync_lag_ms: now.sync_lag_ms,
         store_requests_per_minute: per(60_000, asked, asked_before, interval_ms),
+        errors: Errors {
+            io: io.errors,
+            new_io: io.errors.saturating_sub(earlier.errors),
+            sync: io.sync_errors,
+            new_sync: io.sync_errors.saturating_sub(earlier.sync_errors),
+        },
+        throttled_ms_per_second: rate(now.throttled_ms, then.throttled_ms),
+        evicted_bytes_per_second: rate(now.evicted_pages, then.evicted_pages)
+            .saturating_mul(PAGE_BYTES),
     }
 }
 
@@ -283,38 +349,63 @@ fn totals(
     exports: &[Row],
     interval_ms: u64,
 ) -> Totals {
-    let (store, earlier) = (
-        &now.store,
-        before.map_or(&now.store, |before| &before.store),
-    );
+    let then = before.unwrap_or(now);
+    let (store, earlier) = (&now.store, &then.store);
     let per_minute = |of: fn(&StoreRequests) -> bool| {
         let (now, before) = (count(&store.requests, of), count(&earlier.requests, of));
         per(60_000, now, before, interval_ms)
     };
-    let mut latency = Latency::default();
-    for of_kind in &store.latency {
-        let before = earlier.latency.iter().find(|it| it.kind == of_kind.kind);
-        let before = before.map_or(&of_kind.latency, |before| &before.latency);
-        latency = latency.and(&difference(&of_kind.latency, before));
-    }
     let rate = |now: u64, before: u64| per(1000, now, before, interval_ms);
+    let sum = |of: fn(&Row) -> u64| exports.iter().map(of).fold(0, u64::saturating_add);
+    let errors = exports.iter().map(|row| row.errors);
     Totals {
         version: now.server.version.clone(),
         exports: now.server.exports,
         exports_left_out: now.exports_left_out,
         clients: now.server.clients,
-        operations_per_second: exports.iter().map(|row| row.operations_per_second).sum(),
+        operations_per_second: sum(|row| row.operations_per_second),
         cache_bytes: now.server.cache_bytes,
         cache_used_bytes: now.server.cache_used_bytes,
         dirty_bytes: now.server.dirty_bytes,
         writers_waiting: now.cache.writers_waiting,
+        states: states(exports),
+        errors: errors.fold(Errors::default(), Errors::and),
+        throttled_ms_per_second: sum(|row| row.throttled_ms_per_second),
+        throttled_writes_per_second: rate(now.cache.throttled_writes, then.cache.throttled_writes),
+        evicted_bytes_per_second: sum(|row| row.evicted_bytes_per_second),
         store_requests_per_minute: per_minute(|_| true),
         store_failures_per_minute: per_minute(is_failure),
-        store_p99_us: micros(&latency, 990),
+        store_p99_us: micros(&answered(before, now), 990),
         sent_bytes_per_second: rate(store.sent_bytes, earlier.sent_bytes),
         received_bytes_per_second: rate(store.received_bytes, earlier.received_bytes),
         stopped: now.server.stopped.clone(),
     }
+}
+
+fn states(exports: &[Row]) -> BTreeMap<String, u64> {
+    let mut states = BTreeMap::new();
+    for row in exports {
+        if ![READ_WRITE, CLOSED].contains(&row.state.as_str()) {
+            *states.entry(row.state.clone()).or_default() += 1;
+        }
+    }
+    states
+}
+
+/// How long the store took for what it answered. What failed says nothing of that, whether it was quick or not.
+fn answered(before: Option<&MetersDocument>, now: &MetersDocument) -> Latency {
+    let earlier = before.map_or(&now.store, |before| &before.store);
+    let mut latency = Latency::default();
+    let rows = now.store.latency.iter();
+    for row in rows.filter(|row| row.outcome == ANSWERED) {
+        let mut rows = earlier.latency.iter();
+        let then = rows.find(|it| it.kind == row.kind && it.outcome == row.outcome);
+        // None was counted until then.
+        let nothing = Latency::default();
+        let then = then.map_or(&nothing, |then| &then.latency);
+        latency = latency.and(&difference(&row.latency, then));
+    }
+    latency
 }
 
 /// Rounded to the nearest; 0 where there is no time between.

@@ -1,4 +1,5 @@
-//! Draws what `glidefs top` knows into whatever room there is.
+//! Draws what `glidefs top` knows into whatever room there is. What a colour says, a text says too: some
+//! terminals have none, and `NO_COLOR` switches it off.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Paragraph, Row as TableRow, Table};
 
-use super::model::{Choice, Row, SORTS, Totals, View};
+use super::model::{Choice, HALTED, Row, SORTS, Totals, View};
 use crate::cli::{bytes_text, duration_text};
 
 const NAME_WIDTH_MIN: u16 = 8;
@@ -23,20 +24,32 @@ pub(super) struct Column {
     pub(super) text: fn(&Row) -> String,
 }
 
-/// In the order in which they are given up, the last first, where there is no room.
-pub(super) const COLUMNS: [Column; 11] = [
+/// The server, the store, what is not as it should be.
+const HEAD_LINES: u16 = 3;
+
+/// In the order in which they are given up, the last first, where there is no room. The state goes last: it is
+/// what a person looks for.
+pub(super) const COLUMNS: [Column; 15] = [
+    column("STATE", 10, |row| row.state.clone()),
     column("IOPS", 7, |row| row.operations_per_second.to_string()),
     column("RATE/s", 8, |row| bytes_text(row.bytes_per_second())),
     column("P99", 7, |row| micros_text(row.p99_us)),
     column("DIRTY", 8, |row| bytes_text(row.dirty_bytes)),
     column("LAG", 7, |row| ms_text(row.sync_lag_ms)),
-    column("ROLE", 10, |row| row.role.clone()),
+    column("ERRORS", 7, |row| {
+        errors_text(row.errors.io, row.errors.new_io)
+    }),
+    column("THROT/s", 7, |row| ms_text(row.throttled_ms_per_second)),
+    column("SYNCERR", 7, |row| {
+        errors_text(row.errors.sync, row.errors.new_sync)
+    }),
     column("P50", 7, |row| micros_text(row.p50_us)),
     column("HIT", 5, |row| {
         row.hit_percent
             .map_or("-".into(), |hits| format!("{hits}%"))
     }),
     column("AGE", 9, |row| ms_text(row.dirty_age_ms)),
+    column("EVICT/s", 8, |row| bytes_text(row.evicted_bytes_per_second)),
     column("STORE/m", 7, |row| {
         row.store_requests_per_minute.to_string()
     }),
@@ -69,7 +82,7 @@ pub(super) fn draw(
     trouble: Option<&str>,
 ) {
     let areas = Layout::vertical([
-        Constraint::Length(2),
+        Constraint::Length(HEAD_LINES),
         Constraint::Min(1),
         Constraint::Length(1),
     ]);
@@ -113,16 +126,21 @@ fn rows(frame: &mut Frame<'_>, area: Rect, view: &View, choice: &mut Choice) {
     frame.render_widget(table, area);
 }
 
-/// Red: a person must act. Yellow: the store is behind.
+/// Red: a person must act. Yellow: the store is behind. Magenta and cyan: it is not ours to write, or not yet.
 fn style_of(row: &Row) -> Style {
-    match row.role.as_str() {
-        "fenced" | "damaged" | "vanished" | "unreadable" => Style::new().fg(Color::Red),
-        _ if row.sync_lag_ms > 0 => Style::new().fg(Color::Yellow),
-        _ => Style::new(),
-    }
+    let is_behind = row.sync_lag_ms > 0 || row.errors.new_sync > 0;
+    let color = match row.state.as_str() {
+        "fenced" | "damaged" | "vanished" | "unreadable" | HALTED => Color::Red,
+        _ if row.errors.new_io > 0 => Color::Red,
+        "read-only" => Color::Magenta,
+        "prepared" => Color::Cyan,
+        _ if is_behind || row.throttled_ms_per_second > 0 => Color::Yellow,
+        _ => return Style::new(),
+    };
+    Style::new().fg(color)
 }
 
-pub(super) fn head_lines(totals: &Totals, interval_ms: u64) -> [String; 2] {
+pub(super) fn head_lines(totals: &Totals, interval_ms: u64) -> [String; 3] {
     let left_out = match totals.exports_left_out {
         0 => String::new(),
         count => format!(" ({count} not shown)"),
@@ -151,7 +169,37 @@ pub(super) fn head_lines(totals: &Totals, interval_ms: u64) -> [String; 2] {
             bytes_text(totals.sent_bytes_per_second),
             bytes_text(totals.received_bytes_per_second),
         ),
+        trouble_line(totals),
     ]
+}
+
+/// The states first: they are what a narrow screen must show.
+fn trouble_line(totals: &Totals) -> String {
+    let states = totals.states.iter();
+    let states: Vec<String> = states
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    let gap = if states.is_empty() { "" } else { "  " };
+    let throttled = match totals.throttled_ms_per_second {
+        0 => "0s".to_owned(),
+        ms => ms_text(ms),
+    };
+    format!(
+        "{}{gap}errors: {} I/O, {} sync  throttled {throttled}/s, {} writes/s  evicted {}/s",
+        states.join(", "),
+        errors_text(totals.errors.io, totals.errors.new_io),
+        errors_text(totals.errors.sync, totals.errors.new_sync),
+        totals.throttled_writes_per_second,
+        bytes_text(totals.evicted_bytes_per_second),
+    )
+}
+
+/// All, and those of them that are new.
+fn errors_text(all: u64, new: u64) -> String {
+    match new {
+        0 => all.to_string(),
+        new => format!("{all} +{new}"),
+    }
 }
 
 fn foot_text(choice: &Choice) -> String {

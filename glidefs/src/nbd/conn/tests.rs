@@ -1,5 +1,6 @@
 //! A client's view of the whole server: bytes in, bytes out.
 
+use std::task::Waker;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -257,6 +258,69 @@ fn many_answers_leave_in_one_write() {
         .collect();
     assert_eq!(client.talk(&requests).len(), 16 * (16 + 512));
     assert_eq!(client.moves().1, writes + 1);
+}
+
+/// What the device answers to one request.
+fn reply_to(house: &House, command: u16, length: u32) -> Reply {
+    let header = RequestHeader {
+        flags: 0,
+        command,
+        cookie: 1,
+        offset: 0,
+        length,
+    };
+    let payload = bytes::Bytes::new();
+    let request = Request { header, payload };
+    let answer = request::answer(Rc::clone(&house.device), Features::default(), request);
+    let mut cx = Context::from_waker(Waker::noop());
+    match pin!(answer).poll(&mut cx) {
+        Poll::Ready(reply) => reply,
+        Poll::Pending => panic!("the device answers at once"),
+    }
+}
+
+/// The replies that go out next.
+fn gather(line: &Line<std::future::Ready<Worked>>) -> VecDeque<Reply> {
+    let mut cx = Context::from_waker(Waker::noop());
+    match pin!(line.gather()).poll(&mut cx) {
+        Poll::Ready(Some(batch)) => batch,
+        Poll::Ready(None) | Poll::Pending => panic!("replies wait"),
+    }
+}
+
+#[test]
+fn a_burst_of_answers_leaves_in_bounded_writes_and_leaves_no_memory_behind() {
+    let house = House::new();
+    let line = Line::new(Vec::new(), Limits::default());
+    let short = reply_to(&house, command::FLUSH, 0);
+    line.replies
+        .borrow_mut()
+        .extend(vec![short; GATHERED_REPLIES_MAX + 9]);
+    assert_eq!(gather(&line).len(), GATHERED_REPLIES_MAX);
+    assert_eq!(gather(&line).len(), 9);
+    assert_eq!(line.replies.borrow().capacity(), 0);
+    let long = reply_to(&house, command::READ, 3 * MIB);
+    line.replies.borrow_mut().extend(vec![long; 5]);
+    let batches = [(); 3].map(|()| gather(&line).len());
+    assert_eq!(batches, [2, 2, 1]);
+}
+
+/// A thousand idle clients must not hold what each of them once needed.
+#[test]
+fn clients_that_wait_hold_no_buffer_of_the_burst_before() {
+    let house = House::new();
+    let clients: Vec<Client> = (0..20).map(|_| plain(&house)).collect();
+    let burst: Vec<u8> = (0..32).flat_map(|n| write(n, 0, &[9; 4096])).collect();
+    for client in &clients {
+        assert_eq!(client.talk(&burst).len(), 32 * ok(0).len());
+    }
+    let open_and_spare = || (house.server.connections(), house.server.spare_buffers());
+    // They took turns with one small and one large buffer.
+    assert_eq!(open_and_spare(), (20, 2));
+    for client in &clients {
+        assert_eq!(client.talk(&ask(command::FLUSH, 0, 1, 0, 0)), ok(1));
+    }
+    assert_eq!(open_and_spare(), (20, 2));
 }
 
 #[test]

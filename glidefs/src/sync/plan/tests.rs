@@ -42,6 +42,27 @@ fn a_trim_of_the_whole_volume_is_one_entry() {
 }
 
 #[test]
+fn what_is_wanted_of_a_cut_may_overlap_and_come_in_any_order() {
+    let extents = [
+        extent(0, 10, CutContent::Data),
+        extent(10, 11, CutContent::Partial),
+        extent(20, 40, CutContent::Zero),
+    ];
+    let wanted = [(30, 50), (2, 4), (3, 6), (9, 25), (60, 70)];
+    let wanted = wanted.map(|(start, end)| PageRange::new(start, end));
+    let expected = [
+        extent(2, 4, CutContent::Data),
+        extent(4, 6, CutContent::Data),
+        extent(9, 10, CutContent::Data),
+        extent(10, 11, CutContent::Partial),
+        extent(20, 25, CutContent::Zero),
+        extent(30, 40, CutContent::Zero),
+    ];
+    assert_eq!(within(&extents, wanted.to_vec()), expected);
+    assert!(within(&extents, Vec::new()).is_empty());
+}
+
+#[test]
 fn nothing_dirty_needs_no_segment() {
     assert!(plan(&[], &SegmentLimits::from_blocks_per_batch(1)).is_empty());
 }
@@ -121,6 +142,24 @@ proptest! {
             }
             prop_assert!(data <= limits.pages_max);
         }
+    }
+
+    #[test]
+    fn what_is_within_is_every_wanted_page_once(
+        extents in extents(),
+        wanted in prop::collection::vec((0..6000_u64, 0..900_u64), 0..12),
+    ) {
+        let is_wanted = |page: &u64| wanted.iter().any(|(start, pages)| (*start..start + pages).contains(page));
+        let pages = |extents: &[CutExtent]| {
+            let each = extents.iter().flat_map(|it| {
+                (it.pages.start.0..it.pages.end.0).map(move |page| (page, it.content))
+            });
+            each.collect::<Vec<_>>()
+        };
+        let mut expected = pages(&extents);
+        expected.retain(|(page, _)| is_wanted(page));
+        let ranges = wanted.iter().map(|(start, pages)| PageRange::new(*start, start + pages));
+        prop_assert_eq!(pages(&within(&extents, ranges.collect())), expected);
     }
 
     #[test]

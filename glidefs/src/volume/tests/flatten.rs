@@ -81,7 +81,7 @@ fn purge(node: &Node, name: &'static str) -> Vec<Purged> {
     let volume = Id(root_of(node, name).volume);
     let bucket = node.bucket.clone();
     let done = node.world.run(async move {
-        bucket.entomb(name, volume).await?;
+        Box::pin(bucket.entomb(name, volume)).await?;
         bucket.bury(name, &|_| {}).await
     });
     done.expect("buried")

@@ -37,6 +37,8 @@ enum Op {
     Fork {
         of_snapshot: bool,
     },
+    /// A new data key, where there is one.
+    Renew,
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -57,6 +59,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => Just(Op::DropSnapshot),
         1 => Just(Op::Restore),
         1 => any::<bool>().prop_map(|of_snapshot| Op::Fork { of_snapshot }),
+        1 => Just(Op::Renew),
     ]
 }
 
@@ -177,7 +180,22 @@ impl Checked {
             }
             Op::Restore => self.restore(),
             Op::Fork { of_snapshot } => self.fork(of_snapshot),
+            Op::Renew => self.renew(),
         }
+    }
+
+    fn renew(&mut self) {
+        let request = Id(self.node.world.random_id());
+        // A plain volume has none, and the list may be full.
+        let Ok(Renewal::New(key)) = self.volume.new_data_key(request) else {
+            return;
+        };
+        let mut publish = self.node.change(&self.volume, Vec::new());
+        publish.cut = self.volume.root().cut;
+        publish.data_key = Some(key);
+        self.node
+            .try_publish(&self.volume, &publish)
+            .expect("published");
     }
 
     fn restore(&mut self) {
@@ -332,8 +350,9 @@ proptest! {
     fn the_map_says_what_was_written_last(
         ops in prop::collection::vec(any_op(), 1..400),
         places in prop::collection::vec((0..PAGES - 300, 1..300_u64), 10),
+        is_sealed in any::<bool>(),
     ) {
-        let mut checked = Checked::new(None);
+        let mut checked = Checked::new(is_sealed.then_some("x"));
         for op in ops {
             checked.run(op);
         }

@@ -21,7 +21,7 @@ fn entomb(node: &Node, name: &'static str) -> Result<(), VolumeError> {
     let volume = Id(root_of(node, name).root.volume);
     let bucket = node.bucket.clone();
     node.world
-        .run(async move { bucket.entomb(name, volume).await })
+        .run(async move { Box::pin(bucket.entomb(name, volume)).await })
 }
 
 fn bury(node: &Node, name: &'static str) -> Result<Vec<Purged>, VolumeError> {
@@ -349,7 +349,7 @@ fn a_purge_that_is_late_does_not_delete_the_next_volume_of_a_name() {
     detach(&node, &again);
     let late = node
         .world
-        .run(async move { bucket.entomb("a", meant).await });
+        .run(async move { Box::pin(bucket.entomb("a", meant)).await });
     let late = late.expect_err("another one").to_string();
     assert!(late.contains("another one by now"), "{late}");
     assert!(node.read(&node.open("a").expect("opens"), 1, 1) == page(7));

@@ -347,16 +347,120 @@ fn a_keyring_that_was_put_back_is_noticed_by_everybody() {
     assert_eq!(store.object("keyring"), second, "nothing is built on it");
     store.set("keyring", newest);
     assert!(opens(&store, "new"));
+}
 
-    // The newest one is lost: the note that the error names is what an operator deletes.
-    store.set("keyring", second.clone());
-    let refused = Node::with(6, &store, config(Some("new"))).expect_err("put back");
+/// What the error that refuses a keyring tells to give to `glidefs key accept-older`.
+fn version_told(store: &TestStore, password: &str) -> String {
+    let refused = Node::with(6, store, config(Some(password))).expect_err("put back");
     let text = refused.to_string();
-    let note = text
-        .split('`')
-        .find(|word| word.starts_with("keyring-replaced/"));
-    store.remove(note.expect("the error names it"));
+    let mut words = text.split('`');
+    let version = words.find_map(|word| word.strip_prefix("glidefs key accept-older "));
+    version.expect("the error names it").to_owned()
+}
+
+fn accept(version: &str) -> KeyChange {
+    KeyChange::AcceptOlder {
+        version: version.to_owned(),
+    }
+}
+
+#[test]
+fn an_older_keyring_goes_on_only_by_its_id_and_the_lost_ones_stay_known() {
+    let (store, ..) = begun();
+    let mut all = vec![store.object("keyring")];
+    change(2, &store, "old", rotate("new"));
+    all.push(store.object("keyring"));
+    change(3, &store, "new", KeyChange::Finish);
+    all.push(store.object("keyring"));
+    change(4, &store, "new", rotate("third"));
+    // The newest is lost, and nobody has read it.
+    let lost = store.object("keyring");
+    store.set("keyring", all[1].clone());
+    let version = version_told(&store, "new");
+    let other = accept(&"0".repeat(32));
+    let error = try_change(5, &store, "new", other).expect_err("another one");
+    assert!(error.to_string().contains(&version), "{error}");
+    let wrong = try_change(6, &store, "third", accept(&version)).expect_err("it has no slot");
+    assert!(wrong.to_string().contains("wrong password"), "{wrong}");
+    assert_eq!(store.object("keyring"), all[1], "nothing was done");
+
+    let done = change(7, &store, "new", accept(&version));
+    assert_eq!((done.now.slots.len(), done.added), (2, None));
+    assert!(done.now.is_guarded && done.removed.is_empty());
     assert!(opens(&store, "old") && opens(&store, "new"));
+    assert_eq!(slots(&store, "new").in_use, done.now.in_use);
+    let accepted = store.object("keyring");
+    // The answer was lost, or somebody asks when all is well.
+    let again = change(8, &store, "new", accept(&version));
+    assert_eq!(again.now.slots, done.now.slots);
+    assert_eq!(store.object("keyring"), accepted);
+
+    // Were the lost one found and put back, its passwords would open, and those of since would not.
+    all.push(lost);
+    change(9, &store, "new", KeyChange::Finish);
+    all.push(accepted);
+    for old in &all {
+        store.set("keyring", old.clone());
+        for password in ["old", "new", "third"] {
+            let refused = Node::with(10, &store, config(Some(password))).expect_err("put back");
+            let refused = refused.to_string();
+            assert!(refused.contains("is an older version"), "{refused}");
+        }
+    }
+}
+
+/// A second loss: what came behind the keyring that was gone on with is found from any older one.
+#[test]
+fn what_was_lost_behind_an_accepted_keyring_is_found_as_well() {
+    let (store, ..) = begun();
+    let first = store.object("keyring");
+    change(2, &store, "old", rotate("new"));
+    let mut lost = vec![store.object("keyring")];
+    for round in 0..3 {
+        store.set("keyring", first.clone());
+        let version = version_told(&store, "old");
+        change(10 + round, &store, "old", accept(&version));
+        lost.push(store.object("keyring"));
+    }
+    let newest = lost.pop().expect("some");
+    for old in lost.iter().chain([&first]) {
+        is_noticed(&store, old);
+    }
+    store.set("keyring", newest);
+    assert!(opens(&store, "old") && !opens(&store, "new"));
+}
+
+#[test]
+fn going_on_with_an_older_keyring_survives_every_fault_on_the_way() {
+    use StoreErrorKind::{Refused, Unknown};
+    for (operation, good, fault) in [
+        // Behind the probe's.
+        ("create", 2, Fault::Before(Refused)),
+        ("create", 2, Fault::After(Unknown)),
+        ("replace", 3, Fault::Before(Refused)),
+        ("replace", 3, Fault::After(Unknown)),
+        ("replace", 3, Fault::Late(Unknown)),
+    ] {
+        let (store, ..) = begun();
+        let first = store.object("keyring");
+        change(2, &store, "old", rotate("new"));
+        let lost = store.object("keyring");
+        store.set("keyring", first.clone());
+        let version = version_told(&store, "old");
+        store.fail_after(operation, good, [fault]);
+        if let Err(error) = try_change(3, &store, "old", accept(&version)) {
+            assert!(matches!(error, VolumeError::Store(_)), "{error}");
+            store.heal();
+            // As it was: refused, until it is accepted again.
+            assert_eq!(store.object("keyring"), first, "{operation} {fault:?}");
+            assert_eq!(version_told(&store, "old"), version);
+            change(4, &store, "old", accept(&version));
+        }
+        assert!(opens(&store, "old"), "{operation} {fault:?}");
+        for old in [&first, &lost] {
+            is_noticed(&store, old);
+        }
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ use url::Url;
 
 use super::failure::{Access, Failure, http_status};
 use super::keys::RenewedKeys;
+use super::retry_after::Connector;
 use super::{StoreConfig, StoreConfigError};
 use crate::store::{ETag, Listed, Object, Part, StoreErrorKind};
 
@@ -454,6 +455,7 @@ fn s3(config: &StoreConfig, bucket: &str) -> object_store::Result<Arc<dyn Object
         .with_virtual_hosted_style_request(virtual_hosted)
         .with_allow_http(config.allow_http)
         .with_client_options(client_options(config))
+        .with_http_connector(Connector)
         .with_retry(no_retries())
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_disable_bulk_delete(true)
@@ -467,6 +469,7 @@ fn gcs(config: &StoreConfig, bucket: &str) -> object_store::Result<Arc<dyn Objec
     let store = GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(bucket)
         .with_client_options(client_options(config))
+        .with_http_connector(Connector)
         .with_retry(no_retries())
         .build()?;
     Ok(Arc::new(store))
@@ -486,6 +489,7 @@ fn azure(config: &StoreConfig, container: &str) -> object_store::Result<Arc<dyn 
     let store = builder
         .with_allow_http(config.allow_http)
         .with_client_options(client_options(config))
+        .with_http_connector(Connector)
         .with_retry(no_retries())
         .build()?;
     Ok(Arc::new(store))

@@ -1,15 +1,18 @@
 //! What a failed request means for the caller: pure, from the client library's error.
 //!
 //! The library keeps the HTTP status only in the words of its errors. So the words are read here,
-//! in one place, and tests hold them against the real client talking to a real socket.
+//! in one place, and tests hold them against the real client talking to a real socket. An answer that
+//! says when to come again has a type of its own (`retry_after.rs`).
 //!
 //! The rule when in doubt: a write is [`StoreErrorKind::Unknown`] (its effect may still come), a
 //! read [`StoreErrorKind::Retry`].
 
 use std::error::Error;
+use std::time::Duration;
 
 use object_store::client::{HttpError, HttpErrorKind};
 
+use super::retry_after::Told;
 use crate::store::StoreErrorKind;
 
 /// Characters of a store's answer that are passed on: some answer with whole web pages.
@@ -20,6 +23,7 @@ const MESSAGE_CHARS_MAX: usize = 1000;
 pub(super) struct Failure {
     pub(super) kind: StoreErrorKind,
     pub(super) message: String,
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl Failure {
@@ -27,6 +31,7 @@ impl Failure {
         Self {
             kind,
             message: message.into(),
+            retry_after: None,
         }
     }
 
@@ -35,6 +40,7 @@ impl Failure {
         Self {
             kind: kind_of(access, error, &message),
             message: shown(&message).chars().take(MESSAGE_CHARS_MAX).collect(),
+            retry_after: find::<Told>(error).map(|told| told.wait),
         }
     }
 }
@@ -131,6 +137,9 @@ fn kind_of_status(access: Access, status: u16, message: &str) -> StoreErrorKind 
 
 /// The status that the store answered with, if it answered.
 pub(super) fn http_status(error: &object_store::Error) -> Option<u16> {
+    if let Some(told) = find::<Told>(error) {
+        return Some(told.status);
+    }
     chain(error).find_map(|error| {
         let text = error.to_string();
         if text.starts_with("Server returned error response") {

@@ -211,6 +211,7 @@ impl Request {
             key: self.key.clone(),
             kind: refusal.0,
             message: refusal.1.to_owned(),
+            retry_after: None,
         }
     }
 }
