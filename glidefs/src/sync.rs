@@ -95,7 +95,7 @@ pub(crate) enum SyncError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// Not an error but a race: look again, at once.
-    #[error("something was written meanwhile")]
+    #[error("something was written or published meanwhile")]
     Overtaken,
 }
 
@@ -257,7 +257,8 @@ impl<W: World> Syncer<W> {
                     self.recovered();
                     return self.after_publish();
                 }
-                Err(SyncError::Overtaken) => {}
+                // What was uploaded may be older than what is published by now.
+                Err(SyncError::Overtaken) => (attempt, kept) = (None, Kept::default()),
                 Err(error) => {
                     let error = self.explained(error).await;
                     failures += 1;

@@ -8,6 +8,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -100,15 +101,32 @@ impl Request {
 impl Client {
     /// Connects and opens the export, or says with the server's own text why not.
     pub fn connect(address: &Address, export: &str) -> Result<Self> {
+        Self::connect_waiting(address, export, None)
+    }
+
+    /// The same, where an answer that takes longer than this is an error, and so is a request that is not taken for so long.
+    pub fn connect_within(address: &Address, export: &str, wait_max: Duration) -> Result<Self> {
+        Self::connect_waiting(address, export, Some(wait_max))
+    }
+
+    fn connect_waiting(
+        address: &Address,
+        export: &str,
+        wait_max: Option<Duration>,
+    ) -> Result<Self> {
         let (input, output): (Box<dyn Read>, Box<dyn Write>) = match address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path)
                     .with_context(|| format!("connecting to {}", path.display()))?;
+                stream.set_read_timeout(wait_max)?;
+                stream.set_write_timeout(wait_max)?;
                 (Box::new(stream.try_clone()?), Box::new(stream))
             }
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address)?;
                 stream.set_nodelay(true)?;
+                stream.set_read_timeout(wait_max)?;
+                stream.set_write_timeout(wait_max)?;
                 (Box::new(stream.try_clone()?), Box::new(stream))
             }
         };
@@ -282,6 +300,44 @@ impl Client {
     pub fn flush(&mut self) -> Result<()> {
         let cookie = self.submit_flush()?;
         self.only_answer(cookie).map(drop)
+    }
+
+    /// Sends what was submitted, and takes answers until no more than so many requests have none.
+    pub fn take_answers(&mut self, in_flight_max: usize) -> Result<()> {
+        while self.in_flight.len() > in_flight_max {
+            let answer = self.next_answer()?.context("the server is gone")?;
+            ensure!(answer.error == 0, "NBD error {}", answer.error);
+        }
+        Ok(())
+    }
+
+    /// Reads pairs of place and length at depth, and hands over each with its bytes as it comes.
+    pub fn read_all(
+        &mut self,
+        ranges: impl IntoIterator<Item = (u64, u32)>,
+        depth: usize,
+        mut take: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut ranges = ranges.into_iter().fuse();
+        let mut places = BTreeMap::new();
+        loop {
+            while places.len() < depth
+                && let Some((at, len)) = ranges.next()
+            {
+                places.insert(self.submit_read(at, len)?, at);
+            }
+            if places.is_empty() {
+                return Ok(());
+            }
+            let answer = self.next_answer()?.context("the server is gone")?;
+            let at = places.remove(&answer.cookie).context("no such read")?;
+            ensure!(
+                answer.error == 0,
+                "the read at {at} answered NBD error {}",
+                answer.error
+            );
+            take(at, &answer.data)?;
+        }
     }
 
     fn only_answer(&mut self, cookie: u64) -> Result<Answer> {

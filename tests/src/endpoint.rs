@@ -30,3 +30,11 @@ pub fn check_contract(endpoint: &str, prefix: &str, losers: Losers) -> Result<()
     let kept = world::linux::run(shard, |_world| contract::store(store, losers));
     kept.context("io_uring is not available")
 }
+
+/// A prefix of this process alone: a store may hold what earlier runs left.
+#[expect(clippy::disallowed_types, reason = "a name that no earlier run had")]
+pub fn own_prefix(name: &str) -> String {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
+    let seconds = since.map_or(0, |since| since.as_secs());
+    format!("{name}-{seconds}-{}", std::process::id())
+}

@@ -74,7 +74,7 @@ impl Stage {
         let mut run = Run::new(self.a.connect(EXPORT)?, SHAPE);
         write_some(&mut run, &mut self.history, &mut self.filler, 2000)?;
         run.client.disconnect()?;
-        give_up(&self.a)?;
+        self.a.give_up(EXPORT)?;
         self.check(false)
     }
 
@@ -103,7 +103,7 @@ impl Stage {
         next.submit_write(stamp.offset(), &stamp.bytes())?;
         next.send()?;
         run.client.disconnect()?;
-        give_up(&self.b)?;
+        self.b.give_up(EXPORT)?;
         post(&self.a, "promote", None)?;
         let answer = next.next_answer()?.context("an answer")?;
         ensure!(answer.error == 0, "the write that waited: {}", answer.error);
@@ -205,21 +205,6 @@ fn write_some(
     while !run.is_idle() {
         run.take(history)?.context("the server ended by itself")?;
     }
-    Ok(())
-}
-
-/// Drained and detached, once the server has seen that the client is gone.
-fn give_up(server: &Server) -> Result<()> {
-    let mut last = String::new();
-    let is_gone = || {
-        let asked = server.ask("DELETE", &format!("/api/exports/{EXPORT}"), None);
-        asked.is_ok_and(|answer| {
-            last = answer.body;
-            answer.status == 200
-        })
-    };
-    let gone = wait_until(WAIT_MAX, is_gone);
-    ensure!(gone, "not given up: {last}");
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use crate::s3::{self, keys};
 /// How long a start may take on a busy machine; a cache file is preallocated in it.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
 const STOP_WAIT_MAX: Duration = Duration::from_secs(120);
+const GIVE_UP_WAIT_MAX: Duration = Duration::from_secs(60);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 /// So many bytes of the server's log go into a failure's message.
 const LOG_TAIL_BYTES: usize = 4000;
@@ -216,6 +217,12 @@ impl Server {
         client.with_context(|| format!("connecting to {export}\n{}", self.log_tail()))
     }
 
+    /// The same, where an answer that takes longer than this is an error.
+    pub fn connect_within(&self, export: &str, wait_max: Duration) -> Result<Client> {
+        let client = Client::connect_within(&self.unix(), export, wait_max);
+        client.with_context(|| format!("connecting to {export}\n{}", self.log_tail()))
+    }
+
     pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Response> {
         let body = body.map(Value::to_string);
         http::ask(self.api, method, path, body.as_deref())
@@ -234,6 +241,22 @@ impl Server {
     /// Everything answered so far is in the store after this.
     pub fn drain(&self, name: &str) -> Result<Value> {
         self.ask_for_success("POST", &format!("/api/exports/{name}/drain"), None)
+    }
+
+    /// Drained and detached, once the server has seen that its clients are gone.
+    pub fn give_up(&self, name: &str) -> Result<()> {
+        let path = format!("/api/exports/{name}");
+        let mut last = "no answer".to_owned();
+        let is_gone = || {
+            let asked = self.ask("DELETE", &path, None);
+            asked.is_ok_and(|answer| {
+                last = answer.body;
+                answer.status == 200
+            })
+        };
+        let gone = wait_until(GIVE_UP_WAIT_MAX, is_gone);
+        ensure!(gone, "{name} is not given up: {last}\n{}", self.log_tail());
+        Ok(())
     }
 
     /// Takes the export from an owner that is lost.

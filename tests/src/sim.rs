@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use world::sim::{Sim, SimConfig};
 
-pub use space::{SpacePoint, SpaceRun};
+pub use space::SpaceRun;
 
 /// Steps of tasks in one run; the longest take a tenth.
 const STEPS_MAX: u64 = 6_000_000;

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::server::wait_until;
+use crate::site::text;
 
 /// This machine cannot play something, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +58,18 @@ pub fn must_be_here(tool: &str) -> Result<(), NotHere> {
         Ok(())
     } else {
         Err(NotHere(format!("{tool} is not installed")))
+    }
+}
+
+/// Words that, before those of a program, make it end with this process, whatever ends that: in a release build a panic
+/// cleans nothing up. None where the machine cannot do it.
+pub fn ends_with_us() -> Vec<String> {
+    match path_of("setpriv") {
+        Some(setpriv) => {
+            let words = [text(&setpriv), "--pdeathsig", "KILL", "--"];
+            words.map(str::to_owned).to_vec()
+        }
+        None => Vec::new(),
     }
 }
 

@@ -11,7 +11,7 @@ use glidefs_tests::pages::{Filler, Stamp};
 use glidefs_tests::server::Server;
 
 use crate::control::Plain;
-use crate::site::{Requests, Site, answered};
+use crate::site::{Requests, Site};
 use crate::{Arguments, progress};
 
 const IMAGE: Parent = Parent {
@@ -141,10 +141,10 @@ fn written(server: &Server, parent: Parent, pages: &[u64]) -> Result<Client> {
     let mut client = server.connect(parent.name)?;
     for turn in 0..pages.len() {
         let stamp = Stamp::new(VOLUME, pages[turn * STEP % pages.len()], 1);
-        answered(&mut client, DEPTH - 1)?;
+        client.take_answers(DEPTH - 1)?;
         client.submit_write(stamp.offset(), &stamp.bytes())?;
     }
-    answered(&mut client, 0)?;
+    client.take_answers(0)?;
     client.flush()?;
     server.drain(parent.name)?;
     Ok(client)

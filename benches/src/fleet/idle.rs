@@ -8,7 +8,7 @@ use glidefs_benches::process::{self, Memory};
 use glidefs_tests::blocking_client::Client;
 use glidefs_tests::pages::Stamp;
 
-use crate::site::{Site, answered, sleep};
+use crate::site::{Site, sleep};
 use crate::{Arguments, progress};
 
 const SIZE_GIB: f64 = 1.0;
@@ -86,11 +86,11 @@ fn connected(site: &Site, exports: u64, write_bytes: usize) -> Result<Vec<Client
         let mut client = site.server.connect(&name(number))?;
         let mut at = 0;
         for block in data.chunks(write_bytes) {
-            answered(&mut client, DEPTH - 1)?;
+            client.take_answers(DEPTH - 1)?;
             client.submit_write(at, block)?;
             at += u64::try_from(block.len())?;
         }
-        answered(&mut client, 0)?;
+        client.take_answers(0)?;
         client.flush()?;
         clients.push(client);
     }

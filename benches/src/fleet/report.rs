@@ -1,8 +1,11 @@
 //! The numbers as Markdown, each beside what is wanted.
 
 use std::fmt::{Result, Write as _};
+use std::time::Duration;
 
 use glidefs_benches::conditions::Conditions;
+use glidefs_tests::bucket::Held;
+use glidefs_tests::sizes;
 
 use crate::budget::{
     ACTIVE_SHARE, CLAIMED_DOLLARS, GB_MONTH_DOLLARS, GET_DOLLARS, PUT_DOLLARS, STORED_GB,
@@ -11,7 +14,7 @@ use crate::forks::Block;
 use crate::site::SYNC_DELAY_MS;
 use crate::{budget, forks, idle};
 
-const CONDITIONS: &str = "one server for each part, encrypted, lz4, the S3 endpoint of the tests on the loopback without latency";
+const CONDITIONS: &str = "servers of its own for each part, encrypted, lz4, the S3 endpoint of the tests on the loopback without latency";
 const MIB: f64 = (1_u64 << 20) as f64;
 const MEDIAN: usize = 500;
 const MOST: usize = 1000;
@@ -25,6 +28,7 @@ pub(crate) struct Report {
     pub(crate) forks: Option<forks::Found>,
     pub(crate) idle: Option<idle::Found>,
     pub(crate) budget: Option<budget::Found>,
+    pub(crate) sizes: Option<sizes::Found>,
     /// Why parts were not measured.
     pub(crate) failures: Vec<String>,
 }
@@ -37,6 +41,7 @@ impl Report {
             forks: None,
             idle: None,
             budget: None,
+            sizes: None,
             failures: Vec::new(),
         })
     }
@@ -63,6 +68,10 @@ impl Report {
         if let Some(found) = &self.budget {
             write_budget(text, found)?;
             write_prices(text, found, &self.shares)?;
+        }
+        if let Some(found) = &self.sizes {
+            write_grown(text, found)?;
+            write_trims(text, found)?;
         }
         for failure in &self.failures {
             writeln!(text, "\nNot measured: {failure}")?;
@@ -214,6 +223,82 @@ fn write_prices(text: &mut String, found: &budget::Found, shares: &[f64]) -> Res
     Ok(())
 }
 
+fn write_grown(text: &mut String, found: &sizes::Found) -> Result {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    writeln!(
+        text,
+        "\n### Resize\n\nBy the API, under a connected client, which goes on with the size that it knows; the next one is told the new size, and writes the first page and the last.\n\n\
+         | to | order until it is published, ms | connect until the size is told, ms |\n|---:|---:|---:|"
+    )?;
+    for step in &found.grown {
+        let size = whole_units(step.size_bytes);
+        let (order, connect) = (ms(step.order), ms(step.connect));
+        writeln!(text, "| {size} | {order:.2} | {connect:.2} |")?;
+    }
+    let woken = &found.woken;
+    writeln!(
+        text,
+        "\nOn another node with an empty cache: connected in {:.2} ms, {} pages read back as written or zeros, BLOCK_STATUS of all of it in {:.0} ms (sequential requests). It was exact after each step.",
+        ms(woken.connect),
+        woken.pages,
+        ms(woken.status)
+    )
+}
+
+fn write_trims(text: &mut String, found: &sizes::Found) -> Result {
+    let (plan, trims) = (&found.plan, &found.trims);
+    let stretch = whole_units(plan.stretch_bytes);
+    let (part, whole) = (
+        whole_units(plan.part_bytes),
+        whole_units(plan.size_bytes_max),
+    );
+    writeln!(
+        text,
+        "\n### TRIM\n\nOne published page of 4 KiB in each {stretch} of what is trimmed. From the first request to the last answer, at depth 64. BLOCK_STATUS named exactly the pages that were left, before and after each was published.\n\n\
+         | what | requests | samples | p50 ms | max ms | wanted |\n|---|---:|---:|---:|---:|---|"
+    )?;
+    let (some, all) = (trims.part_requests, trims.whole_requests);
+    let rows = [
+        (part.as_str(), some, &trims.part, "well under 100"),
+        (whole.as_str(), all, &trims.whole, ""),
+        ("control: as many of 4 KiB", some, &trims.small, ""),
+        ("control: write of 4 KiB", 1, &trims.write, ""),
+        ("control: flush behind it", 1, &trims.flush, ""),
+    ];
+    for (what, requests, times, wanted) in rows {
+        let seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+        let ms = |permille| quantile(&seconds, permille) * 1e3;
+        let (count, median, longest) = (seconds.len(), ms(MEDIAN), ms(MOST));
+        writeln!(
+            text,
+            "| {what} | {requests} | {count} | {median:.2} | {longest:.2} | {wanted} |"
+        )?;
+    }
+    writeln!(
+        text,
+        "\n| the bucket holds | objects | MB |\n|---|---:|---:|"
+    )?;
+    let rows: [(&str, Held); 3] = [
+        ("before the last trim of all", trims.written),
+        ("once that is published", trims.trimmed),
+        ("once `glidefs gc run` is done", trims.collected),
+    ];
+    for (when, held) in rows {
+        let mb = held.bytes as f64 / 1e6;
+        writeln!(text, "| {when} | {} | {mb:.3} |", held.objects)?;
+    }
+    Ok(())
+}
+
+/// Of a size that is whole in the largest unit that fits.
+fn whole_units(bytes: u64) -> String {
+    match bytes {
+        _ if bytes >= 1 << 40 => format!("{} TiB", bytes >> 40),
+        _ if bytes >= 1 << 30 => format!("{} GiB", bytes >> 30),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}
+
 /// The value that so many in a thousand do not exceed; 0 of nothing.
 fn quantile(values: &[f64], permille: usize) -> f64 {
     let mut sorted = values.to_vec();
@@ -225,6 +310,12 @@ fn quantile(values: &[f64], permille: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_told_in_their_largest_unit() {
+        let told = [4 << 20, 1 << 30, 16 << 40].map(whole_units);
+        assert_eq!(told, ["4 MiB", "1 GiB", "16 TiB"]);
+    }
 
     #[test]
     fn quantiles_are_values_that_were_there() {

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use glidefs_tests::blocking_client::Client;
 use glidefs_tests::http;
 use glidefs_tests::server::{Server, Settings, Store, built};
 use glidefs_tests::site::text;
@@ -120,15 +119,6 @@ impl std::ops::Sub for Requests {
             sent_bytes: self.sent_bytes - before.sent_bytes,
         }
     }
-}
-
-/// Sends what was submitted, and waits until no more than so many requests have no answer.
-pub(crate) fn answered(client: &mut Client, in_flight_max: usize) -> Result<()> {
-    while client.in_flight() > in_flight_max {
-        let answer = client.next_answer()?.context("the server is gone")?;
-        ensure!(answer.error == 0, "NBD error {}", answer.error);
-    }
-    Ok(())
 }
 
 #[expect(

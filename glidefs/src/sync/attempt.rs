@@ -19,7 +19,8 @@ use crate::export::Role;
 use crate::export::apply_patches;
 use crate::export::frames::index;
 use crate::volume::{
-    FrameContent, NewDataKey, PlainFrame, Publish, SnapshotChange, Uploaded, VolumeState,
+    FrameContent, NewDataKey, PlainFrame, Publish, SnapshotChange, Uploaded, VolumeError,
+    VolumeState,
 };
 
 /// Segments of all exports that are read and sealed at a time.
@@ -393,6 +394,12 @@ impl<W: World> Syncer<W> {
         self.unsent.set(None);
         let published = Box::pin(volume.publish(&self.change(attempt))).await;
         self.take_turn();
+        if let Err(VolumeError::Overtaken { .. }) = published {
+            // It was installed in this very step.
+            let root = volume.root();
+            self.local.published(root.cut, root.nonce);
+            return Err(SyncError::Overtaken);
+        }
         let published = published?;
         // From here to the end of the step nothing waits: a reader finds a page either dirty in the
         // log or in the installed map, never in neither.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use blockcache::Epoch;
+use blockcache::{Epoch, Seq};
 use world::StoreError;
 
 /// An error of a volume or of the prefix that it lives in.
@@ -19,6 +19,12 @@ pub enum VolumeError {
         theirs: Epoch,
         owner: String,
     },
+    /// A publish of an earlier process of the same log landed meanwhile, with a later cut than this one. It is installed;
+    /// nothing of this change was published, or will be.
+    #[error(
+        "volume `{name}` is at cut {at} already, by an earlier publish of this node that was answered late"
+    )]
+    Overtaken { name: String, at: Seq },
     /// The root of a known volume is gone (rule 13; promise 7).
     #[error(
         "volume `{name}`: its root vanished from the store; restore object `{key}` or delete the volume"

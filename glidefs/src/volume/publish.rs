@@ -112,7 +112,8 @@ impl<W: World> Volume<W> {
     /// Makes `change.cut` the state of the volume: one compare-and-swap of the root that names the
     /// segments (in write order; later ones win). Unclear answers are resolved by reading back
     /// (rule 13): `change.ours` are the nonces of all intents that may still land. After
-    /// [`VolumeError::Store`] the outcome is open, and the same change may be tried again.
+    /// [`VolumeError::Store`] the outcome is open, and the same change may be tried again. After
+    /// [`VolumeError::Overtaken`] a later cut of this log is published and installed, and the change is void.
     /// Returns the new root, whose map is not yet installed: see [`Volume::install`].
     pub async fn publish(&self, change: &Publish) -> Result<Published, VolumeError> {
         let _turn = self.turn().await;
@@ -136,7 +137,14 @@ impl<W: World> Volume<W> {
                     // Its map may be installed before anybody calls it clean; not after.
                     let older = self.prepare(*now, change, Some((expected, map)));
                     let older = Box::pin(older).await?;
-                    self.install(older);
+                    let root = self.install(older);
+                    if root.cut > change.cut {
+                        // A cut may be smaller than one before a restart: it has a bound by extents.
+                        return Err(VolumeError::Overtaken {
+                            name: root.name,
+                            at: root.cut,
+                        });
+                    }
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use clap::Parser;
-use glidefs_tests::endpoint::check_contract;
+use glidefs_tests::endpoint::{check_contract, own_prefix};
 use glidefs_tests::kill::{Load, Rounds};
 use glidefs_tests::moves;
 use glidefs_tests::s3::S3Server;
@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     };
     let lost = arguments.rounds / 2;
     if let Some(endpoint) = &arguments.endpoint {
-        let prefix = format!("/{}", run_prefix("contract"));
+        let prefix = format!("/{}", own_prefix("contract"));
         check_contract(endpoint, &prefix, Losers::MayNotKnow)?;
         println!("the contract of the store is kept");
     }
@@ -73,7 +73,7 @@ fn main() -> Result<()> {
 fn store(endpoint: &str, name: &str) -> Store {
     Store::S3 {
         endpoint: endpoint.to_owned(),
-        prefix: run_prefix(name),
+        prefix: own_prefix(name),
     }
 }
 
@@ -82,12 +82,4 @@ fn rounds(arguments: &Arguments, folder: &Path, load: Load, name: &str) -> Resul
         None => Rounds::new(folder, load),
         Some(endpoint) => Ok(Rounds::with(folder, load, store(endpoint, name))),
     }
-}
-
-/// Of this process alone: the store may hold what earlier runs left.
-#[expect(clippy::disallowed_types, reason = "a name that no earlier run had")]
-fn run_prefix(name: &str) -> String {
-    let since = std::time::SystemTime::UNIX_EPOCH.elapsed();
-    let seconds = since.map_or(0, |since| since.as_secs());
-    format!("{name}-{seconds}-{}", std::process::id())
 }

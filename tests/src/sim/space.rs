@@ -14,6 +14,7 @@ use world::sim::{Sim, SimConfig, SimWorld};
 
 use super::node::{NAME, Node, Started, socket};
 use crate::nbd_client::{NbdClient, Options};
+use crate::space::SpacePoint;
 
 const PAGE: u64 = 4096;
 
@@ -24,20 +25,6 @@ pub struct SpaceRun {
     pub writes_per_second: u64,
     pub hours: u64,
     pub seed: u64,
-}
-
-/// What the store held at one moment.
-#[derive(Clone, Copy, Debug)]
-pub struct SpacePoint {
-    pub minutes: u64,
-    /// Of all objects of the volume.
-    pub stored_bytes: u64,
-    pub live_bytes: u64,
-    /// Sent to the store since the start, and written by the client.
-    pub sent_bytes: u64,
-    pub written_bytes: u64,
-    /// Objects deleted since the start.
-    pub collected_objects: u64,
 }
 
 impl SpaceRun {
@@ -84,7 +71,7 @@ impl SpaceRun {
             let objects = sim.objects();
             let own = objects.iter().filter(|(key, _)| key.starts_with("nbd/"));
             points.borrow_mut().push(SpacePoint {
-                minutes: tens * 10,
+                seconds: tens * 600,
                 stored_bytes: own.map(|(_, body)| body.len() as u64).sum(),
                 live_bytes: self.pages * PAGE,
                 sent_bytes: io.uploaded_bytes + io.repacked_bytes,

@@ -115,6 +115,35 @@ fn an_older_intent_that_landed_after_all_is_adopted() {
     }
 }
 
+/// A cut has a bound by extents, so the first one behind a restart may end before one that was sent in front of it.
+#[test]
+fn an_older_intent_with_a_later_cut_voids_the_change() {
+    let (store, node, volume) = prepared();
+    let mut older = next(&node, &volume);
+    older.cut = Seq(older.cut.0 + 5);
+    store.fail("replace", [Fault::Late(StoreErrorKind::Unknown)]);
+    let outage = vec![Fault::Before(StoreErrorKind::Retry); ATTEMPTS_MAX as usize];
+    store.fail("get", outage);
+    node.try_publish(&volume, &older).expect_err("an outage");
+    store.heal();
+    let segment = node.upload(&volume, vec![data(2, &[9])]);
+    let mut change = node.change(&volume, vec![segment]);
+    change.ours = vec![older.nonce];
+    let error = node.try_publish(&volume, &change).expect_err("void");
+    assert!(matches!(error, VolumeError::Overtaken { at, .. } if at == older.cut));
+    assert_eq!(
+        (volume.root().nonce, volume.root().cut),
+        (older.nonce, older.cut)
+    );
+    let again = node.open("a").expect("opens");
+    for volume in [&volume, &again] {
+        assert!(node.read(volume, 1, 2) == [page(1), page(2)].concat());
+    }
+    let segment = node.upload(&volume, vec![data(3, &[3])]);
+    let change = node.change(&volume, vec![segment]);
+    node.try_publish(&volume, &change).expect("goes on");
+}
+
 #[test]
 fn another_owner_fences_and_is_named() {
     let (store, node, volume) = prepared();
