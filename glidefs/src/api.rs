@@ -225,9 +225,10 @@ async fn drain(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {
     Ok(Json(answer))
 }
 
-async fn prepare(State(api): State<Api>, name: Name) -> Answer<ExportDocument> {
+async fn prepare(State(api): State<Api>, name: Name, body: Body) -> Answer<ExportDocument> {
     let Path(name) = name?;
-    let request = |reply| Request::Prepare(name, reply);
+    let wanted = parse_or_default(&body?, "{\"warm_bytes\": 268435456}")?;
+    let request = |reply| Request::Prepare(name, wanted, reply);
     Ok(Json(api.control.ask(request).await?))
 }
 

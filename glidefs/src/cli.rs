@@ -210,7 +210,13 @@ enum ExportCommand {
         kept_seq: u64,
     },
     /// Open an export that another node owns for a promotion to come: clients may connect, and their writes wait for it
-    Prepare(Named),
+    Prepare {
+        #[command(flatten)]
+        named: Named,
+        /// Bring at most so many bytes into the cache, what was written last first: 256 MiB if nothing is said, 0 for none
+        #[arg(long, value_name = "BYTES")]
+        warm_bytes: Option<u64>,
+    },
     /// Make a read-only export read-write: take its ownership
     Promote {
         #[command(flatten)]

@@ -33,9 +33,9 @@ pub enum Request {
     AcceptLoss(String, AcceptLossDocument, Reply<ExportDocument>),
     /// Returns once everything answered before the call is in the store.
     Drain(String, Reply<ExportDocument>),
-    /// Read-only to read-write.
     /// Opens a volume for a promotion to come, or shows its newest cut to who waits for that.
-    Prepare(String, Reply<ExportDocument>),
+    Prepare(String, PrepareDocument, Reply<ExportDocument>),
+    /// Read-only to read-write.
     Promote(String, PromoteDocument, Reply<ExportDocument>),
     /// All snapshots of a volume, oldest first.
     Snapshots(String, Reply<Vec<SnapshotDocument>>),
@@ -136,7 +136,33 @@ pub struct ExportDocument {
     /// Set while unpublished writes are missing from the cache and nobody has accepted the loss.
     #[serde(default)]
     pub damage: Option<DamageDocument>,
+    /// Of one that is prepared: how warm it is.
+    #[serde(default)]
+    pub warm: Option<WarmDocument>,
     pub io: IoDocument,
+}
+
+/// How far an export's way into the cache is, before it is promoted. Bytes are those that the cache spends on it: with
+/// each frame comes a page that says what it is.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct WarmDocument {
+    pub state: WarmState,
+    /// What was asked for, or what the cache has room for.
+    pub bytes_max: u64,
+    /// What of it is in the cache: fetched for this, or there before.
+    pub bytes: u64,
+    /// Why it is over before all is there.
+    pub note: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum WarmState {
+    Running,
+    /// All that was asked for is there, or all that there is.
+    Done,
+    /// Not all; preparing again goes on.
+    Stopped,
 }
 
 /// Unpublished writes that should be in the cache and are not.
@@ -180,6 +206,9 @@ pub struct IoDocument {
     pub collected_objects: u64,
     #[serde(default)]
     pub collected_bytes: u64,
+    /// Bytes fetched into the cache before anybody read them, because the export was prepared.
+    #[serde(default)]
+    pub warmed_bytes: u64,
 }
 
 /// Everything that is counted, at one moment: what `/metrics` and `glidefs top` show.
@@ -286,6 +315,13 @@ pub struct DeleteQuery {
     /// Of a purge: only if the name is that of this volume (`volume` of the export's document). With it a purge may be
     /// repeated at any time, by any node, and never deletes what has the name by then.
     pub volume: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrepareDocument {
+    /// Bring at most so many bytes into the cache, what was written last first; 0: none. Without it: 256 MiB.
+    pub warm_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
@@ -489,6 +525,9 @@ pub struct ForkedDocument {
     pub id: String,
     /// False: it is a fork of a fork.
     pub direct: bool,
+    /// Why nothing but its id is known: what the volume's folder has of it cannot be read.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]

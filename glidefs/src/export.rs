@@ -21,6 +21,7 @@
 
 pub(crate) mod causes;
 pub mod clients;
+mod confirm;
 pub mod connection;
 pub(crate) mod decide;
 pub mod document;
@@ -33,6 +34,7 @@ pub mod registry;
 pub mod shelf;
 pub mod site;
 mod status;
+pub(crate) mod warm;
 
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
@@ -54,6 +56,7 @@ use clients::Clients;
 use frames::{Frames, index};
 use meter::Meter;
 use orders::Orders;
+use warm::Warm;
 
 const READ_BACKOFF: Backoff = Backoff {
     first: Duration::from_millis(100),
@@ -105,6 +108,8 @@ pub struct Export<W: World> {
     pub(crate) clients: Clients,
     pub(crate) orders: Orders,
     pub(crate) causes: Causes,
+    /// Of one that is prepared.
+    pub(crate) warm: Warm,
     /// Of one that was prepared: what took its place.
     successor: OnceCell<Rc<Self>>,
 }
@@ -158,6 +163,7 @@ impl<W: World> Export<W> {
             stops: Cell::new(false),
             orders: Orders::default(),
             causes: Causes::default(),
+            warm: Warm::default(),
             successor: OnceCell::new(),
         })
     }

@@ -12,6 +12,7 @@ mod gc;
 mod leave;
 mod loss;
 mod meters;
+mod prepare;
 mod purge;
 pub(crate) mod renew;
 mod restore;
@@ -23,7 +24,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blockcache::{Cache, CacheConfig, CacheError};
+use blockcache::{Cache, CacheConfig, CacheError, LocalVolume};
 use world::sync::{Receiver, Semaphore};
 use world::{StoreErrorKind, World};
 
@@ -36,6 +37,7 @@ use crate::export::open::Wish;
 use crate::export::registry::Registry;
 use crate::export::shelf::Shelf;
 use crate::export::site::{ExportConfig, Site};
+use crate::export::warm;
 use crate::operations::Operations;
 use crate::repeats::Repeats;
 use crate::sync::SyncConfig;
@@ -118,13 +120,7 @@ impl<W: World> Shard<W> {
     pub async fn open(world: W, store: W::Store, config: ShardConfig) -> Result<Self, ShardError> {
         let cache = Box::pin(Cache::open(world.clone(), config.cache)).await?;
         let shelf = Shelf::new(world.clone(), store, config.bucket);
-        // With an intent open, a detach may not have got through: until it has, nobody else may open
-        // the volume. With writes that are not published and no epoch, a loss was accepted and the
-        // process died before the volume was opened again; or they are salvage, which is said.
-        let held = cache.volumes().into_iter();
-        let held = held.filter(|local| {
-            local.attached || !local.intents.is_empty() || local.last > local.published
-        });
+        let held = cache.volumes().into_iter().filter(is_held);
         let held: Vec<String> = held.map(|local| local.name).collect();
         if let Err(error) = Box::pin(shelf.bucket()).await {
             // Guests that run on what the log holds must not wait for the store. Without any, a
@@ -143,6 +139,7 @@ impl<W: World> Shard<W> {
             },
             uploads: Uploads::new(sync.uploads_total_min, sync.uploads_total_max),
             packing: Semaphore::new(PACKING_MAX),
+            warming: Semaphore::new(warm::READS_MAX),
             closing: Cell::new(false),
             world,
             cache,
@@ -200,6 +197,13 @@ impl<W: World> Shard<W> {
     }
 }
 
+/// With an intent open, a detach may not have got through: until it has, nobody else may open the volume. With writes
+/// that are not published and no epoch, a loss was accepted and the process died before the volume was opened again; or
+/// they are salvage, which is said.
+fn is_held(local: &LocalVolume) -> bool {
+    local.attached || !local.intents.is_empty() || local.last > local.published
+}
+
 /// Opens a volume that this log holds, without a client: its unpublished writes go to the store,
 /// and if nobody comes back, it is detached. Tried until the store answers or a client was faster.
 fn bring_back<W: World>(registry: &Rc<Registry<W>>, name: String) {
@@ -209,6 +213,11 @@ fn bring_back<W: World>(registry: &Rc<Registry<W>>, name: String) {
         let mut failures = 0;
         while registry.get(&name).is_none() && !registry.site().closing.get() {
             let door = registry.door(&name).await;
+            // Somebody who deleted it was in the door: it would be taken back from whoever is to have it.
+            let mut locals = registry.site().cache.volumes().into_iter();
+            if !locals.any(|local| local.name == name && is_held(&local)) {
+                return;
+            }
             let opened = Box::pin(registry.opened(&name, Wish::default())).await;
             drop(door);
             match opened {

@@ -44,6 +44,7 @@ mod publish;
 mod purge;
 mod reader;
 mod reading;
+mod recent;
 mod renew;
 mod repack;
 mod replaced;
@@ -109,6 +110,7 @@ pub use name::VolumeName;
 pub use publish::Published;
 pub use purge::Purged;
 pub(crate) use reading::{RENEW_AFTER, ReadPin};
+pub(crate) use recent::together;
 pub use renew::{DataKeyView, NewDataKey, Renewal};
 pub use repack::Repacked;
 pub use restore::Restore;
@@ -406,31 +408,7 @@ impl<W: World> Volume<W> {
     /// Gets, checks and decodes a frame: `frame.pages.bytes()` bytes.
     pub async fn fetch(&self, frame: &FrameRef) -> Result<Bytes, VolumeError> {
         let reader = self.reader(&self.inner.state.borrow());
-        let volume = reader.volumes.id(frame.volume);
-        let volume = volume.expect("a frame is fetched through the volume that looked it up");
-        let stored = frame.bytes.end.saturating_sub(frame.bytes.start);
-        let place = (u32::try_from(frame.bytes.start), u32::try_from(stored));
-        let (Ok(offset), Ok(stored)) = place else {
-            panic!("a frame is fetched as it was looked up, and lies below 4 GiB");
-        };
-        let target = Target {
-            kind: Kind::Segment,
-            object: ObjectName {
-                volume,
-                epoch: frame.epoch,
-                id: frame.segment,
-            },
-            offset,
-            stored,
-            frame: Frame {
-                number: frame.number,
-                pages: frame.pages,
-                codec: frame.codec,
-                plain: segment::plain_len(frame.pages),
-            },
-            hash: Hash::Half(frame.hash),
-        };
-        let plain = reader.frame(target).await?;
+        let plain = reader.frame(target(&reader, frame)).await?;
         Ok(Bytes::from(plain))
     }
 
@@ -479,6 +457,7 @@ impl<W: World> Volume<W> {
             epoch: Epoch(now.stored.root.epoch),
             volumes: Rc::clone(&now.volumes),
             fresh: Rc::clone(&self.inner.fresh),
+            made: Fresh::default(),
         }
     }
 }
@@ -508,6 +487,34 @@ impl Now {
             }
         }
         (shape, tallies)
+    }
+}
+
+/// A frame as its segment has it.
+fn target<W: World>(reader: &Reader<W>, frame: &FrameRef) -> Target {
+    let volume = reader.volumes.id(frame.volume);
+    let volume = volume.expect("a frame is fetched through the volume that looked it up");
+    let stored = frame.bytes.end.saturating_sub(frame.bytes.start);
+    let place = (u32::try_from(frame.bytes.start), u32::try_from(stored));
+    let (Ok(offset), Ok(stored)) = place else {
+        panic!("a frame is fetched as it was looked up, and lies below 4 GiB");
+    };
+    Target {
+        kind: Kind::Segment,
+        object: ObjectName {
+            volume,
+            epoch: frame.epoch,
+            id: frame.segment,
+        },
+        offset,
+        stored,
+        frame: Frame {
+            number: frame.number,
+            pages: frame.pages,
+            codec: frame.codec,
+            plain: segment::plain_len(frame.pages),
+        },
+        hash: Hash::Half(frame.hash),
     }
 }
 

@@ -13,8 +13,9 @@ use glidefs::api::{self, Api};
 use glidefs::control::{
     CacheDocument, CollectedDocument, Control, ControlError, ControlErrorKind, ExportDocument,
     ExportMeters, ForkDocument, ForkedDocument, GcDocument, IoDocument, LatenciesDocument,
-    MetersDocument, OperationDocument, OperationState, Request, SalvageDocument, SalvageKind,
-    SalvageRange, SalvageRanges, ServerDocument, SnapshotDocument,
+    MetersDocument, OperationDocument, OperationState, PrepareDocument, Request, SalvageDocument,
+    SalvageKind, SalvageRange, SalvageRanges, ServerDocument, SnapshotDocument, WarmDocument,
+    WarmState,
 };
 use glidefs::meter::store::StoreUse;
 use serde_json::Value;
@@ -394,6 +395,10 @@ fn export_commands_speak_to_the_api() {
     ];
     let promoted: Value = serde_json::from_str(&stdout(&run(&words))).expect("JSON");
     assert_eq!(promoted["epoch"], 5);
+    let prepared = stdout(&run(&["prepare", "vm-a", "--warm-bytes", "8192"]));
+    let warm = "4 KiB of 8 KiB: the cache takes no more";
+    assert!(prepared.contains(warm), "{prepared}");
+    assert!(!stdout(&run(&["prepare", "vm-a"])).contains("warm"));
 
     let refused = run(&["delete", "vm-a"]);
     assert_eq!(code(&refused), 1);
@@ -457,10 +462,18 @@ fn snapshot_and_fork_commands_speak_to_the_api() {
         )
     );
     let tree = stdout(&run(&["export", "forks", "vm-a"]));
-    assert_eq!(tree, "vm-a\n└─ child\n");
+    let unreadable = "09".repeat(16);
+    let why = "object `nbd/v/pins/09` is damaged";
     assert_eq!(
-        json(&["export", "forks", "vm-a"])["forks"][0]["name"],
-        "child"
+        tree,
+        format!("vm-a\n├─ child\n└─ {unreadable}: cannot be read: {why}\n")
+    );
+    let tree = json(&["export", "forks", "vm-a"]);
+    assert_eq!(tree["forks"][0]["name"], "child");
+    assert_eq!(tree["forks"][0]["error"], Value::Null);
+    assert_eq!(
+        (&tree["forks"][1]["id"], &tree["forks"][1]["error"]),
+        (&Value::from(unreadable), &Value::from(why))
     );
     let fork = stdout(&run(&["fork", "vm-a", "vm-b"]));
     assert!(fork.contains("vm-b") && fork.contains("write 7"), "{fork}");
@@ -573,6 +586,7 @@ fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
         stored_bytes: 0,
         dead_bytes: 0,
         damage: None,
+        warm: None,
         io: IoDocument::default(),
     }
 }
@@ -687,6 +701,27 @@ fn salvaged() -> SalvageDocument {
     }
 }
 
+/// Forks of an export, by the ids behind one. The last cannot be read.
+fn forked(of: &str, after: &str) -> Vec<ForkedDocument> {
+    let fork = |name: &str, id: &str, direct: bool| ForkedDocument {
+        name: name.to_owned(),
+        id: id.repeat(16),
+        direct,
+        error: None,
+    };
+    let unreadable = ForkedDocument {
+        error: Some("object `nbd/v/pins/09` is damaged".to_owned()),
+        ..fork("", "09", false)
+    };
+    let mut forks = vec![
+        fork("child", "07", true),
+        fork("grandchild", "08", false),
+        unreadable,
+    ];
+    forks.retain(|it| it.id.as_str() > after && of != "child");
+    forks
+}
+
 /// Snapshots and forks: of every export there is one, `s1`.
 fn answer_copies(request: Request) -> bool {
     let missing = || ControlError::new(ControlErrorKind::NotFound, "no snapshot of this name");
@@ -710,17 +745,7 @@ fn answer_copies(request: Request) -> bool {
             let found = (wanted.snapshot == "s1").then(|| export(&name, 0));
             reply.send(found.ok_or_else(missing)).is_ok()
         }
-        Request::Forks(name, after, reply) => {
-            let forks = [("child", "07", true), ("grandchild", "08", false)];
-            let forked = |(name, id, direct): (&str, &str, bool)| ForkedDocument {
-                name: name.to_owned(),
-                id: id.repeat(16),
-                direct,
-            };
-            let mut forks: Vec<ForkedDocument> = forks.map(forked).into();
-            forks.retain(|it| it.id > after && name != "child");
-            reply.send(Ok(forks)).is_ok()
-        }
+        Request::Forks(name, after, reply) => reply.send(Ok(forked(&name, &after))).is_ok(),
         Request::Fork(name, wanted, reply) => {
             let fork = ForkDocument {
                 name: wanted.name,
@@ -782,6 +807,20 @@ fn snapshot(export: &str, name: &str) -> SnapshotDocument {
     }
 }
 
+/// As warm as was asked for; else nobody asked.
+fn prepared(name: &str, wanted: &PrepareDocument) -> ExportDocument {
+    ExportDocument {
+        role: "prepared".to_owned(),
+        warm: wanted.warm_bytes.map(|bytes_max| WarmDocument {
+            state: WarmState::Stopped,
+            bytes_max,
+            bytes: bytes_max / 2,
+            note: Some("the cache takes no more".to_owned()),
+        }),
+        ..export(name, 0)
+    }
+}
+
 async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
     let find = |name: &str| exports.iter().find(|export| export.name == name).cloned();
     let missing = || ControlError::new(ControlErrorKind::NotFound, "no export of this name");
@@ -817,10 +856,8 @@ async fn shard(exports: Vec<ExportDocument>, mut requests: Receiver<Request>) {
                 (purge.total, purge.at) = (0, format!("{name} {how:?}"));
                 reply.send(Ok(purge)).is_ok()
             }
-            Request::Prepare(name, reply) => {
-                let mut prepared = export(&name, 0);
-                "prepared".clone_into(&mut prepared.role);
-                reply.send(Ok(prepared)).is_ok()
+            Request::Prepare(name, wanted, reply) => {
+                reply.send(Ok(prepared(&name, &wanted))).is_ok()
             }
             Request::Promote(name, wanted, reply) => {
                 let mut promoted = export(&name, 0);

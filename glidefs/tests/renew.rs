@@ -8,8 +8,8 @@ use blockcache::CacheConfig;
 use bytes::Bytes;
 use futures_util::future::join;
 use glidefs::control::{
-    Control, ControlError, ControlErrorKind, DataKeyDocument, ExportDocument, PromoteDocument,
-    RenewDataDocument, Request,
+    Control, ControlError, ControlErrorKind, DataKeyDocument, ExportDocument, PrepareDocument,
+    PromoteDocument, RenewDataDocument, Request,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua};
 use glidefs::export::connection::Connection;
@@ -261,7 +261,8 @@ fn readers_keep_their_cut_and_prepared_exports_learn_the_key() {
         let source = a.connect("vm").await;
         write(&source, 0, 1).await;
         a.ask(Request::Drain).await;
-        assert_eq!(b.ask(Request::Prepare).await.role, "prepared");
+        let prepare = |name, reply| Request::Prepare(name, PrepareDocument::default(), reply);
+        assert_eq!(b.ask(prepare).await.role, "prepared");
         let (target, reader) = (b.connect("vm").await, c.connect("vm").await);
         a.renew("vm", "r").await.expect("renewed");
         write(&source, 0, 2).await;
@@ -269,7 +270,7 @@ fn readers_keep_their_cut_and_prepared_exports_learn_the_key() {
         let drained = a.ask(Request::Drain).await;
         assert_eq!((stamp(&reader, 0).await, stamp(&reader, 1).await), (1, 0));
         assert_eq!((stamp(&target, 0).await, stamp(&target, 1).await), (1, 0));
-        let again = b.ask(Request::Prepare).await;
+        let again = b.ask(prepare).await;
         assert_eq!(again.published_seq, drained.published_seq);
         assert_eq!((stamp(&target, 0).await, stamp(&target, 1).await), (2, 2));
         assert_eq!((stamp(&reader, 0).await, stamp(&reader, 1).await), (1, 0));

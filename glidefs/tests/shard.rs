@@ -10,8 +10,8 @@ use bytes::Bytes;
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
     ForkDocument, GcDocument, MakeForkDocument, MetersDocument, OperationDocument, OperationState,
-    PromoteDocument, PruneQuery, PutDocument, Request, RestoreDocument, SalvageDocument,
-    SalvageKind, SalvageRanges, SnapshotDocument, TakeSnapshotDocument,
+    PrepareDocument, PromoteDocument, PruneQuery, PutDocument, Request, RestoreDocument,
+    SalvageDocument, SalvageKind, SalvageRanges, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::clients::Sharing;
@@ -2509,9 +2509,9 @@ fn a_purge_that_failed_is_tried_again_by_the_same_request() {
 
 impl Node {
     async fn prepare(&self, name: &str) -> Result<ExportDocument, ControlError> {
-        let name = name.to_owned();
+        let (name, wanted) = (name.to_owned(), PrepareDocument::default());
         self.control
-            .ask(|reply| Request::Prepare(name, reply))
+            .ask(|reply| Request::Prepare(name, wanted, reply))
             .await
     }
 

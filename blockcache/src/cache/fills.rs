@@ -46,6 +46,11 @@ impl<W: World> Cache<W> {
         shared.unpinned.notify_waiters();
     }
 
+    /// Whether a frame is here, as far as is known without reading it.
+    pub fn keeps(&self, key: FillKey) -> bool {
+        self.shared.log.borrow().fills.contains_key(&key)
+    }
+
     /// Copies pages `pages` (relative to the frame) of a kept frame into `out`; false if the frame
     /// is not here, or no longer what it was.
     pub async fn filled(&self, key: FillKey, pages: Range<u32>, out: &mut [u8]) -> bool {

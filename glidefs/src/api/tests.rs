@@ -11,8 +11,8 @@ use world::sync::Receiver;
 
 use super::*;
 use crate::control::{
-    CollectedDocument, ControlErrorKind, ExportMeters, OperationState, RenewDataDocument,
-    SalvageKind, SalvageRange, testing,
+    CollectedDocument, ControlErrorKind, ExportMeters, OperationState, PrepareDocument,
+    RenewDataDocument, SalvageKind, SalvageRange, WarmDocument, WarmState, testing,
 };
 
 fn export(name: &str) -> ExportDocument {
@@ -33,10 +33,25 @@ fn export(name: &str) -> ExportDocument {
         stored_bytes: 0,
         dead_bytes: 0,
         damage: None,
+        warm: None,
         io: IoDocument {
             reads: 3,
             ..Default::default()
         },
+    }
+}
+
+/// It warms up if it is said how much.
+fn prepared(name: &str, wanted: &PrepareDocument) -> ExportDocument {
+    ExportDocument {
+        role: "prepared".into(),
+        warm: wanted.warm_bytes.map(|bytes_max| WarmDocument {
+            state: WarmState::Running,
+            bytes_max,
+            bytes: 4096,
+            note: None,
+        }),
+        ..export(name)
     }
 }
 
@@ -98,10 +113,8 @@ async fn answer(mut requests: Receiver<Request>, stopped: Option<&'static str>) 
                 left.last_seq = wanted.kept_seq;
                 reply.send(Ok(left)).is_ok()
             }
-            Request::Prepare(name, reply) => {
-                let mut prepared = export(&name);
-                "prepared".clone_into(&mut prepared.role);
-                reply.send(Ok(prepared)).is_ok()
+            Request::Prepare(name, wanted, reply) => {
+                reply.send(Ok(prepared(&name, &wanted))).is_ok()
             }
             Request::Promote(name, wanted, reply) => {
                 let mut promoted = export(&name);
@@ -173,6 +186,27 @@ fn salvaged() -> SalvageDocument {
     }
 }
 
+/// Forks of an export, by the ids behind one. The last cannot be read.
+fn forked(of: &str, after: &str) -> Vec<ForkedDocument> {
+    let fork = |name: &str, id: &str, direct: bool| ForkedDocument {
+        name: name.to_owned(),
+        id: id.repeat(16),
+        direct,
+        error: None,
+    };
+    let unreadable = ForkedDocument {
+        error: Some("object `nbd/v/pins/09` is damaged".to_owned()),
+        ..fork("", "09", false)
+    };
+    let mut forks = vec![
+        fork("child", "07", true),
+        fork("grandchild", "08", false),
+        unreadable,
+    ];
+    forks.retain(|it| it.id.as_str() > after && of != "child");
+    forks
+}
+
 /// Snapshots and forks: of every export there is one, `s1`.
 fn answer_copies(request: Request) -> bool {
     let missing = || ControlError::new(ControlErrorKind::NotFound, "no snapshot of this name");
@@ -196,17 +230,7 @@ fn answer_copies(request: Request) -> bool {
             let found = (wanted.snapshot == "s1").then(|| export(&name));
             reply.send(found.ok_or_else(missing)).is_ok()
         }
-        Request::Forks(name, after, reply) => {
-            let forks = [("child", "07", true), ("grandchild", "08", false)];
-            let forked = |(name, id, direct): (&str, &str, bool)| ForkedDocument {
-                name: name.to_owned(),
-                id: id.repeat(16),
-                direct,
-            };
-            let mut forks: Vec<ForkedDocument> = forks.map(forked).into();
-            forks.retain(|it| it.id > after && name != "child");
-            reply.send(Ok(forks)).is_ok()
-        }
+        Request::Forks(name, after, reply) => reply.send(Ok(forked(&name, &after))).is_ok(),
         Request::Fork(name, wanted, reply) => {
             let fork = ForkDocument {
                 name: wanted.name,
@@ -474,6 +498,47 @@ async fn a_new_data_key_is_asked_for_with_or_without_a_request_id() {
     assert_eq!(body["error"]["kind"], "invalid");
     let (status, _) = api.json("GET", path, "").await;
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn prepare_takes_an_empty_body_or_how_much_is_to_be_warm() {
+    let api = Fixture::new(None, None);
+    let path = "/api/exports/v/prepare";
+    for body in ["", "{}", "{\"warm_bytes\": null}"] {
+        let (status, export) = api.json("POST", path, body).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        assert_eq!(
+            (&export["role"], &export["warm"]),
+            (&json!("prepared"), &Value::Null)
+        );
+    }
+    let (status, export) = api.json("POST", path, "{\"warm_bytes\": 8192}").await;
+    assert_eq!(status, StatusCode::OK);
+    let expected = json!({"state": "running", "bytes_max": 8192, "bytes": 4096, "note": null});
+    assert_eq!(export["warm"], expected);
+    for body in ["{\"warm_bytes\": -1}", "{\"warm\": 1}", "7"] {
+        let (status, refused) = api.json("POST", path, body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        assert_eq!(refused["error"]["kind"], "invalid");
+    }
+}
+
+#[tokio::test]
+async fn a_fork_that_cannot_be_read_is_listed_beside_the_others() {
+    let api = Fixture::new(None, None);
+    let (status, forks) = api.json("GET", "/api/exports/v/forks", "").await;
+    assert_eq!(status, StatusCode::OK);
+    let errors: Vec<bool> = forks
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|fork| fork["error"].is_string())
+        .collect();
+    assert_eq!(errors, [false, false, true]);
+    assert_eq!(
+        (&forks[0]["name"], &forks[2]["id"]),
+        (&json!("child"), &json!("09".repeat(16)))
+    );
 }
 
 #[tokio::test]

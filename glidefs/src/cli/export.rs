@@ -10,7 +10,8 @@ use super::client::{Client, Said, block_on, escaped, export_path, stored_path};
 use super::text::{bytes_text, duration_text, table};
 use super::{ExportCommand, Failure, Named, gc, operation, output};
 use crate::control::{
-    AcceptLossDocument, DeleteQuery, ExportDocument, PromoteDocument, PutDocument,
+    AcceptLossDocument, DeleteQuery, ExportDocument, PrepareDocument, PromoteDocument, PutDocument,
+    WarmDocument, WarmState,
 };
 
 /// Pages of a list of everything.
@@ -59,7 +60,7 @@ pub(super) fn run(command: ExportCommand) -> Result<ExitCode, Failure> {
             let wanted = AcceptLossDocument { kept_seq };
             change(&named, Method::POST, "/accept-loss", json(&wanted))?;
         }
-        ExportCommand::Prepare(named) => change(&named, Method::POST, "/prepare", String::new())?,
+        ExportCommand::Prepare { named, warm_bytes } => prepare(&named, warm_bytes)?,
         ExportCommand::Promote {
             named,
             force,
@@ -108,6 +109,11 @@ async fn list_all(client: &Client<'_>) -> Result<Vec<ExportDocument>, Failure> {
          (docs/http-api.md)",
         exports.len()
     )))
+}
+
+fn prepare(named: &Named, warm_bytes: Option<u64>) -> Result<(), Failure> {
+    let wanted = PrepareDocument { warm_bytes };
+    change(named, Method::POST, "/prepare", json(&wanted))
 }
 
 fn create(named: &Named, size_gb: f64) -> Result<(), Failure> {
@@ -219,12 +225,28 @@ fn export_text(export: &ExportDocument) -> String {
             ),
         ],
     ];
+    if let Some(warm) = &export.warm {
+        rows.push(["warm".into(), warm_text(warm)]);
+    }
     if let Some(damage) = &export.damage {
         rows.push(["damage".into(), damage.what.clone()]);
         let left = format!("writes up to {}", damage.kept_seq);
         rows.push(["left of it".into(), left]);
     }
     table(["export", &export.name], &rows)
+}
+
+fn warm_text(warm: &WarmDocument) -> String {
+    let bytes = bytes_text(warm.bytes);
+    let text = match warm.state {
+        WarmState::Running => format!("{bytes} of {} so far", bytes_text(warm.bytes_max)),
+        WarmState::Done => bytes,
+        WarmState::Stopped => format!("{bytes} of {}", bytes_text(warm.bytes_max)),
+    };
+    match &warm.note {
+        Some(note) => format!("{text}: {note}"),
+        None => text,
+    }
 }
 
 fn dirty_text(export: &ExportDocument) -> String {

@@ -57,20 +57,35 @@ pub(super) fn tree(of: &Of, json: bool) -> Result<ExitCode, Failure> {
 }
 
 /// An export with the forks that were made of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Tree {
+    /// Empty of a fork that cannot be read.
     name: String,
+    /// Of such a fork: its id, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
     forks: Vec<Tree>,
+}
+
+/// The direct forks of one export.
+#[derive(Debug, Default)]
+struct Forks {
+    names: Vec<String>,
+    /// Direct or not: that is not known.
+    unreadable: Vec<ForkedDocument>,
 }
 
 /// Asks for the direct forks of each, one after another.
 async fn grown(client: &Client<'_>, root: &str) -> Result<Tree, Failure> {
-    let mut children: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut children: BTreeMap<String, Forks> = BTreeMap::new();
     let mut left = vec![root.to_owned()];
     while let Some(name) = left.pop() {
         let forks = direct_forks(client, &name).await?;
         left.extend(
             forks
+                .names
                 .iter()
                 .filter(|it| !children.contains_key(*it))
                 .cloned(),
@@ -86,7 +101,7 @@ async fn grown(client: &Client<'_>, root: &str) -> Result<Tree, Failure> {
     Ok(plant(root, &mut children))
 }
 
-async fn direct_forks(client: &Client<'_>, name: &str) -> Result<Vec<String>, Failure> {
+async fn direct_forks(client: &Client<'_>, name: &str) -> Result<Forks, Failure> {
     let mut forks: Vec<ForkedDocument> = Vec::new();
     loop {
         let after = forks.last().map_or("", |fork| fork.id.as_str());
@@ -94,22 +109,31 @@ async fn direct_forks(client: &Client<'_>, name: &str) -> Result<Vec<String>, Fa
         let said: Said<Vec<ForkedDocument>> = client.look(&path).await?;
         let page = said.or_refused()?;
         if page.is_empty() || forks.len() > TREE_MAX {
-            let direct = forks.into_iter().filter(|fork| fork.direct);
+            let (unreadable, known): (Vec<_>, Vec<_>) =
+                forks.into_iter().partition(|fork| fork.error.is_some());
+            let direct = known.into_iter().filter(|fork| fork.direct);
             let mut names: Vec<String> = direct.map(|fork| fork.name).collect();
             names.sort();
             names.dedup();
-            return Ok(names);
+            return Ok(Forks { names, unreadable });
         }
         forks.extend(page);
     }
 }
 
 /// Each export stands in it once.
-fn plant(name: &str, children: &mut BTreeMap<String, Vec<String>>) -> Tree {
-    let forks = children.remove(name).unwrap_or_default();
+fn plant(name: &str, children: &mut BTreeMap<String, Forks>) -> Tree {
+    let Forks { names, unreadable } = children.remove(name).unwrap_or_default();
+    let mut forks: Vec<Tree> = names.iter().map(|fork| plant(fork, children)).collect();
+    forks.extend(unreadable.into_iter().map(|fork| Tree {
+        id: Some(fork.id),
+        error: fork.error,
+        ..Tree::default()
+    }));
     Tree {
         name: name.to_owned(),
-        forks: forks.iter().map(|fork| plant(fork, children)).collect(),
+        forks,
+        ..Tree::default()
     }
 }
 
@@ -127,7 +151,11 @@ fn draw(forks: &[Tree], before: &str, lines: &mut Vec<String>) {
         } else {
             ("├─ ", "│  ")
         };
-        lines.push(format!("{before}{branch}{}", fork.name));
+        let text = match (&fork.id, &fork.error) {
+            (Some(id), Some(error)) => format!("{id}: cannot be read: {error}"),
+            _ => fork.name.clone(),
+        };
+        lines.push(format!("{before}{branch}{text}"));
         draw(&fork.forks, &format!("{before}{below}"), lines);
     }
 }

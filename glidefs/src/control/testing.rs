@@ -50,6 +50,7 @@ pub(crate) fn export(name: &str) -> ExportMeters {
             stored_bytes: 0,
             dead_bytes: 0,
             damage: None,
+            warm: None,
             io: IoDocument {
                 reads: 4,
                 read_bytes: 16_384,

@@ -220,6 +220,7 @@ mod tests {
             stored_bytes: 0,
             dead_bytes: 0,
             damage: None,
+            warm: None,
             io: IoDocument::default(),
         }
     }

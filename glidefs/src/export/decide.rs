@@ -181,6 +181,44 @@ fn decide_with_root(root: &RootView, ours: Ours<'_>) -> Plan {
     }
 }
 
+/// What this log may give up of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// It made the root's last change as its owner; or the root is not known, and the log says that it is the owner.
+    Ours,
+    /// The root's owner has the id of this cache, and another log made its last change: one that is a copy of this, or
+    /// that this is an old copy of. Taking the volume in order to give it up would fence whoever has it.
+    Copied,
+    Nothing,
+}
+
+/// `locals` are what the log knows under the name of the root.
+pub(crate) fn claim(root: Option<&RootView>, locals: &[LocalVolume], cache: Id) -> Claim {
+    let Some(root) = root else {
+        return match locals.iter().any(|local| local.attached) {
+            true => Claim::Ours,
+            false => Claim::Nothing,
+        };
+    };
+    let own = locals.iter().find(|local| local.id == root.volume);
+    let is_last = own.is_some_and(|local| is_ours(root, local));
+    let is_owner = root.owner.as_ref().is_some_and(|o| o.cache == cache);
+    match root.state == VolumeState::Open && is_owner {
+        true if is_last => Claim::Ours,
+        true => Claim::Copied,
+        false if is_last && own.is_some_and(|local| local.attached) => Claim::Ours,
+        false => Claim::Nothing,
+    }
+}
+
+/// Whether the root is what an owner of the volume knows it to be: the last that this log made, of the epoch that it
+/// holds. A copy of the cache folder has the same id, and the owner's name in the root says nothing of which it is.
+pub(crate) fn owns(root: &RootView, local: &LocalVolume, cache: Id) -> bool {
+    let is_owner = root.owner.as_ref().is_some_and(|o| o.cache == cache);
+    let is_same = root.volume == local.id && root.epoch == local.epoch;
+    is_owner && root.state == VolumeState::Open && is_same && is_ours(root, local)
+}
+
 /// Whether this log made or durably intended the root's last change (rule 11).
 fn is_ours(root: &RootView, local: &LocalVolume) -> bool {
     root.nonce == local.nonce || local.intents.iter().any(|i| i.nonce == root.nonce)

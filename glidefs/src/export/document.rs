@@ -16,6 +16,7 @@ pub(crate) fn of_export<W: World>(export: &Export<W>) -> ExportDocument {
     role_name(export.role()).clone_into(&mut document.role);
     document.size_bytes = export.size_bytes();
     document.clients = export.clients.count();
+    document.warm = export.warm.document();
     document.io = export.meter().io.get();
     if let Some(volume) = export.frames().volume() {
         let totals = volume.totals();
@@ -59,6 +60,7 @@ pub(crate) fn of_parts(
         stored_bytes: 0,
         dead_bytes: 0,
         damage: local.and_then(damage_of),
+        warm: None,
         io: IoDocument::default(),
     }
 }

@@ -174,6 +174,18 @@ impl<W: World> Frames<W> {
         Ok(())
     }
 
+    /// Whether the fill cache has it, as far as is known without reading it.
+    pub(crate) fn keeps(&self, frame: &FrameRef) -> bool {
+        self.cache.keeps(key(frame))
+    }
+
+    /// Puts a frame that was fetched into the fill cache. False where no room is ready for it; some is made meanwhile.
+    pub(crate) async fn keep(&self, frame: &FrameRef, bytes: &Bytes) -> bool {
+        let key = key(frame);
+        self.cache.fill(key, bytes).await;
+        self.cache.keeps(key)
+    }
+
     async fn kept(&self, frame: &FrameRef, skip: u32, run: PageRange, part: &mut [u8]) -> bool {
         let Ok(pages) = u32::try_from(run.pages()) else {
             return false;

@@ -12,11 +12,12 @@ use world::sync::{OwnedSemaphorePermit, Semaphore};
 use world::{Peer, World};
 
 use super::clients::Sharing;
+use super::confirm::confirm;
 use super::connection::Connection;
 use super::decide::{Plan, Seen};
 use super::open::{Purpose, Wish, refused};
 use super::site::Site;
-use super::{Export, Role};
+use super::{Export, Role, warm};
 use crate::device::{Access, ConnectError, Exports, Look};
 use crate::volume::{RootView, VolumeName};
 
@@ -81,6 +82,13 @@ impl<W: World> Registry<W> {
             prepared: wish.purpose == Purpose::Prepare,
             ..wish
         };
+        // Who is told "read-write" lets a guest run here.
+        let owned = self
+            .get(name)
+            .filter(|it| wish.purpose != Purpose::Serve && it.role() == Role::ReadWrite);
+        if let Some(export) = owned {
+            Box::pin(confirm(&self.site, &export)).await?;
+        }
         if let Some(export) = self.get(name) {
             match export.role() {
                 Role::ReadWrite => return Ok(export),
@@ -110,6 +118,9 @@ impl<W: World> Registry<W> {
             }
             if before.role() == Role::Prepared {
                 before.give_way(&export);
+                if export.role() == Role::Prepared {
+                    warm::go_on(&self.site, &before, &export);
+                }
             }
         }
         self.open

@@ -32,6 +32,8 @@ pub struct Site<W: World> {
     pub(crate) uploads: Uploads,
     /// Of them, those that are being read and sealed.
     pub(crate) packing: Semaphore,
+    /// Requests of warm-ups under way.
+    pub(crate) warming: Semaphore,
     /// The server is going down: nothing new is opened, and nothing detaches but by its order.
     pub(crate) closing: Cell<bool>,
 }

@@ -113,6 +113,11 @@ pub(super) const EXPORT_COUNTERS: &[Row<ExportMeters, f64>] = &[
         |e| float(e.export.io.collected_bytes),
     ),
     (
+        "glidefs_export_warmed_bytes",
+        "Bytes fetched into the cache before anybody read them, because the export was prepared",
+        |e| float(e.export.io.warmed_bytes),
+    ),
+    (
         "glidefs_export_throttled_writes",
         "Writes delayed because of the dirty bound or a full cache",
         |e| float(e.throttled_writes),

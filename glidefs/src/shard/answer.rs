@@ -23,7 +23,7 @@ use crate::export::{Export, Role};
 use crate::shard::loss::accept_loss;
 use crate::shard::meters::meters;
 use crate::shard::stored::list_stored;
-use crate::shard::{delete, forks, gc, purge, renew, restore, salvage, snapshots};
+use crate::shard::{delete, forks, gc, prepare, purge, renew, restore, salvage, snapshots};
 use crate::volume::VolumeError;
 
 /// Requests being answered at a time; more wait in the queue.
@@ -76,7 +76,9 @@ async fn perform<W: World>(registry: &Rc<Registry<W>>, request: Request) {
             send(reply, accept_loss(registry, &name, &wanted).await);
         }
         Request::Drain(name, reply) => send(reply, drain(registry, &name).await),
-        Request::Prepare(name, reply) => send(reply, prepare(registry, &name).await),
+        Request::Prepare(name, wanted, reply) => {
+            send(reply, prepare::run(registry, &name, &wanted).await);
+        }
         Request::Promote(name, how, reply) => send(reply, promote(registry, &name, &how).await),
         Request::Snapshots(name, reply) => send(reply, snapshots::list(registry, &name).await),
         Request::Snapshot(name, snapshot, reply) => {
@@ -281,22 +283,6 @@ pub(super) async fn drain<W: World>(registry: &Registry<W>, name: &str) -> Answe
         export: Some(Box::new(of_export(&export))),
     })?;
     Ok(of_export(&export))
-}
-
-/// The other end of a live migration: announced writable, at the newest published cut, and writes wait.
-async fn prepare<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
-    let wish = Wish {
-        purpose: Purpose::Prepare,
-        ..Wish::default()
-    };
-    let (_door, export) = open(registry, name, wish).await?;
-    match export.role() {
-        Role::Prepared | Role::ReadWrite => Ok(of_export(&export)),
-        _ => Err(conflict(
-            &export,
-            "cannot be prepared: unpublished writes of it are missing here; look at it, then accept the loss",
-        )),
-    }
 }
 
 async fn promote<W: World>(

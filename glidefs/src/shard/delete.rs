@@ -7,10 +7,11 @@ use super::answer::{Answer, closed, conflict, leave, refusal};
 use super::loss::{is_loss, not_accepted};
 use crate::control::{ControlError, ControlErrorKind, DeleteQuery, ExportDocument};
 use crate::export::Role;
-use crate::export::decide::{Plan, Refusal, Seen};
+use crate::export::decide::{Claim, Plan, Refusal, Seen, claim};
+use crate::export::document::{of_parts, owner_text};
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
-use crate::volume::VolumeState;
+use crate::volume::RootView;
 
 pub(super) async fn run<W: World>(
     registry: &Registry<W>,
@@ -28,7 +29,8 @@ pub(super) struct Deleted {
     pub(super) volume: Option<Id>,
 }
 
-/// Refused while clients are connected, and where unpublished writes would go that nobody else has.
+/// Refused while clients are connected, where unpublished writes would go that nobody else has, and where another log
+/// has the volume under the id of this cache.
 pub(super) async fn delete<W: World>(
     registry: &Registry<W>,
     name: &str,
@@ -61,28 +63,30 @@ pub(super) async fn delete<W: World>(
         .as_ref()
         .is_some_and(|e| matches!(e.role(), Role::ReadWrite | Role::Leaving));
     let is_deleted = plan == Plan::Refuse(Refusal::Deleted);
+    let is_over = !syncs && (is_loss(&plan) || is_deleted);
+    // Ours is also one whose detach was given up, its answer lost: the log has noted it, the root has not.
+    let claim = claim(root, &locals, site.owner.cache);
+    let drains = syncs || !is_over && claim == Claim::Ours;
     let is_dirty = |local: &&LocalVolume| local.last > local.published;
     // Of an earlier volume of the name, which nobody can publish any more.
     let is_of_another = |local: &LocalVolume| root.is_some_and(|root| root.volume != local.id);
     let mut dirty = locals.iter().filter(is_dirty);
-    let lost = match !syncs && (is_loss(&plan) || is_deleted) {
+    let lost = match is_over {
         true if is_deleted => dirty.next(),
         true => locals.first(),
-        false => dirty.find(|local| is_of_another(local)),
+        false => dirty.find(|local| !drains || is_of_another(local)),
     };
     if let Some(lost) = lost.filter(|_| !how.accept_loss) {
         return Err(not_accepted(name, lost));
     }
-    let mut held = locals.iter().filter(|local| local.attached);
-    // A detach whose answer was lost and that was given up then: the log has noted it, the root has not.
-    let is_ours = root.is_some_and(|root| {
-        let owner = root.owner.as_ref().map(|owner| owner.cache);
-        root.state == VolumeState::Open && owner == Some(site.owner.cache)
-    });
-    if !syncs && (is_loss(&plan) || is_deleted) {
+    let is_copied = claim == Claim::Copied && open.is_none() && !is_over;
+    if let Some(root) = root.filter(|_| is_copied && !how.accept_loss) {
+        return Err(copied(name, locals.first(), root));
+    }
+    if is_over {
         // It can never be drained: the operator says that the local copy may go, or there is nothing to lose.
         registry.remove(name);
-    } else if open.is_some() || is_ours || held.any(|local| !is_of_another(local)) {
+    } else if open.is_some() || drains {
         let export = Box::pin(registry.opened(name, Wish::default())).await;
         let export = export.map_err(refusal)?;
         match export.role() {
@@ -104,6 +108,18 @@ pub(super) async fn delete<W: World>(
         ..before
     };
     Ok(Deleted { before, volume })
+}
+
+/// The refusal where only the id of the cache says that the volume is ours.
+fn copied(name: &str, local: Option<&LocalVolume>, root: &RootView) -> ControlError {
+    let (owner, epoch) = (owner_text(root.owner.as_ref()), root.epoch);
+    ControlError {
+        kind: ControlErrorKind::Conflict,
+        message: format!(
+            "`{name}` is open at epoch {epoch} by {owner}: that is the id of this cache too, and its log did not make the volume's last change. Another server has a copy of this cache folder, or the folder is older than it was, or this server died as it opened the volume. Delete it there; if there is no other server, promote it here first; or drop what is here of it, and leave the volume as it is, with `?accept_loss=true`"
+        ),
+        export: Some(Box::new(of_parts(name, local, Some(root)))),
+    }
 }
 
 /// Whether who asks means this volume of the name.

@@ -88,6 +88,7 @@ pub(super) async fn list<W: World>(
         name: fork.name,
         id: fork.id.to_string(),
         direct: fork.is_direct,
+        error: fork.error,
     };
     Ok(forks.map_err(failed)?.into_iter().map(document).collect())
 }

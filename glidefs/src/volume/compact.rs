@@ -19,7 +19,7 @@ use super::root::TailSegment;
 use super::runs::{Edit, LEVEL_RUNS_MAX, MergePlan, RUNS_MAX, Run, plan_merge, plan_merge_all};
 use super::sealed::Kind;
 use super::writer::{Maker, RunWriter, Written, Zeros};
-use super::{Hold, Now, Volume, VolumeError};
+use super::{Hold, Now, Uploaded, Volume, VolumeError};
 
 /// A smaller leaf is carried over only where it is alone in its slot: else leaves would crumble.
 const CARRY_ENTRIES_MIN: usize = LEAF_ENTRIES_MAX / 4;
@@ -119,12 +119,10 @@ impl<W: World> Volume<W> {
     }
 
     async fn merge(&self, plan: MergePlan) -> Result<(), VolumeError> {
-        let (reader, maker) = {
-            let state = self.inner.state.borrow();
-            (self.reader(&state), self.maker(&state))
-        };
+        let reader = self.reader(&self.inner.state.borrow());
         let input = MergeInput::default();
-        let Written { run, tally } = merge(&reader, maker, &plan, input).await?;
+        let merged = self.merged(&reader, &plan, input, &[]);
+        let Written { run, tally } = Box::pin(merged).await?;
         let inputs = plan.inputs.iter().map(|run| run.id).collect();
         self.finished(Edit::Merge {
             inputs,
@@ -132,6 +130,25 @@ impl<W: World> Volume<W> {
             tally,
         });
         Ok(())
+    }
+
+    /// Merges runs, with what was moved for it into these segments. If it fails, no edit will ever bring them, nor what
+    /// was written of the run: all of it is given back. Else each try would leave as much in the store as it moved, until
+    /// the volume is given up.
+    pub(crate) async fn merged(
+        &self,
+        reader: &Reader<W>,
+        plan: &MergePlan,
+        input: MergeInput,
+        uploads: &[Uploaded],
+    ) -> Result<Written, VolumeError> {
+        let maker = self.maker(&self.inner.state.borrow());
+        let made = Rc::clone(&maker.made);
+        let written = Box::pin(merge(reader, maker, plan, input)).await;
+        if written.is_err() {
+            Box::pin(self.give_back(&made, uploads)).await;
+        }
+        written
     }
 
     pub(crate) fn finished(&self, edit: Edit) {
@@ -200,7 +217,7 @@ pub(crate) struct MergeInput {
 }
 
 /// Writes the union of runs as one. Holds a directory and a leaf per input, and [`READ_AHEAD_BYTES`].
-pub(crate) async fn merge<W: World>(
+async fn merge<W: World>(
     reader: &Reader<W>,
     maker: Maker<W>,
     plan: &MergePlan,

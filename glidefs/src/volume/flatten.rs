@@ -22,7 +22,7 @@ use std::rc::Rc;
 use blockcache::{Id, Seq};
 use world::{Instant, World};
 
-use super::compact::{MergeInput, Patience, merge};
+use super::compact::{MergeInput, Patience};
 use super::extent::Extent;
 use super::name::VolumeName;
 use super::pin;
@@ -245,8 +245,8 @@ impl<W: World> Volume<W> {
             level: bottom.level,
             bottom: true,
         };
-        let maker = self.maker(&self.inner.state.borrow());
-        let Written { run, mut tally } = merge(reader, maker, &plan, input).await?;
+        let merged = self.merged(reader, &plan, input, uploads);
+        let Written { run, mut tally } = Box::pin(merged).await?;
         let new = uploads.iter().map(|uploaded| uploaded.in_tail(0));
         tally.takes_in(&new.collect::<Vec<_>>());
         self.finished(Edit::Merge {

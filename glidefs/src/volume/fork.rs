@@ -32,6 +32,8 @@ pub struct ForkView {
     pub name: String,
     /// It is not a fork of a fork.
     pub is_direct: bool,
+    /// Why nothing but its id is known: its pin cannot be read. It may be a reader's.
+    pub error: Option<String>,
 }
 
 /// A fork to be made. May be tried again as it is: it is made once.
@@ -121,7 +123,7 @@ impl Fork {
 impl<W: World> Bucket<W> {
     /// Makes the fork of what the parent's root names now: three requests, whatever the size, and a few more
     /// for each further volume that the parent is made of itself. The child is detached: whoever opens it first
-    /// owns it.
+    /// owns it. Nobody looks whether its folder is empty (`docs/decisions/0022-names-of-forks.md`).
     ///
     /// After an error the pin stays, for a repeated or delayed request of the same fork may have gone further: it
     /// may be removed only once nobody can create the child any more. Until then it keeps garbage, no more.
@@ -222,7 +224,7 @@ impl<W: World> Bucket<W> {
     }
 
     /// Forks that were made of a volume, by the ids behind `after`, at most so many. For people: it costs a LIST
-    /// and a GET for each.
+    /// and a GET for each. A pin that cannot be read hides no other one; it keeps the collector from deleting anything.
     pub async fn forks_after(
         &self,
         parent: &str,
@@ -243,13 +245,8 @@ impl<W: World> Bucket<W> {
             let object = retry::get(self.world(), self.store(), &key, Part::All).await;
             match object {
                 Ok(object) => {
-                    let pin = Pin::decode(&key, &object.bytes, self.root_mac())?;
-                    let fork = ForkView {
-                        id: Id(pin.child),
-                        name: pin.name,
-                        is_direct: pin.cut.is_none(),
-                    };
-                    forks.extend(pin.reader.is_none().then_some(fork));
+                    let pin = Pin::decode(&key, &object.bytes, self.root_mac());
+                    forks.extend(pinned_fork(&key[folder.len()..], pin));
                 }
                 // Removed meanwhile.
                 Err(error) if error.kind == StoreErrorKind::NotFound => {}
@@ -362,6 +359,35 @@ impl<W: World> Bucket<W> {
         root.nonce = fork.nonce.0;
         Ok(root)
     }
+}
+
+/// What a pin of this name says of a fork. None: it is a reader's, or what is there is no pin.
+fn pinned_fork(name: &str, pin: Result<Pin, VolumeError>) -> Option<ForkView> {
+    match pin {
+        Ok(pin) => {
+            let fork = ForkView {
+                id: Id(pin.child),
+                name: pin.name,
+                is_direct: pin.cut.is_none(),
+                error: None,
+            };
+            pin.reader.is_none().then_some(fork)
+        }
+        Err(error) => Some(ForkView {
+            id: id_of(name)?,
+            name: String::new(),
+            is_direct: false,
+            error: Some(error.to_string()),
+        }),
+    }
+}
+
+/// As ids are written in keys.
+fn id_of(name: &str) -> Option<Id> {
+    let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let is_id = name.len() == 32 && name.bytes().all(is_digit);
+    let number = u128::from_str_radix(name, 16).ok().filter(|_| is_id)?;
+    Some(Id(number.to_be_bytes()))
 }
 
 fn changed(fork: &Fork) -> VolumeError {

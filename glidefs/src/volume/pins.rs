@@ -48,6 +48,8 @@ pub(crate) struct Held {
     pub(crate) read_cuts: BTreeSet<u64>,
     /// Some of the forks that hold them.
     pub(crate) forks: BTreeSet<String>,
+    /// Forks of another volume need what lies in this folder: it had the name, and its root was lost.
+    pub(crate) has_strangers: bool,
     /// A pin of which nobody knows what it holds, or that holds nothing any more but may have been followed by
     /// another one that is not in the list.
     pub(crate) blocked_by: Option<String>,
@@ -79,6 +81,8 @@ enum Pinned {
     Cut(u64, String),
     /// Its child is not there yet, or it is a reader's, which may die.
     CutForNow(u64, Option<String>),
+    /// For this fork of a volume that had the name before, and whose root was lost.
+    Stranger(String),
     /// A reader died. Nobody makes a fork of what it read.
     Nothing,
     Unclear,
@@ -122,6 +126,10 @@ impl<W: World> Bucket<W> {
                     Pinned::CutForNow(cut, fork) => {
                         held.read_cuts.extend(fork.is_none().then_some(cut));
                         held.add(cut, fork);
+                    }
+                    Pinned::Stranger(fork) => {
+                        held.has_strangers = true;
+                        held.add(0, Some(fork));
                     }
                     Pinned::Nothing => {}
                     Pinned::Unclear => held.blocked_by = Some(listed.key.clone()),
@@ -205,8 +213,9 @@ impl<W: World> Bucket<W> {
             let cut = pin.cut.map(|(_, cut)| Pinned::CutForNow(cut, Some(name)));
             return Ok(cut.unwrap_or(Pinned::Unclear));
         };
-        match needs(&pin, &root.root, volume) {
+        match needs(&pin, &root.root, (name, volume)) {
             Needs::Cut(cut) => return Ok(Pinned::Cut(cut, pin.name)),
+            Needs::Stranger => return Ok(Pinned::Stranger(pin.name)),
             // Else the folder is another volume's by now, and this may be the pin of a fork of that one.
             Needs::Nothing if cleans.is_some() && self.is_still(name, volume).await? => {
                 retry::delete(self.world(), self.store(), key).await?;
@@ -254,19 +263,28 @@ fn may_replace(pin: &Pin, root: &Root) -> bool {
 /// What a child needs of the volume.
 enum Needs {
     Cut(u64),
+    /// What another volume has in the folder of this one. A purged one gives its name up only once nobody needs it, so
+    /// its root was lost.
+    Stranger,
     /// Nothing, and it never will again.
     Nothing,
     Unclear,
 }
 
-fn needs(pin: &Pin, child: &Root, volume: Id) -> Needs {
+fn needs(pin: &Pin, child: &Root, (name, volume): (&VolumeName, Id)) -> Needs {
     // Of another child: a root is never absent again once it was there, and no version of it comes again, so the
     // pin's cannot come any more. A child that was deleted still needs what it names, for its own forks and readers:
     // who buries it removes the pin.
     let is_other = child.volume != pin.child;
     let mut named = child.volumes.iter();
     if is_other || named.all(|it| it.volume != volume.0) {
-        return Needs::Nothing;
+        let mut others = child.volumes.iter().skip(1);
+        let is_here = !is_other && others.any(|it| it.name == name.as_str());
+        return if is_here {
+            Needs::Stranger
+        } else {
+            Needs::Nothing
+        };
     }
     let parent = child.parent.as_ref();
     let parent = parent.filter(|parent| parent.volume == volume.0);

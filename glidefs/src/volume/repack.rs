@@ -24,7 +24,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use world::World;
 
 use super::books::{known, load};
-use super::compact::{Cursor, MergeInput, READ_AHEAD_BYTES, merge};
+use super::compact::{Cursor, MergeInput, READ_AHEAD_BYTES};
 use super::extent::{Extent, FRAME_PAGES_MAX, ObjectName};
 use super::ledger::{Entry, Ledger, ObjectId};
 use super::merge::{Step, decide};
@@ -83,7 +83,7 @@ impl<W: World> Volume<W> {
         let Ok(_turn) = self.inner.compacting.try_acquire() else {
             return Ok(Repacked::default());
         };
-        let (reader, maker, ledger, runs) = {
+        let (reader, ledger, runs) = {
             let state = self.inner.state.borrow();
             // The ledger must have counted everything that the runs are made of.
             let ready = state.hold == Hold::Held && state.is_proved && state.edits.is_empty();
@@ -92,7 +92,7 @@ impl<W: World> Volume<W> {
             }
             let map = &state.map;
             let (ledger, runs) = (Rc::clone(&map.ledger), map.runs.clone());
-            (self.reader(&state), self.maker(&state), ledger, runs)
+            (self.reader(&state), ledger, runs)
         };
         let victims = choose(&reader, &ledger, tidy).await?;
         let Some(bottom) = runs.last() else {
@@ -120,7 +120,8 @@ impl<W: World> Volume<W> {
             stale_parts: victims.parts,
             ..MergeInput::default()
         };
-        let Written { run, mut tally } = Box::pin(merge(&reader, maker, &plan, input)).await?;
+        let merged = self.merged(&reader, &plan, input, &uploads);
+        let Written { run, mut tally } = Box::pin(merged).await?;
         let new = uploads.iter().map(|uploaded| uploaded.in_tail(0));
         tally.takes_in(&new.collect::<Vec<_>>());
         self.finished(Edit::Merge {

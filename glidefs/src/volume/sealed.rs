@@ -6,7 +6,8 @@
 //! password a frame opens only as what it was sealed as: kind, volume, epoch, object, number, pages.
 //!
 //! An object id is sealed once: [`Sealer::finish`] consumes. Deliberately absent: reading an object
-//! without a reference to it. The trailer is for people and repair tools, nothing trusts it.
+//! without a reference to it. The trailer is for people and repair tools, and for a sweep that asks whose an object is
+//! to which nothing refers ([`volume_of`]); nothing that is read depends on it.
 
 use blockcache::{Id, PageRange};
 use bytes::Bytes;
@@ -18,6 +19,8 @@ use super::keys::{SealingKey, Secret, TAG_BYTES};
 pub(crate) const FORMAT: u16 = 1;
 pub(crate) const MAGIC: [u8; 8] = *b"GLIDEOBJ";
 pub(crate) const TRAILER_BYTES: usize = 128;
+/// Of the hash at its end.
+const TRAILER_CHECK_BYTES: usize = 24;
 /// The number of the index frame, which is never that of another frame.
 pub(crate) const INDEX_FRAME: u32 = u32::MAX;
 /// A decoded index is never larger; the writers' own limits lie far below.
@@ -281,13 +284,23 @@ impl Sealer {
         out.extend_from_slice(&[u8::from(self.key.is_some()), 0, 0, 0]);
         out.extend_from_slice(&index.hash);
         let hash = blake3::hash(&out[start..]);
-        out.extend_from_slice(&hash.as_bytes()[..24]);
+        out.extend_from_slice(&hash.as_bytes()[..TRAILER_CHECK_BYTES]);
         assert_eq!(
             out.len() - start,
             TRAILER_BYTES,
             "the trailer has a fixed size"
         );
     }
+}
+
+/// Which volume an object says that it is of, by its last bytes. For who decides about an object that nothing refers to;
+/// a reader believes none of it.
+pub(crate) fn volume_of(end: &[u8]) -> Option<Id> {
+    let trailer = end.last_chunk::<TRAILER_BYTES>()?;
+    let (said, check) = trailer.split_at(TRAILER_BYTES - TRAILER_CHECK_BYTES);
+    let is_whole = blake3::hash(said).as_bytes().starts_with(check);
+    let volume = *said[16..].first_chunk().expect("within the trailer");
+    (is_whole && said.starts_with(&MAGIC)).then_some(Id(volume))
 }
 
 /// Checks, opens and decodes a frame that one of these keys has sealed; where there are none, it is plain. That its

@@ -7,18 +7,22 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use blockcache::Epoch;
+use blockcache::{Epoch, Id};
 use futures_util::{StreamExt, TryStreamExt};
-use world::{Listed, World};
+use world::store::Part;
+use world::{Listed, StoreErrorKind, World};
 
 use super::books::{known, load};
 use super::bucket::{load_map, vanished};
+use super::extent::ObjectName;
 use super::ledger::ObjectId;
 use super::name::object_key;
+use super::pins::PinBook;
 use super::reader::{Reader, Volumes};
 use super::root::{Root, State, Stored};
 use super::runs::Map;
-use super::{Hold, Volume, VolumeError, retry};
+use super::sealed::{Kind, TRAILER_BYTES, volume_of};
+use super::{Fresh, Hold, Uploaded, Volume, VolumeError, retry};
 
 /// Of a volume, with objects that have an epoch in their keys.
 const FOLDERS: [&str; 2] = ["seg", "map"];
@@ -107,6 +111,7 @@ impl<W: World> Volume<W> {
             |it: &Found| may_go(it) || self.inner.bucket.is_planted(super::Planted::SweepByAge);
         let mut orphans: Vec<Found> = found.into_iter().filter(may_go).collect();
         orphans.retain(|it| !ids.contains(&it.id));
+        let orphans = Box::pin(self.spare(orphans, Id(root.volume))).await?;
         swept.deleted_objects = orphans.len() as u64;
         swept.deleted_bytes = orphans.iter().map(|it| it.bytes).sum();
         if deletes == super::Deletes::Not {
@@ -121,6 +126,36 @@ impl<W: World> Volume<W> {
             .try_collect::<()>()
             .await?;
         Ok(swept)
+    }
+
+    /// Without what forks of another volume may need: an object's key says an epoch and no volume, and where a root was
+    /// lost and its name given to a fork, both have theirs in one folder (`docs/decisions/0022-names-of-forks.md`). Who
+    /// made an object stands at its end; only if somebody else did, the pins are read.
+    async fn spare(&self, orphans: Vec<Found>, volume: Id) -> Result<Vec<Found>, VolumeError> {
+        let (bucket, name) = (&self.inner.bucket, &self.inner.name);
+        let looked = orphans.into_iter().map(|it| async move {
+            let end = Part::Suffix(TRAILER_BYTES as u64);
+            let got = retry::get(bucket.world(), bucket.store(), &it.key, end).await;
+            match got {
+                Ok(object) => Ok((volume_of(&object.bytes) == Some(volume), it)),
+                // Gone already, whosever it was.
+                Err(error) if error.kind == StoreErrorKind::NotFound => Ok((true, it)),
+                Err(error) => Err(VolumeError::from(error)),
+            }
+        });
+        let looked = futures_util::stream::iter(looked).buffered(DELETES_MAX);
+        let looked: Vec<(bool, Found)> = looked.try_collect().await?;
+        let (own, others): (Vec<_>, Vec<_>) = looked.into_iter().partition(|(is_own, _)| *is_own);
+        let mut may_go = own;
+        if !others.is_empty() {
+            let book = PinBook::default();
+            let held = Box::pin(bucket.held(name, volume, &book, None)).await?;
+            // What a purged volume of the name left late is nobody's.
+            if !held.has_strangers && held.blocked_by.is_none() {
+                may_go.extend(others);
+            }
+        }
+        Ok(may_go.into_iter().map(|(_, it)| it).collect())
     }
 
     /// Looks once for what an epoch left that did not end with a detach. To be called after a publish.
@@ -166,6 +201,27 @@ impl<W: World> Volume<W> {
             }
         }
         Ok(())
+    }
+
+    /// Deletes what work made that came to nothing: the edit that would have brought it was never finished, so no root
+    /// names it and none will. Its names stay among the fresh ones: what was sent without an answer may land later, and
+    /// goes when the volume is given up, as does what cannot be deleted now.
+    pub(crate) async fn give_back(&self, made: &Fresh, uploads: &[Uploaded]) {
+        let parts: Vec<ObjectName> = made.borrow().values().copied().collect();
+        let parts = parts.into_iter().map(|part| (Kind::MapPart, part));
+        let segments = uploads.iter();
+        let segments = segments.map(|it| (Kind::Segment, it.reference.name()));
+        let (bucket, name) = (&self.inner.bucket, &self.inner.name);
+        let deleted = parts.chain(segments).map(|(kind, object)| async move {
+            let key = object_key(name.as_str(), kind.folder(), object.epoch, object.id);
+            retry::delete(bucket.world(), bucket.store(), &key).await
+        });
+        let deleted = futures_util::stream::iter(deleted)
+            .buffer_unordered(DELETES_MAX)
+            .try_collect::<()>();
+        if let Err(error) = deleted.await {
+            tracing::info!(export = %name, %error, "what a failed pass over the map wrote stays in the store until the volume is given up");
+        }
     }
 
     async fn found(&self, scope: Scope) -> Result<Vec<Found>, VolumeError> {

@@ -53,6 +53,19 @@ impl Tail {
         .collect()
     }
 
+    /// What is left of one of its segments: data that no later one covers, in order of address.
+    pub(crate) fn of_segment(&self, segment: Id) -> Vec<Extent> {
+        let all = self.extents.iter();
+        let own = all.filter_map(|(pages, piece)| {
+            let spot = piece.spot.filter(|spot| spot.segment.id == segment)?;
+            Some(Extent {
+                pages,
+                spot: Some(spot),
+            })
+        });
+        own.collect()
+    }
+
     /// What it says of the pages, in order of address, cut to them.
     pub(crate) fn within(&self, pages: PageRange) -> Vec<Extent> {
         let met = self.extents.overlapping(pages);

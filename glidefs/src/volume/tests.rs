@@ -16,6 +16,7 @@ mod outcomes;
 mod parsers;
 mod prefix;
 mod purge;
+mod recent;
 mod renew;
 mod slots;
 mod snapshots;

@@ -31,6 +31,8 @@ pub(crate) struct Maker<W: World> {
     pub(crate) epoch: Epoch,
     pub(crate) volumes: Rc<Volumes>,
     pub(crate) fresh: Fresh,
+    /// Of those, the names that this maker and its clones gave out: what goes if the work comes to nothing.
+    pub(crate) made: Fresh,
 }
 
 impl<W: World> Maker<W> {
@@ -43,6 +45,7 @@ impl<W: World> Maker<W> {
             id: Id(id),
         };
         self.fresh.borrow_mut().insert(id, name);
+        self.made.borrow_mut().insert(id, name);
         name
     }
 

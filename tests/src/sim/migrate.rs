@@ -125,18 +125,12 @@ impl<'a> Mover<'a> {
     /// Once more: then the target moves on.
     async fn prepare(&mut self) -> Result<()> {
         let (stage, target) = (self.stage, Rc::clone(self.target()));
-        loop {
-            let known = stage.model.borrow().published();
-            let export = surely(stage, "prepared", async || target.prepare().await).await?;
-            if export.role == "prepared" {
-                self.shown = Some(stage.model.borrow().of_copy(known));
-                return Ok(());
-            }
-            // It had the volume before, and has not found out that this is over.
-            let role = export.role;
-            ensure!(self.half.is_none(), "prepared again, it is {role}");
-            self.retire(self.to).await?;
-        }
+        let known = stage.model.borrow().published();
+        let export = surely(stage, "prepared", async || target.prepare().await).await?;
+        // Also where it had the volume before, and had not found out that this is over.
+        ensure!(export.role == "prepared", "prepared, it is {}", export.role);
+        self.shown = Some(stage.model.borrow().of_copy(known));
+        Ok(())
     }
 
     /// The other half connects, is told that it may write, and looks at its disk.

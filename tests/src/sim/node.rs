@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, ControlErrorKind, DataKeyDocument, DeleteQuery,
     ExportDocument, ForkDocument, GcDocument, MakeForkDocument, OperationDocument, OperationState,
-    PromoteDocument, RenewDataDocument, Request, RestoreDocument, ServerDocument, SnapshotDocument,
-    TakeSnapshotDocument,
+    PrepareDocument, PromoteDocument, RenewDataDocument, Request, RestoreDocument, ServerDocument,
+    SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::nbd::{Limits, Server};
 use glidefs::shard::{Shard, ShardConfig};
@@ -252,9 +252,10 @@ impl Node {
 
     /// Makes it the other end of a live migration, or has that move on.
     pub(crate) async fn prepare(&self) -> Result<ExportDocument, ControlError> {
+        let wanted = PrepareDocument::default();
         let asked = self
             .control
-            .ask(|reply| Request::Prepare(NAME.to_owned(), reply));
+            .ask(|reply| Request::Prepare(NAME.to_owned(), wanted, reply));
         asked.await
     }
 

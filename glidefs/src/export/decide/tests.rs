@@ -241,3 +241,49 @@ fn a_damaged_log_opens_nothing_for_writing() {
     let down = Seen::Unreachable("no route".to_owned());
     assert_eq!(open(down, Some(&damaged)), refusal);
 }
+
+#[test]
+fn a_volume_is_given_up_by_the_log_that_made_its_last_change_and_by_no_copy_of_it() {
+    let claimed = |owner, state, nonce, local: LocalVolume| {
+        claim(Some(&root(owner, state, nonce)), &[local], HERE)
+    };
+    let left = LocalVolume {
+        attached: false,
+        ..local()
+    };
+    for nonce in [KNOWN, INTENDED] {
+        // Also after a detach that did not get through.
+        for local in [local(), left.clone()] {
+            assert_eq!(claimed(HERE, VolumeState::Open, nonce, local), Claim::Ours);
+        }
+    }
+    for local in [local(), left.clone()] {
+        let found = claimed(HERE, VolumeState::Open, FOREIGN, local.clone());
+        assert_eq!(found, Claim::Copied);
+        let found = claimed(ELSEWHERE, VolumeState::Open, FOREIGN, local.clone());
+        assert_eq!(found, Claim::Nothing);
+        let found = claimed(ELSEWHERE, VolumeState::Detached, FOREIGN, local);
+        assert_eq!(found, Claim::Nothing);
+    }
+    let there = root(HERE, VolumeState::Open, FOREIGN);
+    assert_eq!(claim(Some(&there), &[], HERE), Claim::Copied);
+    // Nobody can ask: as the log says.
+    assert_eq!(claim(None, &[local()], HERE), Claim::Ours);
+    assert_eq!(claim(None, &[left], HERE), Claim::Nothing);
+}
+
+#[test]
+fn an_owner_knows_the_root_that_it_made_and_no_other() {
+    let owned = |root: RootView, local: &LocalVolume| owns(&root, local, HERE);
+    for nonce in [KNOWN, INTENDED] {
+        assert!(owned(root(HERE, VolumeState::Open, nonce), &local()));
+    }
+    assert!(!owned(root(HERE, VolumeState::Open, FOREIGN), &local()));
+    assert!(!owned(root(HERE, VolumeState::Detached, KNOWN), &local()));
+    assert!(!owned(root(ELSEWHERE, VolumeState::Open, KNOWN), &local()));
+    let earlier = LocalVolume {
+        epoch: Epoch(6),
+        ..local()
+    };
+    assert!(!owned(root(HERE, VolumeState::Open, KNOWN), &earlier));
+}

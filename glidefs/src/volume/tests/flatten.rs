@@ -388,6 +388,47 @@ fn a_pass_that_fails_half_way_keeps_what_it_moved() {
     }
 }
 
+/// What was moved is named by nobody if the merge behind it fails; the next try moves it anew.
+#[test]
+fn a_pass_whose_merge_fails_gives_back_what_it_moved() {
+    let (mut given_back, mut created) = (0, 0);
+    for good in 0.. {
+        let store = TestStore::default();
+        let node = Node::new(1, &store, None);
+        let (volume, stamps) = generations(&node);
+        // What it shares of a tail is folded first.
+        assert!(pass(&node, &volume, 0).goes_on);
+        let own = || {
+            let keys = store.keys().into_iter();
+            let own = keys.filter(|key| key.starts_with("nbd/c/"));
+            own.collect::<Vec<String>>()
+        };
+        let before = own();
+        store.fail_after("create", good, [Fault::Before(StoreErrorKind::Refused)]);
+        let flat = volume.clone();
+        let done = async move { flat.flatten(0, &tidy()).await };
+        if node.world.run(done).is_ok() {
+            // It creates no more than that.
+            created = good;
+            break;
+        }
+        store.heal();
+        if !volume.has_edits() {
+            assert_eq!(
+                own(),
+                before,
+                "{good} were created, and then one was refused"
+            );
+            given_back += u32::from(good > 0);
+        }
+        carry(&node, &volume);
+        let (_, flat) = flatten(&node, &volume);
+        assert_eq!(flat.needs.len(), 0);
+        assert!(node.read(&volume, 0, PAGES) == all(&stamps));
+    }
+    assert!(given_back > 0 && created > 2, "{given_back} of {created}");
+}
+
 #[test]
 fn a_parent_that_was_purged_goes_with_the_last_fork_that_became_flat() {
     let store = TestStore::default();

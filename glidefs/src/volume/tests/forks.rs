@@ -1,5 +1,6 @@
 //! Forks: what they hold, what they cost, what they leave in the parent's folder.
 
+use super::collect::overwrite;
 use super::*;
 
 fn fork_of(parent: &str, snapshot: Option<&str>, child: &str, number: u8) -> Fork {
@@ -180,4 +181,108 @@ fn what_cannot_be_forked_is_named_and_leaves_no_folder() {
     let own = Fork::new("a", None, "a", Id([1; 16]), Id([2; 16]));
     assert!(matches!(own, Err(VolumeError::Invalid(_))));
     assert!(node.open("child").is_err());
+}
+
+#[test]
+fn a_pin_that_cannot_be_read_hides_no_other_fork_and_blocks_the_collector() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, Some("geheim"));
+    let parent = node.create("parent");
+    node.sync(&parent, vec![data(1, &[1])]);
+    for (number, child) in [(1, "a"), (2, "b"), (3, "c")] {
+        try_fork(&node, &fork_of("parent", None, child, number)).expect("forked");
+    }
+    let bad = format!("nbd/parent/pins/{}", Id([2; 16]));
+    let mut bytes = store.object(&bad).to_vec();
+    *bytes.last_mut().expect("a pin") ^= 1;
+    store.set(&bad, bytes.into());
+    let bucket = node.bucket.clone();
+    let listed = async move {
+        let first = bucket.forks_after("parent", None, 2).await?;
+        let last = first.last().map(|fork| fork.id);
+        let second = bucket.forks_after("parent", last, 2).await?;
+        Ok::<_, VolumeError>([first, second].concat())
+    };
+    let listed = node.world.run(listed).expect("the others are readable");
+    let ids: Vec<Id> = listed.iter().map(|fork| fork.id).collect();
+    assert_eq!(ids, [Id([1; 16]), Id([2; 16]), Id([3; 16])]);
+    let names: Vec<&str> = listed.iter().map(|fork| fork.name.as_str()).collect();
+    assert_eq!(names, ["a", "", "c"]);
+    let errors: Vec<bool> = listed.iter().map(|fork| fork.error.is_some()).collect();
+    assert_eq!(errors, [false, true, false]);
+    let why = listed[1].error.clone().expect("an error");
+    assert!(why.contains(&bad), "{why}");
+    // Nobody knows what it holds.
+    overwrite(&node, &parent, 60, 0);
+    let before = store.keys();
+    let collector = parent.clone();
+    let collected = async move { collector.collect(&Tidy::default(), Deletes::Really).await };
+    node.world.run(collected).expect_err("a pin");
+    let gone = before.iter().filter(|key| !store.keys().contains(*key));
+    assert_eq!(gone.count(), 0);
+}
+
+/// The root of `lost` is gone, by accident, and its fork lives on what it has in its folder. A fork of something else
+/// gets the name: it is made by three requests, so nobody looks whether the folder is empty.
+#[test]
+fn a_fork_under_the_name_of_a_lost_volume_takes_nothing_from_the_forks_of_that() {
+    for password in [None, Some("geheim")] {
+        let store = TestStore::default();
+        let node = Node::new(1, &store, password);
+        let lost = node.create("lost");
+        overwrite(&node, &lost, 40, 0);
+        let expected = node.read(&lost, 0, 70);
+        try_fork(&node, &fork_of("lost", None, "heir", 1)).expect("forked");
+        store.remove("nbd/lost/root");
+        let image = node.create("image");
+        node.sync(&image, vec![data(1, &[99])]);
+
+        let there = Node::new(2, &store, password);
+        try_fork(&there, &fork_of("image", None, "lost", 2)).expect("forked");
+        let again = there.own("lost");
+        overwrite(&there, &again, 60, 100);
+        let is_whole = || {
+            let fresh = Node::new(3, &store, password);
+            fresh.read(&fresh.open("heir").expect("opens"), 0, 70) == expected
+        };
+        let volume = again.clone();
+        let swept = async move { volume.sweep(Scope::All, Deletes::Really).await };
+        let swept = there.world.run(swept).expect("swept");
+        assert_eq!(swept.deleted_objects, 0, "{swept:?}");
+        assert!(is_whole());
+        let volume = again.clone();
+        let tidy = Tidy {
+            childless_wait: std::time::Duration::ZERO,
+            ..Tidy::default()
+        };
+        let collected = async move { volume.collect(&tidy, Deletes::Really).await };
+        let collected = there.world.run(collected).expect("collected");
+        assert_eq!(collected.blocked_by, None, "its own space comes back");
+        assert!(collected.deleted_objects > 0, "{collected:?}");
+        assert_eq!(pins(&store, "lost"), 1, "that of the heir");
+
+        let held = purge(&there, &again, "lost");
+        let by = held[0].held_by.clone().expect("held");
+        assert!(by.contains("heir"), "{by}");
+        assert!(is_whole());
+        let heir = there.own("heir");
+        let gone = purge(&there, &heir, "heir");
+        assert!(gone.iter().all(|it| it.held_by.is_none()), "{gone:?}");
+        let left = store.keys().into_iter();
+        let left: Vec<String> = left.filter(|key| key.starts_with("nbd/lost/")).collect();
+        assert_eq!(left, ["nbd/lost/root"]);
+    }
+}
+
+/// Given up and deleted for good.
+fn purge(node: &Node, volume: &Volume<TestWorld>, name: &'static str) -> Vec<Purged> {
+    let mut detach = node.change(volume, Vec::new());
+    detach.state = Some(VolumeState::Detached);
+    node.try_publish(volume, &detach).expect("detached");
+    let (bucket, id) = (node.bucket.clone(), volume.root().volume);
+    let done = node.world.run(async move {
+        Box::pin(bucket.entomb(name, id)).await?;
+        bucket.bury(name, &|_| {}).await
+    });
+    done.expect("buried")
 }
