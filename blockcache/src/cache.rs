@@ -25,6 +25,7 @@ use crate::{CacheError, Epoch, Id, PageRange, Seq};
 
 mod cut;
 mod fills;
+mod fork;
 mod open;
 mod reader;
 mod relocate;
@@ -33,6 +34,7 @@ mod tasks;
 mod volume;
 
 pub use cut::{Cut, CutContent, CutExtent};
+pub use fork::{ForkBase, NewFork, PendingFork};
 pub(crate) use reader::{Reader, is_fill, recovered};
 
 /// The largest single write; a client's request is at most this long.
@@ -68,6 +70,10 @@ pub enum Planted {
     SupersededIsFree,
     /// Rule 4: a recycled chunk goes on with the life that it had.
     LifeStays,
+    /// Rule 22: a volume with a fork that nobody has published goes on publishing behind the fork's cut.
+    ForkCutPassed,
+    /// Rule 2: a fork reads what its parent is now, and not its cut.
+    ForkReadsIndex,
 }
 
 impl CacheConfig {
@@ -122,6 +128,10 @@ pub struct LocalVolume {
     pub damage: Option<String>,
     /// The last write of the unbroken run that is there: what reads of a damaged volume show.
     pub kept: Seq,
+    /// Forks of it that are not done in the store, oldest first.
+    pub forks: Vec<PendingFork>,
+    /// Set: it is a fork that is not in the store, and nothing of it may be published before.
+    pub base: Option<ForkBase>,
 }
 
 /// What [`Cache::attach`] needs to know of the root.
@@ -396,6 +406,8 @@ impl<W: World> Cache<W> {
             state.published = state.published.max(changed.published);
             state.attached = true;
             state.intents.clear();
+            // Whoever attaches it has seen its root.
+            state.base = None;
         })
         .await?;
         self.shared.sweep(opened.id);
@@ -492,6 +504,7 @@ impl<W: World> Cache<W> {
             let forgotten = log.volumes.get_mut(&volume).expect("just seen");
             forgotten.state.attached = false;
             forgotten.state.intents.clear();
+            forgotten.state.base = None;
             // Nor is it known any more what the store once held: an operator may accept a root that
             // went back behind it.
             (forgotten.state.published, forgotten.state.epoch) = (Seq(0), Epoch(0));
@@ -539,6 +552,8 @@ fn new_state(opened: &Opened, valid_lsn: u64) -> VolumeState {
         damaged: false,
         intents: Vec::new(),
         losses: Vec::new(),
+        forks: Vec::new(),
+        base: None,
     }
 }
 
@@ -560,6 +575,8 @@ fn local(volume: &Volume, now: Instant) -> LocalVolume {
         dirty_age: dirty_age(volume, now),
         damage: volume.damage.clone(),
         kept: volume.kept(),
+        forks: state.forks.clone(),
+        base: state.base.clone(),
     }
 }
 

@@ -30,6 +30,14 @@ pub enum CacheError {
     /// The volume is not in the log.
     #[error("volume {0} is not in the cache log")]
     UnknownVolume(crate::Id),
+    /// The log notes so many forks of one volume that are not done in the store.
+    #[error(
+        "{0} forks of the volume wait for the store already; ask again when some are published"
+    )]
+    TooManyForks(usize),
+    /// A new volume cannot have the id of one that is there.
+    #[error("volume {0} is in the cache log already")]
+    KnownVolume(crate::Id),
     /// See [`crate::CacheVolume::fence`].
     #[error("the volume is fenced: another epoch of it exists")]
     Fenced,

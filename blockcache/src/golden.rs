@@ -2,7 +2,7 @@
 
 use world::ETag;
 
-use crate::cache::{FillKey, Intent};
+use crate::cache::{FillKey, ForkBase, Intent, PendingFork};
 use crate::chunk::{ChunkHeader, ChunkKind, FooterBuilder, Superblock};
 use crate::record::{
     BATCH_HEAD_BYTES, BatchHead, Loss, PAGE, Record, Stamp, VolumeState, seal_batch,
@@ -107,6 +107,16 @@ fn a_state_record_has_these_bytes() {
             lsn: 6,
             kept: Seq(7),
         }],
+        forks: vec![PendingFork {
+            child: Id([0xee; 16]),
+            cut: Seq(8),
+            is_carried: true,
+        }],
+        base: Some(ForkBase {
+            parent: Id([0xff; 16]),
+            name: "pa".into(),
+            cut: Seq(9),
+        }),
     });
     let (id, nonce, intent) = ("aa".repeat(16), "cc".repeat(16), "dd".repeat(16));
     let number = |n: u64| hex_of(&n.to_le_bytes());
@@ -128,8 +138,16 @@ fn a_state_record_has_these_bytes() {
         "02006531".into(),
         "01".into(),
         number(6),
+        number(7),
+        "01".into(),
+        "ee".repeat(16),
+        number(8),
+        "01".into(),
+        "01".into(),
+        "ff".repeat(16),
+        "02007061".into(),
         // The zeros behind it are the page's.
-        "07".into(),
+        "09".into(),
     ];
     assert_eq!(descriptor(&state), expected.concat());
 }

@@ -30,9 +30,11 @@ mod watermark;
 #[cfg(feature = "planted")]
 pub use cache::Planted;
 pub use cache::{
-    Cache, CacheConfig, CacheStats, CacheVolume, Cut, CutContent, CutExtent, FillKey, Intent,
-    Known, LocalVolume, Looked, Missing, Opened, Patch, VolumeCounts, WRITE_BYTES_MAX,
+    Cache, CacheConfig, CacheStats, CacheVolume, Cut, CutContent, CutExtent, FillKey, ForkBase,
+    Intent, Known, LocalVolume, Looked, Missing, NewFork, Opened, Patch, PendingFork, VolumeCounts,
+    WRITE_BYTES_MAX,
 };
 pub use error::CacheError;
 pub use extents::{Cover, ExtentMap};
+pub use record::FORKS_MAX;
 pub use types::{Epoch, Id, PAGE_BYTES, PageNo, PageRange, SECTOR_BYTES, Seq};

@@ -11,6 +11,7 @@
 //! (`oldest_live`) tells a start which chunks count.
 
 mod append;
+mod volume;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -690,9 +691,12 @@ impl Log {
         volume.state.losses.push(Loss { lsn, kept });
         // Publishes of what is lost may be on their way to the store, with seqs that are given out again.
         // So the epoch is over: the next opening changes the root first, and none of them can land.
-        volume.state.attached = false;
+        // Of a fork that is not in the store none can be.
+        volume.state.attached = volume.state.base.is_some();
         volume.damage = None;
         volume.last = kept;
+        // What they are made of is lost, and must not be published as if it were not.
+        volume.state.forks.retain(|fork| fork.cut <= kept);
         while let Some(record) = volume.dirty.pop_back_if(|record| record.seq > kept) {
             volume.dirty_bytes -= u64::from(record.log_bytes);
             self.dirty_bytes -= u64::from(record.log_bytes);
@@ -710,6 +714,8 @@ impl Log {
         volume.index = VolumeIndex::default();
         volume.state.valid_lsn = valid_lsn;
         volume.state.losses.clear();
+        // What they are made of goes.
+        volume.state.forks.clear();
         volume.damage = None;
         self.dirty_bytes -= volume.dirty_bytes;
         self.relocated = 0;
@@ -719,73 +725,6 @@ impl Log {
         }
         // Nothing is unpublished any more: the list of dirty records starts after `published`.
         volume.last = volume.state.published;
-    }
-}
-
-impl Volume {
-    /// An unpublished record; none if it is not in the list (any more).
-    pub(crate) fn dirty_at(&mut self, seq: Seq) -> Option<&mut Dirty> {
-        let index = self.dirty.binary_search_by_key(&seq, |record| record.seq);
-        self.dirty.get_mut(index.ok()?)
-    }
-
-    /// The bytes of a record lie elsewhere now: its new self.
-    fn repoint(&mut self, what: Written, to: Position) -> Written {
-        match what {
-            Written::Pages { pages, at } => {
-                self.index.repoint(pages, at, to);
-                Written::Pages { pages, at: to }
-            }
-            Written::Sectors { page, overlay } => {
-                self.index.repoint_partial(page, overlay.at, to);
-                let overlay = Overlay { at: to, ..overlay };
-                Written::Sectors { page, overlay }
-            }
-            Written::Zeros { pages } => Written::Zeros { pages },
-        }
-    }
-
-    /// The index forgets a record that is published, where it still points to it.
-    fn unpoint(&mut self, what: Written) {
-        match what {
-            Written::Pages { pages, at } => self.index.evict(pages, at),
-            Written::Sectors { page, overlay } => self.index.uncover_partial(page, overlay.at),
-            Written::Zeros { .. } => {}
-        }
-    }
-
-    /// The last write of the unbroken run of those that are there. Of a volume without damage, the last.
-    pub(crate) fn kept(&self) -> Seq {
-        if self.damage.is_none() {
-            return self.last;
-        }
-        let mut kept = self.state.published;
-        for record in self.dirty.iter().filter(|d| d.seq > self.state.published) {
-            if record.seq != kept.next() {
-                break;
-            }
-            kept = record.seq;
-        }
-        kept
-    }
-
-    /// Forgets clean pages, and unpublished ones after `kept`.
-    pub(crate) fn rebuild_index(&mut self, kept: Seq) {
-        self.index = VolumeIndex::default();
-        let dirty = self.dirty.iter().filter(|record| record.seq <= kept);
-        let dirty: Vec<(Written, Seq)> = dirty.map(|d| (d.what, d.seq)).collect();
-        dirty
-            .into_iter()
-            .for_each(|(what, seq)| self.apply(what, seq));
-    }
-
-    /// The newest record wins.
-    pub(crate) fn apply(&mut self, what: Written, seq: Seq) {
-        match what {
-            Written::Pages { pages, at } => self.index.write(pages, at),
-            Written::Sectors { page, overlay } => self.index.write_partial(page, overlay),
-            Written::Zeros { pages } => self.index.zero(pages, seq),
-        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use world::ETag;
 
-use crate::cache::{FillKey, Intent};
+use crate::cache::{FillKey, ForkBase, Intent, PendingFork};
 use crate::codec::{Put, Take, crc32c};
 use crate::{Epoch, Id, PageNo, PageRange, Seq};
 
@@ -24,12 +24,17 @@ pub(crate) const INTENTS_MAX: usize = 8;
 /// Accepted losses of one volume. Each is a branch that its log must know not to follow; a volume that
 /// is dropped from the log begins anew.
 pub(crate) const LOSSES_MAX: usize = 4;
+/// Forks of one volume that are noted here and not done in the store. At the bound no more are noted.
+pub const FORKS_MAX: usize = 16;
 /// Longest volume name and longest ETag that a state record takes.
 pub(crate) const TEXT_BYTES_MAX: usize = 255;
 
-/// A state record without its name, intents and losses: kind, id, length of the name, size, epoch,
-/// nonce, published, last, valid_lsn, attached, damaged, number of intents.
-const STATE_FIXED_BYTES: usize = 1 + 16 + 2 + 8 + 8 + 16 + 8 + 8 + 8 + 1 + 1 + 1;
+/// A state record without its name and lists: kind, id, length of the name, size, epoch, nonce, published,
+/// last, valid_lsn, attached, damaged, number of intents, of losses, of forks, of bases.
+const STATE_FIXED_BYTES: usize = 1 + 16 + 2 + 8 + 8 + 16 + 8 + 8 + 8 + 1 + 1 + 1 + 1 + 1 + 1;
+const FORK_BYTES: usize = 16 + 8 + 1;
+/// A base without its name.
+const BASE_BYTES: usize = 16 + 2 + 8;
 
 const BATCH_MAGIC: u32 = u32::from_le_bytes(*b"GBAT");
 const WRITE: u8 = 1;
@@ -41,7 +46,8 @@ const MOVED: u8 = 6;
 
 const _: () = assert!(46 + 4 * RECORD_PAGES_MAX <= DESCRIPTORS_BYTES_MAX as u64);
 const _: () = assert!(
-    (INTENTS_MAX + 1) * (2 + TEXT_BYTES_MAX + 24) + LOSSES_MAX * 16 + 128 <= DESCRIPTORS_BYTES_MAX,
+    (INTENTS_MAX + 2) * (2 + TEXT_BYTES_MAX + 24) + LOSSES_MAX * 16 + FORKS_MAX * FORK_BYTES + 128
+        <= DESCRIPTORS_BYTES_MAX,
     "a full state record fits one batch"
 );
 
@@ -99,6 +105,10 @@ pub(crate) struct VolumeState {
     pub(crate) damaged: bool,
     pub(crate) intents: Vec<Intent>,
     pub(crate) losses: Vec<Loss>,
+    /// Forks of it that are not done in the store.
+    pub(crate) forks: Vec<PendingFork>,
+    /// Of a fork that is not in the store: what it is made of.
+    pub(crate) base: Option<ForkBase>,
 }
 
 /// A loss that an operator has accepted (rule 8): of the records in batches before `lsn` only those up
@@ -159,8 +169,12 @@ impl Record {
                     .iter()
                     .map(|i| 16 + 8 + 2 + i.replaces.0.len())
                     .sum();
-                let losses = 1 + 16 * state.losses.len();
-                STATE_FIXED_BYTES + state.name.len() + tags + losses
+                let lists = 16 * state.losses.len() + FORK_BYTES * state.forks.len();
+                let base = state
+                    .base
+                    .as_ref()
+                    .map_or(0, |it| BASE_BYTES + it.name.len());
+                STATE_FIXED_BYTES + state.name.len() + tags + lists + base
             }
             Self::Fill { crcs, .. } => 1 + 16 + 4 + 4 + 4 * crcs.len(),
             Self::Moved(record) => 1 + record.encoded_len(),
@@ -309,6 +323,18 @@ fn put_state(out: &mut Vec<u8>, state: &VolumeState) {
         out.put_u64(loss.lsn);
         out.put_u64(loss.kept.0);
     }
+    out.put_u8(u8::try_from(state.forks.len()).expect("at most FORKS_MAX"));
+    for fork in &state.forks {
+        out.put(&fork.child.0);
+        out.put_u64(fork.cut.0);
+        out.put_u8(u8::from(fork.is_carried));
+    }
+    out.put_u8(u8::from(state.base.is_some()));
+    if let Some(base) = &state.base {
+        out.put(&base.parent.0);
+        out.put_text(&base.name);
+        out.put_u64(base.cut.0);
+    }
 }
 
 fn take_state(take: &mut Take<'_>) -> Option<VolumeState> {
@@ -339,6 +365,23 @@ fn take_state(take: &mut Take<'_>) -> Option<VolumeState> {
             })
         })
         .collect::<Option<Vec<_>>>()?;
+    let forks = (0..take.u8()?)
+        .map(|_| {
+            Some(PendingFork {
+                child: take.id()?,
+                cut: take.seq()?,
+                is_carried: take.u8()? != 0,
+            })
+        })
+        .collect::<Option<Vec<_>>>()?;
+    let base = match take.u8()? {
+        0 => None,
+        _ => Some(ForkBase {
+            parent: take.id()?,
+            name: take.text()?,
+            cut: take.seq()?,
+        }),
+    };
     Some(VolumeState {
         id,
         name,
@@ -352,6 +395,8 @@ fn take_state(take: &mut Take<'_>) -> Option<VolumeState> {
         damaged,
         intents,
         losses,
+        forks,
+        base,
     })
 }
 
@@ -460,6 +505,16 @@ mod tests {
                     lsn: 18,
                     kept: Seq(6),
                 }],
+                forks: vec![PendingFork {
+                    child: Id([5; 16]),
+                    cut: Seq(9),
+                    is_carried: true,
+                }],
+                base: Some(ForkBase {
+                    parent: Id([6; 16]),
+                    name: "golden".into(),
+                    cut: Seq(4),
+                }),
             }),
             Record::Fill {
                 key: FillKey {

@@ -416,6 +416,9 @@ struct ForkArguments {
     /// Any text: asked again with the same one, no second fork is made and none is in the way
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
+    /// Return as soon as the server has it, before it is in the store (experimental)
+    #[arg(long)]
+    live: bool,
     /// Print as JSON
     #[arg(long)]
     json: bool,

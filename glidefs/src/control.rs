@@ -118,6 +118,9 @@ pub struct ExportDocument {
     /// The export that it was forked from.
     #[serde(default)]
     pub parent: Option<String>,
+    /// It is in the store. False: a fork that only this node has so far.
+    #[serde(default = "is_published")]
+    pub published: bool,
     pub clients: u32,
     /// Unpublished bytes in the log of this node, and the age of the oldest: since it was written, or
     /// since a start found it. What another owner holds is not known here.
@@ -163,6 +166,10 @@ pub enum WarmState {
     Done,
     /// Not all; preparing again goes on.
     Stopped,
+}
+
+fn is_published() -> bool {
+    true
 }
 
 /// Unpublished writes that should be in the cache and are not.
@@ -514,7 +521,7 @@ pub struct ForkDocument {
     pub size_bytes: u64,
     /// The parent's write up to which it holds everything.
     pub cut_seq: u64,
-    /// It is in the store: any node may open it.
+    /// It is in the store. False: only this node has it, which is on its way to publish it.
     pub published: bool,
 }
 
@@ -549,8 +556,11 @@ pub struct MakeForkDocument {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum ForkWait {
-    /// The fork is in the store. It always is, so far.
+    /// The fork is in the store. The same without a word.
     Published,
+    /// One of an export that is open here for writing answers before that: it is here, and survives a crash as what was
+    /// flushed does. Of any other, the same as `Published`.
+    Local,
 }
 
 /// A refusal or a failure, with the HTTP status that fits it.

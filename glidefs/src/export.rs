@@ -19,9 +19,10 @@
 //! Absent: what a name means, who may connect ([`registry`]); when and how data goes to the store
 //! ([`crate::sync`]).
 
+pub(crate) mod base;
 pub(crate) mod causes;
 pub mod clients;
-mod confirm;
+pub(crate) mod confirm;
 pub mod connection;
 pub(crate) mod decide;
 pub mod document;
@@ -51,6 +52,7 @@ use crate::control::IoDocument;
 use crate::device::{Fua, IoError};
 use crate::sync::backoff::Backoff;
 use crate::volume::{RootView, Volume};
+use base::Base;
 use causes::Causes;
 use clients::Clients;
 use frames::{Frames, index};
@@ -127,6 +129,8 @@ pub(crate) struct Parts<W: World> {
     pub(crate) local: Option<CacheVolume<W>>,
     /// None: resumed without the store.
     pub(crate) volume: Option<Volume<W>>,
+    /// Of a fork that is not in the store.
+    pub(crate) base: Option<Rc<Base<W>>>,
     pub(crate) meter: Rc<Meter>,
     /// [`site::ExportConfig::read_wait`].
     pub(crate) read_wait: Duration,
@@ -147,7 +151,8 @@ impl<W: World> Export<W> {
             parts.role != Role::ReadWrite || parts.local.is_some(),
             "writes go to the log"
         );
-        let frames = Frames::new(parts.world.clone(), parts.cache.clone(), parts.volume);
+        let (world, cache) = (parts.world.clone(), parts.cache.clone());
+        let frames = Frames::new(world, cache, parts.volume, parts.base);
         Rc::new(Self {
             clients: Clients::none_at(parts.world.now()),
             world: parts.world,
@@ -216,6 +221,11 @@ impl<W: World> Export<W> {
         self.frames.volume().map(|volume| volume.root())
     }
 
+    /// It is a fork that the store does not have.
+    pub(crate) fn is_pending_fork(&self) -> bool {
+        self.frames.base().is_some()
+    }
+
     /// Connections that are open keep the size they were told.
     pub(crate) fn set_size(&self, size_bytes: u64) {
         assert!(
@@ -271,7 +281,8 @@ impl<W: World> Export<W> {
     /// detach on its way says the whole truth. False if that is not so.
     pub(crate) fn begin_leaving(&self) -> bool {
         let clean = self.local_state().is_some_and(|l| l.last <= l.published);
-        if self.role.get() != Role::ReadWrite || self.clients.count() > 0 || !clean {
+        let is_forking = self.orders.is_forking();
+        if self.role.get() != Role::ReadWrite || self.clients.count() > 0 || !clean || is_forking {
             return false;
         }
         self.end(Role::Leaving);
@@ -291,6 +302,7 @@ impl<W: World> Export<W> {
             if self
                 .local_state()
                 .is_none_or(|local| local.published >= target)
+                && !self.is_pending_fork()
             {
                 return Ok(());
             }

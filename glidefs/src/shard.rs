@@ -30,6 +30,7 @@ use world::{StoreErrorKind, World};
 
 use crate::control::{ExportDocument, Request, ServerDocument};
 use crate::device::ConnectError;
+use crate::export::base::Lineage;
 use crate::export::clients::Sharing;
 use crate::export::document::of_export;
 use crate::export::meter::Meters;
@@ -86,6 +87,8 @@ impl ShardConfig {
                 keeps_rewritten: false,
                 #[cfg(feature = "planted")]
                 snapshots_of_any_cut: false,
+                #[cfg(feature = "planted")]
+                forks_of_any_cut: false,
             },
         }
     }
@@ -147,6 +150,7 @@ impl<W: World> Shard<W> {
             meters: Meters::default(),
             repeats: Repeats::default(),
             operations: Operations::default(),
+            lineage: Lineage::default(),
             config: config.exports,
         });
         let registry = Rc::new(Registry::new(site));

@@ -14,6 +14,7 @@
 
 pub(crate) mod attempt;
 pub(crate) mod backoff;
+mod fork;
 pub mod plan;
 pub(crate) mod uploads;
 
@@ -153,6 +154,7 @@ pub(crate) fn start<W: World>(site: &Rc<Site<W>>, export: &Rc<Export<W>>) {
     let local = export.local().expect("only read-write exports sync");
     // The open wrote the root a moment ago, or the process before this one may have.
     let turn = site.world.now() + site.config.sync.publish_interval_min;
+    site.lineage.opened(local.id(), export);
     let syncer = Syncer {
         site: Rc::clone(site),
         export: Rc::clone(export),
@@ -165,7 +167,12 @@ pub(crate) fn start<W: World>(site: &Rc<Site<W>>, export: &Rc<Export<W>>) {
 
 impl<W: World> Syncer<W> {
     async fn run(self) {
-        if self.export.root().is_none() && Box::pin(self.prove()).await == Task::Ends {
+        let proved = match self.export.frames().base() {
+            Some(base) => Box::pin(self.publish_fork(base)).await,
+            None if self.export.root().is_none() => Box::pin(self.prove()).await,
+            None => Task::GoesOn,
+        };
+        if proved == Task::Ends {
             return;
         }
         loop {
@@ -192,13 +199,14 @@ impl<W: World> Syncer<W> {
             let dirty = state.last > state.published;
             let age = self.local.dirty_age();
             let delay = self.site.config.sync.delay;
-            let leave_at = self.leave_at();
+            let leave_at = self.leave_at().filter(|_| !self.has_forks(&state));
             let leaving = leave_at.is_some_and(|at| at <= now);
             let orders = &self.export.orders;
             let ordered = orders.drain_to() > state.published
                 || orders.has_snapshots()
                 || orders.has_data_key()
                 || orders.is_carrying()
+                || self.forks_wait(&state)
                 || self.must_grow();
             if ordered || dirty && (leaving || age >= delay || self.local.pressed()) {
                 return Work::Sync;
@@ -257,8 +265,13 @@ impl<W: World> Syncer<W> {
                     self.recovered();
                     return self.after_publish();
                 }
-                // What was uploaded may be older than what is published by now.
-                Err(SyncError::Overtaken) => (attempt, kept) = (None, Kept::default()),
+                Err(SyncError::Overtaken) => {
+                    if let Some(attempt) = attempt.take() {
+                        // What was uploaded is older than what is published by now.
+                        self.give_back(&kept.and(&attempt)).await;
+                        kept = Kept::default();
+                    }
+                }
                 Err(error) => {
                     let error = self.explained(error).await;
                     failures += 1;
@@ -275,6 +288,13 @@ impl<W: World> Syncer<W> {
                     }
                 }
             }
+        }
+    }
+
+    /// Of uploads that no publish will name any more.
+    async fn give_back(&self, kept: &Kept) {
+        if let Some(volume) = self.export.frames().volume() {
+            Box::pin(volume.give_back_uploads(kept.uploaded())).await;
         }
     }
 
@@ -386,6 +406,19 @@ impl<W: World> Syncer<W> {
     /// Says it once per outage, to the log and to those who wait for a drain.
     async fn failed(&self, error: &SyncError) -> Task {
         self.export.count(|io| io.sync_errors += 1);
+        let task = self.judge(error).await;
+        // Forks of it wait for what failed.
+        if self
+            .local
+            .state()
+            .is_some_and(|state| !state.forks.is_empty())
+        {
+            self.site.lineage.news.notify_waiters();
+        }
+        task
+    }
+
+    async fn judge(&self, error: &SyncError) -> Task {
         let name = self.export.name();
         let text = error.to_string();
         match verdict(error) {
@@ -451,6 +484,8 @@ impl<W: World> Syncer<W> {
         let world = &self.site.world;
         let mut chance = [0; 4];
         world.fill_random(&mut chance);
+        // Whoever gives a volume up had better get through than obey: nobody else may open it before.
+        let asked = asked.filter(|_| self.export.role() != Role::Leaving);
         let wait = BACKOFF.wait(failures, u32::from_le_bytes(chance), asked);
         let deadline = world.now() + wait;
         loop {
@@ -575,7 +610,9 @@ pub(crate) fn count<W: World>(export: &Export<W>, tidied: &Tidied) {
 fn verdict(error: &SyncError) -> Verdict {
     let volume = match error {
         SyncError::Cache(CacheError::Stopped(_)) => return Verdict::Halt,
-        SyncError::Cache(_) | SyncError::Overtaken | SyncError::Read(ReadError::NotYet) => {
+        SyncError::Cache(_)
+        | SyncError::Overtaken
+        | SyncError::Read(ReadError::NotYet | ReadError::Cache(_)) => {
             return Verdict::Again;
         }
         SyncError::Volume(error) | SyncError::Read(ReadError::Volume(error)) => error,

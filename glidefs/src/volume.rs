@@ -102,6 +102,7 @@ pub use codec::Compression;
 pub use collect::{Collected, Deletes};
 pub use error::VolumeError;
 pub use flatten::Flattened;
+pub(crate) use fork::Born;
 pub use fork::{Fork, ForkView};
 pub use keyring::{KeyringCost, SlotView};
 pub use ledger::Totals;
@@ -118,6 +119,7 @@ pub use root::SNAPSHOTS_MAX;
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
 pub use slots::{Changed, InUse, KeyChange, Keyslots};
 pub use snapshots::{SnapshotChange, SnapshotView};
+pub(crate) use snapshots::{fork_snapshot, is_of_fork};
 pub use sweep::{KeptAll, Scope, Swept};
 pub use tidy::{Tidied, Tidy};
 
@@ -346,6 +348,22 @@ impl<W: World> Volume<W> {
     pub fn root(&self) -> RootView {
         let now = self.inner.state.borrow();
         now.stored.root.view(&now.stored.etag)
+    }
+
+    /// What is published now, for reading, whatever is published later. Only what a snapshot or a pin holds of it stays
+    /// in the store.
+    pub(crate) fn frozen(&self) -> Self {
+        let loaded = {
+            let now = self.inner.state.borrow();
+            Loaded {
+                stored: now.stored.clone(),
+                volumes: Rc::clone(&now.volumes),
+                map: now.map.clone(),
+                tail: now.tail.clone(),
+            }
+        };
+        let (bucket, name) = (self.inner.bucket.clone(), self.inner.name.clone());
+        Self::new(bucket, name, loaded, Hold::Free)
     }
 
     /// A number that changes with the map: what a look-up found before may be gone by now.

@@ -12,10 +12,10 @@ use std::process::{Command, Output};
 use glidefs::api::{self, Api};
 use glidefs::control::{
     CacheDocument, CollectedDocument, Control, ControlError, ControlErrorKind, ExportDocument,
-    ExportMeters, ForkDocument, ForkedDocument, GcDocument, IoDocument, LatenciesDocument,
-    MetersDocument, OperationDocument, OperationState, PrepareDocument, Request, SalvageDocument,
-    SalvageKind, SalvageRange, SalvageRanges, ServerDocument, SnapshotDocument, WarmDocument,
-    WarmState,
+    ExportMeters, ForkDocument, ForkWait, ForkedDocument, GcDocument, IoDocument,
+    LatenciesDocument, MetersDocument, OperationDocument, OperationState, PrepareDocument, Request,
+    SalvageDocument, SalvageKind, SalvageRange, SalvageRanges, ServerDocument, SnapshotDocument,
+    WarmDocument, WarmState,
 };
 use glidefs::meter::store::StoreUse;
 use serde_json::Value;
@@ -410,7 +410,7 @@ fn export_commands_speak_to_the_api() {
 }
 
 #[test]
-fn snapshot_and_fork_commands_speak_to_the_api() {
+fn snapshot_commands_speak_to_the_api() {
     let dir = folder();
     let server = Server::start(Vec::from([export("vm-a", 0)]), None);
     let run = |arguments: &[&str]| {
@@ -452,6 +452,22 @@ fn snapshot_and_fork_commands_speak_to_the_api() {
         2,
         "all of them?"
     );
+}
+
+#[test]
+fn fork_commands_speak_to_the_api() {
+    let dir = folder();
+    let server = Server::start(Vec::from([export("vm-a", 0)]), None);
+    let run = |arguments: &[&str]| {
+        let mut words = arguments.to_vec();
+        words.extend(["--api", &server.url]);
+        glidefs(dir.path(), &words)
+    };
+    let json = |arguments: &[&str]| -> Value {
+        let output = run(&[arguments, &["--json"]].concat());
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        serde_json::from_str(&stdout(&output)).expect("JSON")
+    };
     let fork = json(&["fork", "vm-a@s1", "vm-b"]);
     assert_eq!(
         (&fork["name"], &fork["parent"], &fork["snapshot"]),
@@ -476,7 +492,15 @@ fn snapshot_and_fork_commands_speak_to_the_api() {
         (&Value::from(unreadable), &Value::from(why))
     );
     let fork = stdout(&run(&["fork", "vm-a", "vm-b"]));
-    assert!(fork.contains("vm-b") && fork.contains("write 7"), "{fork}");
+    assert!(
+        fork.contains("write 7") && !fork.contains("not yet"),
+        "{fork}"
+    );
+    let live = json(&["fork", "vm-a", "vm-b", "--live"]);
+    assert_eq!(
+        (live["name"].as_str(), live["published"].as_bool()),
+        (Some("vm-b"), Some(false))
+    );
 }
 
 #[test]
@@ -577,6 +601,7 @@ fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
         epoch: 1,
         owner: "node-a".into(),
         parent: None,
+        published: true,
         clients: 1,
         dirty_bytes,
         dirty_age_ms: if dirty_bytes > 0 { 1500 } else { 0 },
@@ -753,7 +778,7 @@ fn answer_copies(request: Request) -> bool {
                 snapshot: wanted.snapshot,
                 size_bytes: 1 << 30,
                 cut_seq: 7,
-                published: true,
+                published: wanted.wait != Some(ForkWait::Local),
             };
             reply.send(Ok(fork)).is_ok()
         }

@@ -452,6 +452,39 @@ fn an_owner_that_is_asked_to_prepare_reads_the_root_and_writes_nothing() {
     });
 }
 
+/// A guest whose connection broke comes back to its export, whatever an operator is waiting for.
+#[test]
+fn nobody_waits_at_the_door_behind_an_owner_that_asks_the_store() {
+    simulate(11, |sim| async move {
+        let a = start(&sim, "a").await;
+        let guest = a.connect().await;
+        write(&guest, 1, 1).await;
+        a.drain().await;
+        drop(guest);
+        sim.set_store_outage(None, true);
+        let comes_back = async {
+            sim.sleep(Duration::from_millis(10)).await;
+            let before = sim.now();
+            let back = a.connect().await;
+            assert_eq!(back.access(), Access::ReadWrite);
+            assert!(holds(&back, 1, 1).await);
+            sim.now().since(before)
+        };
+        let began = sim.now();
+        let (unclear, waited) = futures_util::future::join(a.prepare(None), comes_back).await;
+        unclear.expect_err("an outage");
+        let asked = sim.now().since(began);
+        assert!(
+            waited < Duration::from_millis(100),
+            "{waited:?} of {asked:?}"
+        );
+        assert!(
+            asked > Duration::from_millis(200),
+            "the test is blind: {asked:?}"
+        );
+    });
+}
+
 /// A node whose cache folder was copied from another one's, so that the root's owner has its own id.
 #[test]
 fn a_copy_of_a_cache_folder_gives_nothing_up_that_its_original_has() {

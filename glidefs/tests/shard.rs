@@ -9,9 +9,10 @@ use blockcache::{Cache, CacheConfig};
 use bytes::Bytes;
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
-    ForkDocument, GcDocument, MakeForkDocument, MetersDocument, OperationDocument, OperationState,
-    PrepareDocument, PromoteDocument, PruneQuery, PutDocument, Request, RestoreDocument,
-    SalvageDocument, SalvageKind, SalvageRanges, SnapshotDocument, TakeSnapshotDocument,
+    ForkDocument, ForkWait, GcDocument, MakeForkDocument, MetersDocument, OperationDocument,
+    OperationState, PrepareDocument, PromoteDocument, PruneQuery, PutDocument, Request,
+    RestoreDocument, SalvageDocument, SalvageKind, SalvageRanges, SnapshotDocument,
+    TakeSnapshotDocument,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::clients::Sharing;
@@ -138,9 +139,21 @@ impl Node {
         self.control.ask(request).await
     }
 
+    /// One that is in the store.
     async fn fork(&self, name: &str, fork: &str) -> ForkDocument {
         let wanted = MakeForkDocument {
             name: fork.to_owned(),
+            wait: Some(ForkWait::Published),
+            ..MakeForkDocument::default()
+        };
+        self.try_fork(name, wanted).await.expect("forked")
+    }
+
+    /// One that is here.
+    async fn fork_live(&self, name: &str, fork: &str) -> ForkDocument {
+        let wanted = MakeForkDocument {
+            name: fork.to_owned(),
+            wait: Some(ForkWait::Local),
             ..MakeForkDocument::default()
         };
         self.try_fork(name, wanted).await.expect("forked")
@@ -214,6 +227,23 @@ async fn stamp(device: &Device, page_no: u64) -> u8 {
         "page {page_no} is torn"
     );
     bytes[0]
+}
+
+/// Waits until a fork is in the store.
+async fn published(node: &Node, name: &str) {
+    for _ in 0..600 {
+        if node.get(name).await.published {
+            return;
+        }
+        node.sim.sleep(Duration::from_millis(500)).await;
+    }
+    panic!("{name} is never published");
+}
+
+async fn expect(device: &Device, stamps: &[u8]) {
+    for (n, wanted) in (0..).zip(stamps) {
+        assert_eq!(stamp(device, n).await, *wanted, "page {n}");
+    }
 }
 
 fn at(page_no: u64) -> usize {
@@ -555,6 +585,265 @@ fn a_live_fork_holds_all_that_was_answered_and_goes_its_own_way() {
         b.fork("vm", "other").await;
         let other = b.connect("other").await.expect("opened");
         assert_eq!((stamp(&other, 1).await, stamp(&other, 2).await), (3, 1));
+    });
+}
+
+#[test]
+fn a_live_fork_needs_no_store_and_survives_a_kill_before_it_is_published() {
+    simulate(55, |sim| async move {
+        let host = sim.host("a");
+        let a = start_with(&sim, host, config(None)).await;
+        let device = a.connect("vm").await.expect("created");
+        for n in 0..50 {
+            write(&device, n, 1).await;
+        }
+        a.drain("vm").await;
+        for n in 25..60 {
+            write(&device, n, 2).await;
+        }
+        sim.set_store_outage(None, true);
+        let asked = sim.now();
+        let made = a.fork_live("vm", "child").await;
+        assert_eq!((made.cut_seq, made.published), (85, false));
+        let took = sim.now() - asked;
+        assert!(took < Duration::from_millis(200), "{took:?}");
+        let mut was = [vec![1; 25], vec![2; 35]].concat();
+        let child = a.connect("child").await.expect("opened");
+        assert_eq!(child.access(), Access::ReadWrite);
+        expect(&child, &was).await;
+        write(&child, 0, 7).await;
+        write(&child, 30, 8).await;
+        child.flush().await.expect("durable");
+        (was[0], was[30]) = (7, 8);
+        for n in [26, 31, 70] {
+            write(&device, n, 9).await;
+        }
+        expect(&child, &was).await;
+        let document = a.get("child").await;
+        assert!(!document.published);
+        assert_eq!(document.parent.as_deref(), Some("vm"));
+        a.kill();
+
+        // The store is down still.
+        let a = start_with(&sim, host, config(None)).await;
+        let child = a.connect("child").await.expect("resumed");
+        let device = a.connect("vm").await.expect("resumed");
+        expect(&child, &was).await;
+        assert_eq!(stamp(&device, 31).await, 9);
+        write(&child, 1, 6).await;
+        was[1] = 6;
+        sim.set_store_outage(None, false);
+        published(&a, "child").await;
+        expect(&child, &was).await;
+        a.drain("child").await;
+        write(&device, 2, 9).await;
+        a.drain("vm").await;
+        assert_eq!(a.snapshots("vm").await, [""; 0], "it went by itself");
+        let b = start(&sim, "b").await;
+        let there = b.connect("child").await.expect("opened");
+        expect(&there, &was).await;
+        let there = b.connect("vm").await.expect("opened");
+        for (n, wanted) in [(0, 1), (2, 9), (26, 9), (30, 2), (31, 9), (70, 9)] {
+            assert_eq!(stamp(&there, n).await, wanted, "page {n} of the parent");
+        }
+    });
+}
+
+/// Two forks of one parent that writes on, with the store up or down, and kills and power cuts in between.
+#[test]
+fn a_live_fork_is_exact_whatever_dies_at_any_step() {
+    for seed in 0..40 {
+        simulate(seed, |sim| async move {
+            let host = sim.host("a");
+            let mut a = start_with(&sim, host, config(None)).await;
+            let device = a.connect("vm").await.expect("created");
+            let mut vm = vec![0_u8; 40];
+            let mut forks: Vec<(String, Vec<u8>)> = Vec::new();
+            for n in 0..40 {
+                write(&device, n, 1).await;
+                vm[at(n)] = 1;
+            }
+            drop(device);
+            for round in 0..5_u8 {
+                let device = a.connect("vm").await.expect("resumed");
+                let down = sim.chance(|chance| chance.below(2)) == 0;
+                sim.set_store_outage(None, down);
+                for n in 0..20 {
+                    let n = (n * 7 + u64::from(round)) % 40;
+                    write(&device, n, 10 + round).await;
+                    vm[at(n)] = 10 + round;
+                }
+                if round < 2 {
+                    let name = format!("child-{round}");
+                    a.fork_live("vm", &name).await;
+                    forks.push((name, vm.clone()));
+                }
+                for n in 0..5 {
+                    write(&device, n, 20 + round).await;
+                    vm[at(n)] = 20 + round;
+                }
+                for (name, was) in &mut forks {
+                    let child = a.connect(name).await.expect("opened");
+                    for n in 3..6 {
+                        write(&child, n, 30 + round).await;
+                        was[at(n)] = 30 + round;
+                    }
+                    child.flush().await.expect("durable");
+                }
+                device.flush().await.expect("durable");
+                let pause = sim.chance(|chance| chance.between(0, 4_000));
+                sim.sleep(Duration::from_millis(pause)).await;
+                drop(device);
+                match sim.chance(|chance| chance.below(3)) {
+                    0 => a.kill(),
+                    1 => {
+                        drop(a);
+                        sim.crash(host, Crash::Power);
+                    }
+                    _ => continue_with(a, &mut forks).await,
+                }
+                a = start_with(&sim, host, config(None)).await;
+            }
+            sim.set_store_outage(None, false);
+            for (name, was) in &forks {
+                published(&a, name).await;
+                let child = a.connect(name).await.expect("opened");
+                expect(&child, was).await;
+                a.drain(name).await;
+            }
+            a.drain("vm").await;
+            let b = start(&sim, "b").await;
+            for (name, was) in forks.iter().chain([&("vm".to_owned(), vm)]) {
+                let there = b.connect(name).await.expect("opened");
+                expect(&there, was).await;
+            }
+        });
+    }
+}
+
+/// All of them read once more; then the node is killed.
+async fn continue_with(node: Node, forks: &mut [(String, Vec<u8>)]) {
+    node.sim.set_store_outage(None, false);
+    for (name, was) in forks {
+        let child = node.connect(name).await.expect("opened");
+        expect(&child, was).await;
+    }
+    node.kill();
+}
+
+#[test]
+fn a_live_fork_whose_parent_is_taken_ends_and_keeps_what_was_written_to_it() {
+    simulate(57, |sim| async move {
+        let host = sim.host("a");
+        let a = start_with(&sim, host, config(None)).await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 0, 1).await;
+        a.drain("vm").await;
+        sim.set_store_outage(Some(host), true);
+        write(&device, 0, 2).await;
+        a.fork_live("vm", "child").await;
+        let child = a.connect("child").await.expect("opened");
+        write(&child, 1, 3).await;
+        assert_eq!(stamp(&child, 0).await, 2);
+        let b = start(&sim, "b").await;
+        b.force("vm").await;
+        sim.set_store_outage(Some(host), false);
+        sim.sleep(Duration::from_secs(120)).await;
+        assert_eq!(a.get("vm").await.role, "fenced");
+        assert_eq!(a.get("child").await.role, "fenced");
+        let refused = child.write(0, page(4), Fua::No).await;
+        assert_eq!(refused, Err(IoError::Shutdown));
+        let salvage = a.salvage().await;
+        assert!(salvage.iter().any(|it| it.export == "child"), "{salvage:?}");
+        drop((device, child));
+        a.kill();
+        let a = start_with(&sim, host, config(None)).await;
+        sim.sleep(Duration::from_secs(120)).await;
+        let gone = a.connect("child").await.err();
+        assert!(gone.is_some(), "it is not invented");
+        let salvage = a.salvage().await;
+        assert!(salvage.iter().any(|it| it.export == "child"), "{salvage:?}");
+    });
+}
+
+#[test]
+fn a_live_fork_whose_name_is_taken_in_the_store_ends() {
+    simulate(58, |sim| async move {
+        let host = sim.host("a");
+        let a = start_with(&sim, host, config(None)).await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 0, 1).await;
+        a.drain("vm").await;
+        sim.set_store_outage(Some(host), true);
+        a.fork_live("vm", "child").await;
+        let b = start(&sim, "b").await;
+        let other = b.connect("child").await.expect("created");
+        write(&other, 0, 5).await;
+        sim.set_store_outage(Some(host), false);
+        sim.sleep(Duration::from_secs(120)).await;
+        // Its parent goes on, and holds nothing for it any more.
+        write(&device, 0, 2).await;
+        a.drain("vm").await;
+        assert_eq!(a.snapshots("vm").await, [""; 0]);
+        b.drain("child").await;
+        let seen = a.connect("child").await.expect("the other one");
+        assert_eq!(seen.access(), Access::ReadOnly);
+        assert_eq!(stamp(&seen, 0).await, 5);
+    });
+}
+
+#[test]
+fn what_a_fork_cannot_do_before_it_is_published_is_refused_with_a_reason() {
+    simulate(59, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 0, 1).await;
+        a.drain("vm").await;
+        sim.set_store_outage(None, true);
+        let wanted = MakeForkDocument {
+            name: "child".to_owned(),
+            request_id: Some("r-1".to_owned()),
+            wait: Some(ForkWait::Local),
+            ..MakeForkDocument::default()
+        };
+        let made = a.try_fork("vm", wanted.clone()).await.expect("forked");
+        let again = a.try_fork("vm", wanted.clone()).await.expect("the same");
+        assert_eq!(made, again);
+        let more = MakeForkDocument {
+            name: "grandchild".to_owned(),
+            ..MakeForkDocument::default()
+        };
+        let refused = a.try_fork("child", more).await.expect_err("too early");
+        assert_eq!(refused.kind, ControlErrorKind::Unavailable);
+        let snapshot = |name: &str| TakeSnapshotDocument {
+            name: Some(name.to_owned()),
+            request_id: None,
+        };
+        let refused = a.try_take("child", snapshot("s")).await;
+        let refused = refused.expect_err("too early");
+        assert_eq!(refused.kind, ControlErrorKind::Unavailable);
+        let refused = a.try_take("vm", snapshot("live-fork.mine")).await;
+        let refused = refused.expect_err("kept");
+        assert_eq!(refused.kind, ControlErrorKind::Invalid);
+        sim.set_store_outage(None, false);
+        let wanted = MakeForkDocument {
+            wait: Some(ForkWait::Published),
+            ..wanted
+        };
+        // What failed before may still be told of.
+        let mut waited = a.try_fork("vm", wanted.clone()).await;
+        while waited.is_err() {
+            sim.sleep(Duration::from_secs(5)).await;
+            waited = a.try_fork("vm", wanted.clone()).await;
+        }
+        assert!(waited.expect("made").published);
+        assert!(a.get("child").await.published);
+        a.fork_live("child", "grandchild").await;
+        assert_eq!(a.shard.shutdown(Drain::Everything).await, ["vm"]);
+        let b = start(&sim, "b").await;
+        let grandchild = b.connect("grandchild").await.expect("published");
+        assert_eq!(grandchild.access(), Access::ReadWrite);
+        assert_eq!(stamp(&grandchild, 0).await, 1);
     });
 }
 

@@ -20,6 +20,7 @@ mod crash;
 mod damage;
 mod fsync;
 mod guest;
+mod livefork;
 mod loss;
 mod migrate;
 pub(crate) mod node;
@@ -66,12 +67,14 @@ pub enum Scenario {
     Weather,
     /// Snapshots are taken and deleted through all that happens in [`Scenario::Crash`].
     Snapshots,
+    /// Forks are made of a volume that is written to, and used at once, whatever the store does.
+    LiveFork,
     /// A running guest is moved from node to node, with both ends dying on the way.
     Migrate,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Crash,
         Self::Evict,
         Self::Loss,
@@ -84,6 +87,7 @@ impl Scenario {
         Self::Weather,
         Self::Snapshots,
         Self::Migrate,
+        Self::LiveFork,
     ];
 
     pub fn name(self) -> &'static str {
@@ -100,6 +104,7 @@ impl Scenario {
             Self::Weather => "weather",
             Self::Snapshots => "snapshots",
             Self::Migrate => "migrate",
+            Self::LiveFork => "livefork",
         }
     }
 
@@ -151,6 +156,10 @@ pub enum Plant {
     Rule21,
     /// The sweep deletes what a tombstone does not name.
     Rule21Tombstone,
+    /// A volume publishes behind the cut of a fork that nobody has published.
+    Rule22Fork,
+    /// A fork reads what its parent is now.
+    Rule2Fork,
     /// A snapshot goes with whatever cut is published next, also one from before it was asked for.
     Rule22,
     /// A sync waits ten times as long as it is told to.
@@ -158,7 +167,7 @@ pub enum Plant {
 }
 
 impl Plant {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Rule1,
         Self::Rule2,
         Self::Rule2Kept,
@@ -174,6 +183,8 @@ impl Plant {
         Self::Rule21,
         Self::Rule21Tombstone,
         Self::Rule22,
+        Self::Rule22Fork,
+        Self::Rule2Fork,
         Self::Late,
     ];
 
@@ -194,6 +205,8 @@ impl Plant {
             Self::Rule21 => "rule21",
             Self::Rule21Tombstone => "rule21-tombstone",
             Self::Rule22 => "rule22",
+            Self::Rule22Fork => "rule22-fork",
+            Self::Rule2Fork => "rule2-fork",
             Self::Late => "late",
         }
     }
@@ -265,7 +278,7 @@ impl Run {
             steps_max: STEPS_MAX,
             // Some of them wait until the pins of dead readers are old.
             time_max: match self.scenario {
-                Scenario::Snapshots => TIME_MAX + snapshots::READERS_AGE,
+                Scenario::Snapshots | Scenario::LiveFork => TIME_MAX + snapshots::READERS_AGE,
                 _ => TIME_MAX,
             },
             trace_lines_max: lines.max(1),
@@ -301,6 +314,7 @@ impl Run {
             Scenario::Fsync => fsync::play(&stage).await?,
             Scenario::Age => age::play(&stage).await?,
             Scenario::Migrate => migrate::play(&stage).await?,
+            Scenario::LiveFork => livefork::play(&stage).await?,
         }
         Ok(stage.answers())
     }

@@ -46,6 +46,11 @@ fn snapshots_are_exact_and_stay_what_they_were() {
 }
 
 #[test]
+fn forks_of_a_live_volume_are_exact_before_and_after_they_are_published() {
+    slice(Scenario::LiveFork);
+}
+
+#[test]
 fn of_two_owners_one_is_fenced_and_nothing_of_it_is_seen() {
     slice(Scenario::Takeover);
 }
@@ -198,13 +203,23 @@ mod planted {
     }
 
     #[test]
+    fn a_parent_that_publishes_behind_a_fork_is_found() {
+        found(Plant::Rule22Fork, Scenario::LiveFork, 60);
+    }
+
+    #[test]
+    fn a_fork_that_reads_what_its_parent_is_now_is_found() {
+        found(Plant::Rule2Fork, Scenario::LiveFork, 60);
+    }
+
+    #[test]
     fn a_promotion_that_asks_nobody_is_found() {
         found(Plant::Rule15, Scenario::Migrate, 40);
     }
 
     #[test]
     fn a_flat_fork_that_lets_go_of_what_snapshots_need_is_found() {
-        found(Plant::Rule20Flat, Scenario::Snapshots, 200);
+        found(Plant::Rule20Flat, Scenario::Snapshots, 400);
     }
 
     #[test]

@@ -168,7 +168,7 @@ fn block(site: &Site, plain: &mut Plain, parent: Parent, forks: Range<u64>) -> R
 /// From the connection to the API to its answer.
 fn fork(server: &Server, parent: Parent, number: u64) -> Result<f64> {
     let path = format!("/api/exports/{}/fork", parent.name);
-    let body = serde_json::json!({ "name": parent.fork(number) });
+    let body = serde_json::json!({ "name": parent.fork(number), "wait": "published" });
     let began = now();
     let answer = server.ask("POST", &path, Some(&body))?;
     let seconds = began.elapsed().as_secs_f64();

@@ -2,30 +2,35 @@
 //! is. A sync reads those positions, never the index, so that what is written meanwhile does not
 //! leak into it (rule 2).
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
 
 use world::{ETag, World};
 
+use super::fork::Newer;
 use super::{CacheVolume, Intent, Missing, Shared};
 use crate::extents::{Cover, ExtentMap};
 use crate::index::{Base, FULL_MASK, Overlay, Position, covered, prune};
 use crate::log::{Log, Written};
 use crate::record::{INTENTS_MAX, TEXT_BYTES_MAX};
-use crate::{CacheError, Id, PAGE_BYTES, PageRange, Seq};
+use crate::{CacheError, Id, PAGE_BYTES, PageNo, PageRange, Seq};
 
 /// Dirty records that a cut goes through between two yields.
 const STEP: usize = 1024;
 
-/// The immutable content of a cut: what changed since the last published one. To be dropped before
-/// [`CacheVolume::published`] is called for it: until then its records are dirty and stay.
+/// The immutable content of a cut: what changed since the last published one. It may outlive its publish: what it
+/// holds stays as it is. But chunks go in their order, so as long as it lives nothing behind the oldest chunk that it
+/// holds comes free: to be dropped as soon as the store has it.
 pub struct Cut<W: World> {
     pub seq: Seq,
     /// In order of address, disjoint.
     pub extents: Vec<CutExtent>,
     pieces: ExtentMap<Piece>,
-    volume: CacheVolume<W>,
+    pub(super) volume: CacheVolume<W>,
+    /// What was written since: [`Cut::read_all`] goes by it.
+    pub(super) newer: RefCell<Newer>,
     /// Whatever becomes of the volume meanwhile, the space is not reused under the reader: the bytes
     /// of another life would have sound checksums too.
     _held: Held<W>,
@@ -112,7 +117,11 @@ impl<W: World> fmt::Debug for Cut<W> {
 impl<W: World> CacheVolume<W> {
     /// Takes a cut after making it, and the intent to publish it, durable (rules 5, 11). It holds the
     /// oldest writes: all, or as many as fit `extents_max`, which bounds its memory, and the rest of
-    /// the write that was the last to fit. None if nothing is dirty. One cut of a volume at a time.
+    /// the write that was the last to fit. None if nothing is dirty, or nothing of it may be published before a fork
+    /// that begins at the published cut (rule 22).
+    ///
+    /// Only who publishes takes cuts, one at a time, so nothing is published meanwhile. A fork's cut is taken beside it:
+    /// [`CacheVolume::cut_for_fork`].
     ///
     /// `nonce` is new each time: in a copy of this log an earlier one stands for an earlier cut (rule 11). `unsent`
     /// is that of an earlier call of which the store never heard, and which is forgotten.
@@ -126,14 +135,20 @@ impl<W: World> CacheVolume<W> {
         let Some(state) = self.state().filter(|state| state.last > state.published) else {
             return Ok(None);
         };
+        let end = self
+            .fork_cut()
+            .map_or(state.last, |cut| cut.min(state.last));
+        if end <= state.published {
+            return Ok(None);
+        }
         // Every record is one extent, or a few where it splits an older one.
-        let few = state.last.0 - state.published.0 <= extents_max as u64;
+        let few = end.0 - state.published.0 <= extents_max as u64;
         let until = if few {
             None
         } else {
             // Looked for without holding what it reads: an intent waits for room in the log, and
             // what is held cannot make room.
-            let (_, end) = self.replay(None, state.last, extents_max).await?;
+            let (_, end) = self.replay(None, end, extents_max).await?;
             Some(end)
         };
         let intent = (nonce, replaces);
@@ -158,8 +173,9 @@ impl<W: World> CacheVolume<W> {
         Ok(replayed.pieces.iter().map(|(pages, _)| pages).collect())
     }
 
-    /// Makes an intent to publish everything written so far durable, and returns that cut. For a
-    /// publish that only changes other fields of the root, or when nothing is dirty. `nonce` and `unsent` as for
+    /// Makes an intent to publish everything written so far durable, or everything up to where a fork begins that no
+    /// snapshot holds, and returns that cut. For a publish that only changes other fields of the root, or when nothing is
+    /// dirty. `nonce` and `unsent` as for
     /// [`CacheVolume::cut`].
     pub async fn intend(
         &self,
@@ -197,6 +213,13 @@ impl<W: World> CacheVolume<W> {
                 volume.state.intents.remove(0);
             }
             let cut = until.unwrap_or(volume.last);
+            #[cfg(feature = "planted")]
+            let passes = self.passes_forks();
+            #[cfg(not(feature = "planted"))]
+            let passes = false;
+            // One may have been noted since the cut was thought of.
+            let fork_cut = volume.fork_cut().filter(|_| !passes);
+            let cut = fork_cut.map_or(cut, |fork_cut| cut.min(fork_cut));
             volume.state.intents.push(Intent {
                 nonce,
                 cut,
@@ -208,7 +231,22 @@ impl<W: World> CacheVolume<W> {
         Ok(seq)
     }
 
-    async fn pieces(&self, seq: Seq) -> Result<Cut<W>, CacheError> {
+    /// Where the oldest fork begins that no snapshot holds.
+    fn fork_cut(&self) -> Option<Seq> {
+        #[cfg(feature = "planted")]
+        if self.passes_forks() {
+            return None;
+        }
+        let log = self.cache.shared.log.borrow();
+        log.volumes.get(&self.id)?.fork_cut()
+    }
+
+    #[cfg(feature = "planted")]
+    fn passes_forks(&self) -> bool {
+        self.cache.shared.config.planted == Some(super::Planted::ForkCutPassed)
+    }
+
+    pub(super) async fn pieces(&self, seq: Seq) -> Result<Cut<W>, CacheError> {
         let shared = &self.cache.shared;
         let (replayed, _) = self.replay(None, seq, usize::MAX).await?;
         // Records that were moved just before may be on their way to the kernel still.
@@ -227,6 +265,7 @@ impl<W: World> CacheVolume<W> {
             seq,
             extents,
             pieces,
+            newer: RefCell::new(Newer::since(seq)),
             volume: self.clone(),
             _held: held,
         })
@@ -241,17 +280,19 @@ impl<W: World> CacheVolume<W> {
         extents_max: usize,
     ) -> Result<(Replayed<W>, Seq), CacheError> {
         let shared = &self.cache.shared;
-        let mut replayed = Replayed {
-            pieces: ExtentMap::default(),
-            held: Held {
-                shared: Rc::clone(shared),
-                chunks: BTreeSet::new(),
-            },
-            last: None,
-        };
-        let published = self.state().map_or(until, |state| state.published);
-        let mut next = after.unwrap_or(published).max(published).next();
+        let published = || self.state().map_or(until, |state| state.published);
+        let mut from = published();
+        let mut replayed = Replayed::new(shared);
+        let begin = |from: Seq| after.unwrap_or(from).max(from).next();
+        let mut next = begin(from);
         while next <= until {
+            // A fork's cut is taken while others are published. What it has so far may be older than what the store
+            // has now, so it begins anew; there is less to go through each time.
+            if published() != from {
+                from = published();
+                (replayed, next) = (Replayed::new(shared), begin(from));
+                continue;
+            }
             let before = next;
             next = self.replay_step(&mut replayed, next, until, extents_max)?;
             if next == before {
@@ -316,6 +357,17 @@ struct Replayed<W: World> {
 }
 
 impl<W: World> Replayed<W> {
+    fn new(shared: &Rc<Shared<W>>) -> Self {
+        Self {
+            pieces: ExtentMap::default(),
+            held: Held {
+                shared: Rc::clone(shared),
+                chunks: BTreeSet::new(),
+            },
+            last: None,
+        }
+    }
+
     /// The next record may be a piece of the same write, which is in one cut or none. Pieces follow
     /// one another in the volume; records that a start found do not tell more. Where somebody writes
     /// small requests one behind the other this takes them all, up to the next step aside.
@@ -360,26 +412,68 @@ impl<W: World> Cut<W> {
         );
         let mut missing = Vec::new();
         for (run, piece) in self.pieces.overlapping(pages) {
-            let from = usize::try_from((run.start.0 - pages.start.0) * PAGE_BYTES).expect("in out");
-            let len = usize::try_from(run.bytes()).expect("in out");
-            let into = &mut out[from..from + len];
-            match piece {
-                Piece::Zero => into.fill(0),
-                Piece::Log(at) => self.shared().read_log(at, into).await?,
-                Piece::Overlaid { base, overlays } => {
-                    let shared = self.shared();
-                    let patches = shared
-                        .overlay_patches(run.start, base, &overlays, into)
-                        .await?;
-                    if let Some(patches) = patches {
-                        missing.push(Missing {
-                            pages: run,
-                            patches,
-                        });
-                    }
-                }
-            }
+            self.read_piece(run, piece, part(pages, run, out), &mut missing)
+                .await?;
         }
         Ok(missing)
     }
+
+    /// The same, and what the cut does not hold is missing too.
+    pub(super) async fn read_or_miss(
+        &self,
+        pages: PageRange,
+        out: &mut [u8],
+        missing: &mut Vec<Missing>,
+    ) -> Result<(), CacheError> {
+        let mut at = pages.start;
+        let absent = |start: PageNo, end: PageNo, missing: &mut Vec<Missing>| {
+            if start < end {
+                missing.push(Missing {
+                    pages: PageRange { start, end },
+                    patches: Vec::new(),
+                });
+            }
+        };
+        for (run, piece) in self.pieces.overlapping(pages) {
+            absent(at, run.start, missing);
+            self.read_piece(run, piece, part(pages, run, out), missing)
+                .await?;
+            at = run.end;
+        }
+        absent(at, pages.end, missing);
+        Ok(())
+    }
+
+    async fn read_piece(
+        &self,
+        run: PageRange,
+        piece: Piece,
+        into: &mut [u8],
+        missing: &mut Vec<Missing>,
+    ) -> Result<(), CacheError> {
+        match piece {
+            Piece::Zero => into.fill(0),
+            Piece::Log(at) => self.shared().read_log(at, into).await?,
+            Piece::Overlaid { base, overlays } => {
+                let shared = self.shared();
+                let patches = shared
+                    .overlay_patches(run.start, base, &overlays, into)
+                    .await?;
+                if let Some(patches) = patches {
+                    missing.push(Missing {
+                        pages: run,
+                        patches,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The part of `out`, which holds `pages`, that holds `run`.
+pub(super) fn part(pages: PageRange, run: PageRange, out: &mut [u8]) -> &mut [u8] {
+    let from = usize::try_from((run.start.0 - pages.start.0) * PAGE_BYTES).expect("in out");
+    let len = usize::try_from(run.bytes()).expect("in out");
+    &mut out[from..from + len]
 }

@@ -19,7 +19,7 @@ impl<W: World> CacheVolume<W> {
         self.id
     }
 
-    fn shared(&self) -> &Rc<Shared<W>> {
+    pub(super) fn shared(&self) -> &Rc<Shared<W>> {
         &self.cache.shared
     }
 
@@ -220,7 +220,7 @@ impl<W: World> CacheVolume<W> {
         Ok(missing)
     }
 
-    async fn read_run(
+    pub(super) async fn read_run(
         &self,
         run: PageRange,
         found: &Found,

@@ -27,6 +27,8 @@ fn log(chunks: ChunkNo) -> Log {
         damaged: false,
         intents: Vec::new(),
         losses: Vec::new(),
+        forks: Vec::new(),
+        base: None,
     };
     log.volumes.insert(VOLUME, Volume::new(state));
     log

@@ -162,6 +162,8 @@ impl<'a> Accepting<'a> {
                 damaged: false,
                 intents: Vec::new(),
                 losses: Vec::new(),
+                forks: Vec::new(),
+                base: None,
             };
             let mut volume = Volume::new(state);
             volume.damage = Some("what was known of the volume is not readable".to_owned());

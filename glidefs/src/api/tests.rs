@@ -11,7 +11,7 @@ use world::sync::Receiver;
 
 use super::*;
 use crate::control::{
-    CollectedDocument, ControlErrorKind, ExportMeters, OperationState, PrepareDocument,
+    CollectedDocument, ControlErrorKind, ExportMeters, ForkWait, OperationState, PrepareDocument,
     RenewDataDocument, SalvageKind, SalvageRange, WarmDocument, WarmState, testing,
 };
 
@@ -24,6 +24,7 @@ fn export(name: &str) -> ExportDocument {
         epoch: 2,
         owner: "node-a 0011".into(),
         parent: None,
+        published: true,
         clients: 1,
         dirty_bytes: 8192,
         dirty_age_ms: 40,
@@ -238,7 +239,7 @@ fn answer_copies(request: Request) -> bool {
                 snapshot: wanted.snapshot,
                 size_bytes: 1 << 30,
                 cut_seq: 7,
-                published: true,
+                published: wanted.wait != Some(ForkWait::Local),
             };
             reply.send(Ok(fork)).is_ok()
         }
@@ -539,6 +540,26 @@ async fn a_fork_that_cannot_be_read_is_listed_beside_the_others() {
         (&forks[0]["name"], &forks[2]["id"]),
         (&json!("child"), &json!("09".repeat(16)))
     );
+}
+
+#[tokio::test]
+async fn a_fork_is_waited_for_unless_it_may_be_local() {
+    let api = Fixture::new(None, None);
+    let path = "/api/exports/v/fork";
+    for (wanted, published) in [
+        ("{\"name\": \"w\"}", true),
+        ("{\"name\": \"w\", \"wait\": \"local\"}", false),
+        ("{\"name\": \"w\", \"wait\": \"published\"}", true),
+    ] {
+        let (status, body) = api.json("POST", path, wanted).await;
+        assert_eq!(
+            (status, &body["name"], &body["published"]),
+            (StatusCode::OK, &json!("w"), &json!(published))
+        );
+    }
+    let wrong = "{\"name\": \"w\", \"wait\": \"for ever\"}";
+    let (status, _) = api.json("POST", path, wrong).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::client::{Client, Said, block_on, export_path};
 use super::text::{bytes_text, table};
 use super::{Failure, ForkArguments, Of, output};
-use crate::control::{ForkDocument, ForkedDocument, MakeForkDocument};
+use crate::control::{ForkDocument, ForkWait, ForkedDocument, MakeForkDocument};
 
 /// Exports in one tree.
 const TREE_MAX: usize = 10_000;
@@ -19,6 +19,7 @@ pub(super) fn run(arguments: ForkArguments) -> Result<ExitCode, Failure> {
         of,
         name,
         request_id,
+        live,
         json,
     } = arguments;
     let (parent, snapshot) = match of.export.split_once('@') {
@@ -29,7 +30,7 @@ pub(super) fn run(arguments: ForkArguments) -> Result<ExitCode, Failure> {
         name,
         snapshot,
         request_id,
-        wait: None,
+        wait: live.then_some(ForkWait::Local),
     };
     let body = serde_json::to_string(&wanted).expect("our documents are JSON");
     let client = Client::new(&of.remote)?;
@@ -165,10 +166,15 @@ fn fork_text(fork: &ForkDocument) -> String {
         Some(snapshot) => format!("{}@{snapshot}", fork.parent),
         None => fork.parent.clone(),
     };
+    let in_store = match fork.published {
+        true => "yes",
+        false => "not yet; this server has it",
+    };
     let rows = [
         ["of".into(), of],
         ["size".into(), bytes_text(fork.size_bytes)],
         ["begins at".into(), format!("write {}", fork.cut_seq)],
+        ["in the store".into(), in_store.into()],
     ];
     table(["fork", &fork.name], &rows)
 }

@@ -133,6 +133,8 @@ pub(super) fn shard(config: &Config) -> ShardConfig {
         keeps_rewritten: false,
         #[cfg(feature = "planted")]
         snapshots_of_any_cut: false,
+        #[cfg(feature = "planted")]
+        forks_of_any_cut: false,
     };
     shard
 }

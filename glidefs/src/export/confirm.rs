@@ -20,10 +20,14 @@ use crate::volume::VolumeError;
 
 /// Returns once the role of an export that is `ReadWrite` says what is true: it still is, or was ended. An error where
 /// nobody can tell now.
-pub(super) async fn confirm<W: World>(
+pub(crate) async fn confirm<W: World>(
     site: &Site<W>,
     export: &Export<W>,
 ) -> Result<(), ConnectError> {
+    if export.is_pending_fork() {
+        // The store knows nothing of it yet.
+        return Ok(());
+    }
     let name = export.name();
     let unclear = |why: String| {
         ConnectError::Unavailable(format!(

@@ -17,6 +17,7 @@ pub(crate) fn of_export<W: World>(export: &Export<W>) -> ExportDocument {
     document.size_bytes = export.size_bytes();
     document.clients = export.clients.count();
     document.warm = export.warm.document();
+    document.published = !export.is_pending_fork();
     document.io = export.meter().io.get();
     if let Some(volume) = export.frames().volume() {
         let totals = volume.totals();
@@ -50,7 +51,11 @@ pub(crate) fn of_parts(
         .to_owned(),
         epoch: epoch.unwrap_or_default().0,
         owner: root.map_or_else(String::new, |r| owner_text(r.owner.as_ref())),
-        parent: root.and_then(|r| r.parent.clone()),
+        parent: root.and_then(|r| r.parent.clone()).or_else(|| {
+            let base = local.and_then(|local| local.base.as_ref());
+            base.map(|base| base.name.clone())
+        }),
+        published: local.is_none_or(|local| local.base.is_none()),
         clients: 0,
         dirty_bytes: local.map_or(0, |l| l.dirty_bytes),
         dirty_age_ms: local.map_or(0, |l| millis(l.dirty_age)),

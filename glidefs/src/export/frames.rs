@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blockcache::{Cache, FillKey, PAGE_BYTES, PageRange};
+use blockcache::{Cache, CacheError, FillKey, PAGE_BYTES, PageRange};
 use bytes::Bytes;
 use world::sync::{Notify, Semaphore};
 use world::{StoreErrorKind, World};
 
+use super::base::Base;
 use crate::volume::{FrameRef, Source, Volume, VolumeError};
 
 /// Fetches of one export in flight; more wait their turn.
@@ -31,6 +32,8 @@ pub(crate) struct Frames<W: World> {
     cache: Cache<W>,
     /// None after a restart during an outage, until the store has been asked.
     volume: RefCell<Option<Volume<W>>>,
+    /// Of a fork that is not in the store: what it is made of. Then there is no volume.
+    base: RefCell<Option<Rc<Base<W>>>>,
     joined: RefCell<BTreeMap<FillKey, Rc<Joined>>>,
     fetches: Semaphore,
     fills: Semaphore,
@@ -51,6 +54,9 @@ pub(crate) enum ReadError {
     NotYet,
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// The parent of a fork, as it is here, cannot be read.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
 }
 
 impl ReadError {
@@ -59,13 +65,14 @@ impl ReadError {
         match self {
             Self::NotYet => true,
             Self::Volume(error) => is_temporary(error),
+            Self::Cache(_) => false,
         }
     }
 
     /// For how long the store asked to be left alone, if it did.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::NotYet => None,
+            Self::NotYet | Self::Cache(_) => None,
             Self::Volume(error) => error.retry_after(),
         }
     }
@@ -75,7 +82,7 @@ impl ReadError {
     pub(crate) fn may_pass(&self) -> bool {
         let is_refused = match self {
             Self::Volume(VolumeError::Store(error)) => error.kind == StoreErrorKind::Refused,
-            Self::NotYet | Self::Volume(_) => false,
+            Self::NotYet | Self::Volume(_) | Self::Cache(_) => false,
         };
         is_refused || self.is_temporary()
     }
@@ -90,11 +97,17 @@ pub(crate) fn is_temporary(error: &VolumeError) -> bool {
 }
 
 impl<W: World> Frames<W> {
-    pub(crate) fn new(world: W, cache: Cache<W>, volume: Option<Volume<W>>) -> Rc<Self> {
+    pub(crate) fn new(
+        world: W,
+        cache: Cache<W>,
+        volume: Option<Volume<W>>,
+        base: Option<Rc<Base<W>>>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             world,
             cache,
             volume: RefCell::new(volume),
+            base: RefCell::new(base),
             joined: RefCell::default(),
             fetches: Semaphore::new(FETCHES_MAX),
             fills: Semaphore::new(FILLS_MAX),
@@ -103,6 +116,16 @@ impl<W: World> Frames<W> {
 
     pub(crate) fn volume(&self) -> Option<Volume<W>> {
         self.volume.borrow().clone()
+    }
+
+    pub(crate) fn base(&self) -> Option<Rc<Base<W>>> {
+        self.base.borrow().clone()
+    }
+
+    /// The fork is in the store: from here on it is read there.
+    pub(crate) fn settle(&self, volume: Volume<W>) {
+        self.set_volume(volume);
+        self.base.take();
     }
 
     /// The store has answered at last.
@@ -123,11 +146,30 @@ impl<W: World> Frames<W> {
         out: &mut [u8],
     ) -> Result<(), ReadError> {
         assert_eq!(out.len(), index(whole.bytes()), "buffer of {whole}");
+        while let Some(base) = self.base() {
+            let version = base.version();
+            let read = Box::pin(base.read(self, wanted, whole, out)).await;
+            // It changes twice in its life. What was read or failed before may be of another cut.
+            if base.version() == version {
+                return read;
+            }
+        }
         let volume = self.volume().ok_or(ReadError::NotYet)?;
+        self.read_of(&volume, wanted, whole, out).await
+    }
+
+    /// The same, as a volume has them.
+    pub(crate) async fn read_of(
+        self: &Rc<Self>,
+        volume: &Volume<W>,
+        wanted: &[PageRange],
+        whole: PageRange,
+        out: &mut [u8],
+    ) -> Result<(), ReadError> {
         let mut looks = 1;
         loop {
             let version = volume.version();
-            let error = match self.read_once(&volume, wanted, whole, out).await {
+            let error = match self.read_once(volume, wanted, whole, out).await {
                 Err(ReadError::Volume(error)) if error.is_missing() => error,
                 outcome => return outcome,
             };

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use blockcache::{CacheError, CacheVolume, Epoch, Id, LocalVolume, Opened, Seq};
 use world::World;
 
+use super::base::Base;
 use super::decide::{Ours, Plan, Records, Refusal, Seen, decide};
 use super::document::owner_text;
 use super::reader;
@@ -86,6 +87,10 @@ impl<W: World> Site<W> {
         name: &str,
         wish: Wish,
     ) -> Result<Rc<Export<W>>, ConnectError> {
+        // The store cannot know it yet.
+        if let Some(local) = self.pending_fork(name) {
+            return self.open_fork(local, wish);
+        }
         for _attempt in 0..OPEN_ATTEMPTS_MAX {
             let asked = self.shelf.ask(name).await;
             #[cfg(feature = "planted")]
@@ -116,12 +121,57 @@ impl<W: World> Site<W> {
         found
     }
 
+    /// What the log knows of a fork that is to come into the store under this name.
+    fn pending_fork(&self, name: &str) -> Option<LocalVolume> {
+        let known = self.cache.volumes().into_iter();
+        let mut pending = known.filter(|local| local.base.is_some() && local.attached);
+        pending.find(|local| local.name == name)
+    }
+
+    /// Opens a fork that is here and not in the store. Its sync task brings it there.
+    fn open_fork(
+        self: &Rc<Self>,
+        local: LocalVolume,
+        wish: Wish,
+    ) -> Result<Rc<Export<W>>, ConnectError> {
+        let gone = || ConnectError::Unavailable(format!("`{}` is not here any more", local.name));
+        wish.floor
+            .check(&local.name, local.epoch, local.published)?;
+        if let Some(damage) = &local.damage {
+            let refusal = Refusal::Damaged(damage.clone());
+            return Err(refused(&local.name, refusal));
+        }
+        let held = self.cache.volume(local.id).ok_or_else(gone)?;
+        let base = Base::new(local.id, local.base.clone().ok_or_else(gone)?);
+        self.lineage.add(&base);
+        if let Some(parent) = self.lineage.writer(base.of.parent) {
+            base.find(&parent);
+        }
+        let export = Export::new(Parts {
+            world: self.world.clone(),
+            cache: self.cache.clone(),
+            role: Role::ReadWrite,
+            meter: self.meters.of(&local.name),
+            name: local.name,
+            size_bytes: local.size_bytes,
+            local: Some(held),
+            volume: None,
+            base: Some(base),
+            read_wait: self.config.read_wait,
+        });
+        sync::start(self, &export);
+        Ok(export)
+    }
+
     /// What opening would mean now.
     pub(crate) fn plan(&self, name: &str, wish: Wish, seen: &Seen) -> Plan {
         let root = match seen {
             Seen::Root(root) => Some(root),
             Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
         };
+        if self.pending_fork(name).is_some() {
+            return Plan::ResumeUnasked;
+        }
         let local = self.local_volume(name, root);
         #[cfg(feature = "planted")]
         let local = local.map(|local| self.planted(local, root));
@@ -392,6 +442,7 @@ impl<W: World> Site<W> {
             size_bytes: opened.size_bytes,
             local,
             volume,
+            base: None,
             read_wait: self.config.read_wait,
         })
     }

@@ -24,6 +24,8 @@ pub(crate) struct Orders {
     data_key: RefCell<Option<NewDataKey>>,
     /// Publish what was done to the map, also if nothing was written.
     carry: Cell<bool>,
+    /// Forks that are being noted: their cuts must be published by this very task.
+    forking: Cell<u32>,
     /// Detach as soon as nobody is connected and nothing is dirty, not after the grace time.
     leave: Cell<bool>,
     /// Somebody waits to open the volume again: give a detach up that does not get through.
@@ -157,6 +159,16 @@ impl Orders {
         self.carry.set(false);
     }
 
+    /// Until it is dropped, the export is not given up.
+    pub(crate) fn forking(&self) -> Forking<'_> {
+        self.forking.set(self.forking.get() + 1);
+        Forking(self)
+    }
+
+    pub(crate) fn is_forking(&self) -> bool {
+        self.forking.get() > 0
+    }
+
     pub(crate) fn leave(&self) {
         self.leave.set(true);
         self.wake.notify_one();
@@ -196,5 +208,16 @@ impl Orders {
 
     pub(crate) fn last_failure(&self) -> String {
         self.last_failure.borrow().clone()
+    }
+}
+
+/// A fork that is being noted.
+#[derive(Debug)]
+pub(crate) struct Forking<'a>(&'a Orders);
+
+impl Drop for Forking<'_> {
+    fn drop(&mut self) {
+        self.0.forking.set(self.0.forking.get() - 1);
+        self.0.wake.notify_one();
     }
 }

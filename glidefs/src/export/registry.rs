@@ -12,7 +12,6 @@ use world::sync::{OwnedSemaphorePermit, Semaphore};
 use world::{Peer, World};
 
 use super::clients::Sharing;
-use super::confirm::confirm;
 use super::connection::Connection;
 use super::decide::{Plan, Seen};
 use super::open::{Purpose, Wish, refused};
@@ -82,13 +81,6 @@ impl<W: World> Registry<W> {
             prepared: wish.purpose == Purpose::Prepare,
             ..wish
         };
-        // Who is told "read-write" lets a guest run here.
-        let owned = self
-            .get(name)
-            .filter(|it| wish.purpose != Purpose::Serve && it.role() == Role::ReadWrite);
-        if let Some(export) = owned {
-            Box::pin(confirm(&self.site, &export)).await?;
-        }
         if let Some(export) = self.get(name) {
             match export.role() {
                 Role::ReadWrite => return Ok(export),

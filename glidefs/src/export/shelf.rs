@@ -1,11 +1,11 @@
 //! The bucket, opened when the store first answers: a restart during an outage must not wait for
 //! it (rule 14).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use world::sync::Semaphore;
-use world::{Instant, StoreErrorKind, World};
+use world::{Instant, StoreError, StoreErrorKind, World};
 
 use super::decide::Seen;
 use crate::meter::store::StoreMeter;
@@ -22,6 +22,9 @@ pub struct Shelf<W: World> {
     opening: Semaphore,
     /// Our password opened nothing: when, and what was said.
     locked_out: RefCell<Option<(Instant, String)>>,
+    /// How often the store failed on the way to a bucket, and how the last time.
+    failures: Cell<u64>,
+    failed: RefCell<Option<StoreError>>,
 }
 
 /// So long nobody tries the password again: it costs time and memory on purpose, and all exports would one after the other.
@@ -58,6 +61,8 @@ impl<W: World> Shelf<W> {
             bucket: RefCell::default(),
             opening: Semaphore::new(1),
             locked_out: RefCell::default(),
+            failures: Cell::default(),
+            failed: RefCell::default(),
         }
     }
 
@@ -71,9 +76,16 @@ impl<W: World> Shelf<W> {
         if let Some(bucket) = self.bucket.borrow().clone() {
             return Ok(bucket);
         }
+        let before = self.failures.get();
         let _turn = self.opening.acquire().await.expect("never closed");
         if let Some(bucket) = self.bucket.borrow().clone() {
             return Ok(bucket);
+        }
+        // Somebody was told while we waited: behind each other all exports of a start would wait for hours.
+        if let Some(error) = self.failed.borrow().clone()
+            && self.failures.get() > before
+        {
+            return Err(error.into());
         }
         if let Some((at, why)) = &*self.locked_out.borrow()
             && self.world.now() - *at < LOCKED_OUT
@@ -84,6 +96,10 @@ impl<W: World> Shelf<W> {
         let opened = Box::pin(Bucket::open(world, store, self.config.clone())).await;
         if let Err(VolumeError::Password(why)) = &opened {
             *self.locked_out.borrow_mut() = Some((self.world.now(), why.clone()));
+        }
+        if let Err(VolumeError::Store(error)) = &opened {
+            self.failures.set(self.failures.get() + 1);
+            *self.failed.borrow_mut() = Some(error.clone());
         }
         let bucket = opened?;
         *self.bucket.borrow_mut() = Some(bucket.clone());

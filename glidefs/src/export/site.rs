@@ -7,6 +7,7 @@ use blockcache::Cache;
 use world::World;
 use world::sync::Semaphore;
 
+use super::base::Lineage;
 use super::clients::Sharing;
 use super::meter::Meters;
 use super::shelf::Shelf;
@@ -25,6 +26,7 @@ pub struct Site<W: World> {
     pub(crate) meters: Meters,
     pub(crate) repeats: Repeats,
     pub(crate) operations: Operations,
+    pub(crate) lineage: Lineage<W>,
     /// What our roots name as owner (rule 18).
     pub(crate) owner: Owner,
     pub(crate) config: ExportConfig,
@@ -73,4 +75,7 @@ pub struct ExportConfig {
     /// Rule 22 the same way: a snapshot goes with any cut.
     #[cfg(feature = "planted")]
     pub snapshots_of_any_cut: bool,
+    /// The same for the cut of a fork, with `blockcache::Planted::ForkCutPassed`.
+    #[cfg(feature = "planted")]
+    pub forks_of_any_cut: bool,
 }

@@ -14,6 +14,7 @@ use crate::control::{
     PutDocument, Reply, Request, ServerDocument,
 };
 use crate::device::ConnectError;
+use crate::export::confirm::confirm;
 use crate::export::decide::Seen;
 use crate::export::document::{cut_text, of_export, of_parts, owner_text};
 use crate::export::frames::is_temporary;
@@ -333,6 +334,15 @@ pub(super) async fn open<W: World>(
     wish: Wish,
 ) -> Answer<(world::sync::OwnedSemaphorePermit, Rc<Export<W>>)> {
     check_name(name).map_err(refusal)?;
+    // Who is told "read-write" lets a guest run here. In front of the door: clients that come back to an export that is
+    // open must not wait for the store behind it.
+    let owned = registry
+        .get(name)
+        .filter(|it| wish.purpose != Purpose::Serve && it.role() == Role::ReadWrite);
+    if let Some(export) = owned {
+        let confirmed = Box::pin(confirm(registry.site(), &export)).await;
+        confirmed.map_err(refusal)?;
+    }
     let door = registry.door(name).await;
     if registry.site().closing.get() {
         return Err(refusal(ConnectError::ShuttingDown));

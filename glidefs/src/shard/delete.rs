@@ -48,12 +48,12 @@ pub(super) async fn delete<W: World>(
         Seen::Root(root) => Some(root),
         Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
     };
-    if let Some(other) = root.filter(|root| !is_meant(how, root.volume)) {
-        let text = format!(
-            "`{name}` is volume {} by now, not the one that was to be deleted; it stays",
-            other.volume
-        );
-        return Err(ControlError::new(ControlErrorKind::Conflict, text));
+    // Of a fork that the store does not have yet the log alone knows which it is.
+    let mut pending = site.local_volumes(name, root).into_iter();
+    let pending = pending.find(|local| site.cache.is_pending_fork(local.id));
+    let there = root.map(|root| root.volume).or(pending.map(|it| it.id));
+    if let Some(other) = there.filter(|there| !is_meant(how, *there)) {
+        return Err(not_meant(name, other));
     }
     let plan = site.plan(name, Wish::default(), &seen);
     let locals = site.local_volumes(name, root);
@@ -120,6 +120,12 @@ fn copied(name: &str, local: Option<&LocalVolume>, root: &RootView) -> ControlEr
         ),
         export: Some(Box::new(of_parts(name, local, Some(root)))),
     }
+}
+
+fn not_meant(name: &str, other: Id) -> ControlError {
+    let text =
+        format!("`{name}` is volume {other} by now, not the one that was to be deleted; it stays");
+    ControlError::new(ControlErrorKind::Conflict, text)
 }
 
 /// Whether who asks means this volume of the name.

@@ -4,7 +4,7 @@ use blockcache::Id;
 use world::World;
 
 use super::answer::{Answer, conflict, ids_of_request, leave, refusal, volume_failure};
-use super::snapshots::dated;
+use super::snapshots::{check_is_free, dated};
 use crate::control::{ExportDocument, RestoreDocument};
 use crate::export::Role;
 use crate::export::document::of_parts;
@@ -28,6 +28,7 @@ pub(super) async fn restore<W: World>(
         format!("before-{moment}")
     });
     check_name(&before).map_err(refusal)?;
+    check_is_free(&before)?;
     // Nobody opens it in between.
     let _door = registry.door(name).await;
     let local = registry.site().local_volume(name, None);

@@ -14,7 +14,7 @@ use crate::export::document::{of_export, owner_text};
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
-use crate::volume::{SNAPSHOTS_MAX, SnapshotChange, SnapshotView, Volume};
+use crate::volume::{SNAPSHOTS_MAX, SnapshotChange, SnapshotView, Volume, is_of_fork};
 
 /// What only the owner can do.
 const CHANGES: &str = "change its snapshots";
@@ -53,6 +53,7 @@ pub(super) async fn take<W: World>(
         None => dated(&world.unix_time().to_string()),
     };
     check_name(&snapshot).map_err(refusal)?;
+    check_is_free(&snapshot)?;
     let export = writable(registry, name, CHANGES).await?;
     let id = match wanted.request_id {
         Some(request) => {
@@ -68,7 +69,7 @@ pub(super) async fn take<W: World>(
     if before.iter().any(|it| it.name == snapshot) {
         return Err(taken(name, &snapshot));
     }
-    if before.len() >= SNAPSHOTS_MAX {
+    if before.iter().filter(|it| !is_of_fork(&it.name)).count() >= SNAPSHOTS_MAX {
         return Err(ControlError::new(
             ControlErrorKind::Conflict,
             format!("`{name}` has {SNAPSHOTS_MAX} snapshots, which is the most: delete one first"),
@@ -98,6 +99,12 @@ pub(super) async fn delete<W: World>(
     let before = listed(&export);
     let found = before.iter().find(|it| it.name == snapshot);
     let found = found.ok_or_else(|| absent(name, snapshot))?;
+    if registry.site().cache.is_pending_fork(found.id) {
+        let text = format!(
+            "`{name}@{snapshot}` holds what a fork needs that is on its way to the store: it goes by itself when that is there"
+        );
+        return Err(ControlError::new(ControlErrorKind::Conflict, text));
+    }
     carry_out(&export, vec![SnapshotChange::Drop { id: found.id }]).await?;
     Ok(document(name, found))
 }
@@ -114,10 +121,23 @@ pub(super) async fn prune<W: World>(
     }
     let export = writable(registry, name, CHANGES).await?;
     let now = registry.site().world.unix_time();
-    let pruned = pruned(&listed(&export), how, now);
+    let mut all = listed(&export);
+    all.retain(|it| !is_of_fork(&it.name));
+    let pruned = pruned(&all, how, now);
     let drop = |it: &SnapshotView| SnapshotChange::Drop { id: it.id };
     carry_out(&export, pruned.iter().map(drop).collect()).await?;
     Ok(pruned.iter().map(|it| document(name, it)).collect())
+}
+
+/// Names of snapshots that hold what a fork needs until it is in the store.
+pub(super) fn check_is_free(name: &str) -> Answer<()> {
+    if is_of_fork(name) {
+        let text = format!(
+            "snapshot names like `{name}` are kept for forks that are on their way to the store: choose another"
+        );
+        return Err(ControlError::new(ControlErrorKind::Invalid, text));
+    }
+    Ok(())
 }
 
 /// `all` are oldest first.
@@ -162,6 +182,12 @@ pub(super) async fn writable<W: World>(
     let (door, export) = open(registry, name, Wish::default()).await?;
     drop(door);
     if export.role() == Role::ReadWrite {
+        if export.is_pending_fork() {
+            let text = format!(
+                "`{name}` is a fork that is not in the store yet: ask again when its document says `published`, or drain it first"
+            );
+            return Err(unavailable(text));
+        }
         if export.frames().volume().is_none() {
             let text = "the store has not been reached since the start: try again when it answers";
             return Err(unavailable(text.to_owned()));

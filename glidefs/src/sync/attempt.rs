@@ -10,6 +10,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use world::World;
 use world::sync::SemaphorePermit;
 
+use super::fork::ForksDue;
 use super::plan::{
     FRAME_PAGES_MAX, FrameKind, FramePlan, SegmentLimits, SegmentPlan, plan, within,
 };
@@ -45,6 +46,7 @@ pub(crate) struct Attempt<W: World> {
     snapshots: Vec<SnapshotChange>,
     /// Made before the store heard of anything: each try of the publish carries the same.
     data_key: Option<NewDataKey>,
+    forks: ForksDue,
     /// The store may have heard of the nonce: it stands for this cut from now on.
     is_sent: Cell<bool>,
 }
@@ -79,6 +81,10 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
+    pub(super) fn uploaded(&self) -> &[Uploaded] {
+        &self.uploaded
+    }
+
     /// With what came of an attempt that began with this.
     pub(super) fn and<W: World>(&self, attempt: &Attempt<W>) -> Self {
         let uploaded: Vec<Uploaded> = attempt.uploaded().collect();
@@ -152,14 +158,17 @@ impl<W: World> Syncer<W> {
             Some(cut) => self.segments(cut, kept).await?,
             None => Vec::new(),
         };
+        let forks = self.forks_due(seq);
         Ok(Some(Attempt {
             nonce,
             seq,
             cut: RefCell::new(cut),
             segments,
-            size_bytes,
             snapshots: self.export.orders.snapshots_at(self.snapshots_until(seq)),
             data_key: self.export.orders.data_key(),
+            // A fork has the size that its parent had.
+            size_bytes: size_bytes.filter(|_| forks.begun.is_empty()),
+            forks,
             state: if leaving {
                 VolumeState::Detached
             } else {
@@ -201,7 +210,11 @@ impl<W: World> Syncer<W> {
     /// Also if nothing was written.
     fn is_asked_to_publish(&self) -> bool {
         let orders = &self.export.orders;
-        orders.has_snapshots() || orders.has_data_key() || orders.is_carrying()
+        // Behind the cut of a fork nothing is published before that is.
+        let state = self.state();
+        let has_cuts = state.forks.iter().any(|fork| !fork.is_carried);
+        let has_forks = has_cuts || self.forks_wait(&state);
+        orders.has_snapshots() || orders.has_data_key() || orders.is_carrying() || has_forks
     }
 
     /// Snapshots that were asked for up to this write go with the cut.
@@ -404,6 +417,7 @@ impl<W: World> Syncer<W> {
         // From here to the end of the step nothing waits: a reader finds a page either dirty in the
         // log or in the installed map, never in neither.
         let root = volume.install(published);
+        self.forks_published(&volume, &attempt.forks);
         self.local.published(root.cut, root.nonce);
         if let Some(size_bytes) = attempt.size_bytes {
             self.export.set_size(size_bytes);
@@ -415,6 +429,9 @@ impl<W: World> Syncer<W> {
             self.export.orders.renewed(key);
         }
         self.export.orders.carried();
+        if attempt.forks != ForksDue::default() {
+            self.site.lineage.news.notify_waiters();
+        }
         self.export.count(|io| io.syncs += 1);
         Ok(())
     }
@@ -439,7 +456,10 @@ impl<W: World> Syncer<W> {
             segments: attempt.uploaded().collect(),
             size_bytes: attempt.size_bytes,
             state: Some(attempt.state),
-            snapshots: attempt.snapshots.clone(),
+            snapshots: {
+                let asked = attempt.snapshots.iter().cloned();
+                asked.chain(attempt.forks.changes()).collect()
+            },
             data_key: attempt.data_key.clone(),
         }
     }

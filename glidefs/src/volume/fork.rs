@@ -11,6 +11,7 @@
 //! the first look and its pins the parent may have been deleted or flattened. Why each step is needed is in
 //! `docs/model.md`: `pin-after-root`, `pin-only-child`, `trusts-first-look`.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use blockcache::Id;
@@ -22,8 +23,9 @@ use super::bucket::{Bucket, exists, vanished};
 use super::name::VolumeName;
 use super::pin::Pin;
 use super::retry;
-use super::root::{Content, NamedVolume, Parent, Root, State, Stored, VOLUMES_MAX};
-use super::{RootView, VolumeError};
+use super::root::{Content, NamedVolume, Parent, Root, RootOwner, State, Stored, VOLUMES_MAX};
+use super::snapshots::fork_snapshot;
+use super::{Owner, RootView, VolumeError};
 
 /// A fork as its parent's folder has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,17 @@ pub struct Fork {
     over: Option<Id>,
     /// The same, whatever it takes the place of.
     request: Id,
+    /// It is open already, by this one. None: whoever opens it first owns it.
+    owner: Option<Owner>,
+}
+
+/// What became of a fork that is open already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Born {
+    /// Its root is there, or was: whoever made it looks at it.
+    Made,
+    /// It can never be: why.
+    Never(String),
 }
 
 impl Fork {
@@ -74,7 +87,13 @@ impl Fork {
             nonce,
             over: None,
             request: id,
+            owner: None,
         })
+    }
+
+    /// A fork that is open already, of the snapshot that its parent's owner has published for it.
+    pub(crate) fn live(parent: &str, child: &str, id: Id, nonce: Id) -> Result<Self, VolumeError> {
+        Self::new(parent, Some(fork_snapshot(id)), child, id, nonce)
     }
 
     /// The same fork in the place of a tombstone. With ids of its own: an id is used for one state of the child's
@@ -174,6 +193,77 @@ impl<W: World> Bucket<W> {
         let there = self.read_root(&fork.child).await?;
         let made = there.filter(|it| it.root.state != State::Deleted && fork.is_of(&it.root));
         Ok(made.map(|it| it.view()))
+    }
+
+    /// Makes a fork that its owner has open already: from the first moment on nobody else can take it without force.
+    /// May be repeated as it is, also after a restart.
+    ///
+    /// `begun` is what the first try found under the name: nothing, or the tombstone with this nonce. An id is good for
+    /// one state of the name alone, or what is late of an earlier state could take its pin away.
+    pub(crate) async fn bear(
+        &self,
+        fork: &Fork,
+        owner: &Owner,
+        begun: &Cell<Option<Option<Id>>>,
+    ) -> Result<Born, VolumeError> {
+        let fork = Fork {
+            owner: Some(owner.clone()),
+            ..fork.clone()
+        };
+        let never = |why: String| Ok(Born::Never(why));
+        let there = self.read_root(&fork.child).await?;
+        let tomb = match there {
+            None => None,
+            Some(there) if there.root.volume == fork.id.0 => return Ok(born(&there)),
+            Some(there) if there.root.state == State::Deleted => Some(there),
+            Some(_) => return never(format!("another volume has the name `{}` now", fork.child)),
+        };
+        let parent = match self.forkable(&fork).await {
+            Ok(parent) => parent,
+            Err(VolumeError::Vanished { .. } | VolumeError::Invalid(_)) => {
+                return never(format!("its parent `{}` is deleted", fork.parent));
+            }
+            Err(error) => return Err(error),
+        };
+        let mut listed = parent.root.snapshots.iter();
+        if !listed.any(|it| it.id == fork.id.0) {
+            return never(format!(
+                "its parent `{}` has no snapshot of its cut (any more)",
+                fork.parent
+            ));
+        }
+        let over = tomb.map(|tomb| Id(tomb.root.nonce));
+        if begun.get().is_some_and(|begun| begun != over) {
+            return never(format!("the name `{}` was used in between", fork.child));
+        }
+        begun.set(Some(over));
+        let made = match over {
+            None => Box::pin(self.fork_as(&fork, None)).await,
+            Some(_) => {
+                let vacant = Box::pin(self.vacant(&fork.child)).await?;
+                if over != Some(Id(vacant.root.nonce)) {
+                    return Err(changed(&fork));
+                }
+                Box::pin(self.fork_as(
+                    &Fork {
+                        over,
+                        ..fork.clone()
+                    },
+                    Some(vacant),
+                ))
+                .await
+            }
+        };
+        match made {
+            Ok(there) => Ok(born(&there)),
+            Err(VolumeError::Exists { .. }) => {
+                // Nobody can create the child any more, so its pin holds nothing.
+                let key = fork.pin(None).key(fork.parent.as_str());
+                retry::delete(self.world(), self.store(), &key).await?;
+                never(format!("another volume has the name `{}` now", fork.child))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// One try, in the place of `tomb` or where there must be nothing.
@@ -356,6 +446,10 @@ impl<W: World> Bucket<W> {
             ..content
         };
         root.state = State::Detached;
+        if let Some(owner) = &fork.owner {
+            root.owner = Some(RootOwner::new(owner));
+            root.state = State::Open;
+        }
         root.nonce = fork.nonce.0;
         Ok(root)
     }
@@ -388,6 +482,13 @@ fn id_of(name: &str) -> Option<Id> {
     let is_id = name.len() == 32 && name.bytes().all(is_digit);
     let number = u128::from_str_radix(name, 16).ok().filter(|_| is_id)?;
     Some(Id(number.to_be_bytes()))
+}
+
+fn born(there: &Stored) -> Born {
+    match there.root.state {
+        State::Deleted => Born::Never(format!("it was deleted as `{}`", there.root.name)),
+        _ => Born::Made,
+    }
 }
 
 fn changed(fork: &Fork) -> VolumeError {

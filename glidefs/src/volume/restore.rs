@@ -137,7 +137,7 @@ fn restored(base: &Root, wanted: &Restore, nonce: Id, now_ms: u64) -> Result<Roo
             base.name, wanted.before
         )));
     }
-    if base.snapshots.len() == SNAPSHOTS_MAX {
+    if !base.has_room() {
         return Err(invalid(format!(
             "volume `{}` has {SNAPSHOTS_MAX} snapshots, which is the most, and a restore adds one: delete one first",
             base.name

@@ -13,13 +13,16 @@ use super::extent::VOLUME_PAGES_MAX;
 use super::keys::{Secret, Wrapped};
 use super::name::VolumeName;
 use super::sealed::ObjectRef;
+use super::snapshots::is_of_fork;
 use super::{Owner, RootView, VolumeError, VolumeState};
 
 pub(crate) const FORMAT: u16 = 1;
 /// References in the tail of a root at most (rule 26).
 pub(crate) const TAIL_SEGMENTS_MAX: usize = 64;
-/// Snapshots of one volume at most.
+/// Snapshots of one volume at most, that people take.
 pub const SNAPSHOTS_MAX: usize = 128;
+/// With those that hold a cut for a fork.
+pub(crate) const LISTED_MAX: usize = SNAPSHOTS_MAX + blockcache::FORKS_MAX;
 /// Volumes that the map of one volume may name: itself and its parents.
 pub(crate) const VOLUMES_MAX: usize = 256;
 pub(crate) const KEYS_MAX: usize = 64;
@@ -214,7 +217,7 @@ impl Root {
         if first.volume != self.volume || first.name != self.name {
             return Err("the first volume that it names is not itself");
         }
-        if self.volumes.len() > VOLUMES_MAX || self.snapshots.len() > SNAPSHOTS_MAX {
+        if self.volumes.len() > VOLUMES_MAX || self.snapshots.len() > LISTED_MAX {
             return Err("its lists are too long");
         }
         let whole = self.size_bytes.is_multiple_of(blockcache::SECTOR_BYTES);
@@ -241,6 +244,12 @@ impl Root {
         }
         self.content.check()?;
         self.snapshots.iter().try_for_each(Snapshot::check)
+    }
+
+    /// For one more snapshot that somebody asked for.
+    pub(crate) fn has_room(&self) -> bool {
+        let snapshots = self.snapshots.iter();
+        snapshots.filter(|it| !is_of_fork(&it.name)).count() < SNAPSHOTS_MAX
     }
 
     pub(crate) fn view(&self, etag: &ETag) -> RootView {

@@ -6,7 +6,7 @@ use blockcache::{Epoch, Id, Seq};
 use world::{UnixTime, World};
 
 use super::bucket::Bucket;
-use super::root::{Root, SNAPSHOTS_MAX, Snapshot};
+use super::root::{LISTED_MAX, Root, SNAPSHOTS_MAX, Snapshot};
 use super::{Hold, Volume, VolumeError, VolumeName};
 
 /// A change of the list, carried by a publish. Carried twice, it changes nothing more.
@@ -17,6 +17,19 @@ pub enum SnapshotChange {
     Take { id: Id, name: String },
     /// Takes it off the list. Without effect where it is not there.
     Drop { id: Id },
+}
+
+/// What the snapshots begin with that hold a cut for a fork until that is in the store. Nobody else may take them.
+const FORK_PREFIX: &str = "live-fork.";
+
+/// The name of the snapshot that holds a cut for a fork.
+pub(crate) fn fork_snapshot(child: Id) -> String {
+    format!("{FORK_PREFIX}{child}")
+}
+
+/// Whether a snapshot of this name is, or would be, of a fork and not of a person.
+pub(crate) fn is_of_fork(name: &str) -> bool {
+    name.starts_with(FORK_PREFIX)
 }
 
 /// A snapshot as others see it.
@@ -39,7 +52,11 @@ pub(crate) fn apply(root: &mut Root, changes: &[SnapshotChange], now_ms: u64) {
             SnapshotChange::Take { id, name } => {
                 let mut there = root.snapshots.iter();
                 let taken = there.any(|it| it.name == *name || it.id == id.0);
-                if !taken && root.snapshots.len() < SNAPSHOTS_MAX {
+                let room = match is_of_fork(name) {
+                    true => root.snapshots.len() < LISTED_MAX,
+                    false => root.has_room(),
+                };
+                if !taken && room {
                     let mut content = root.content.clone();
                     content.cut_time_ms = now_ms;
                     root.snapshots.push(Snapshot {
@@ -56,6 +73,20 @@ pub(crate) fn apply(root: &mut Root, changes: &[SnapshotChange], now_ms: u64) {
 }
 
 impl<W: World> Volume<W> {
+    /// As last read or published.
+    pub(crate) fn has_snapshot(&self, id: Id) -> bool {
+        let now = self.inner.state.borrow();
+        now.stored.root.snapshots.iter().any(|it| it.id == id.0)
+    }
+
+    /// Whether the cut of one more fork can be held, and the fork be made of it.
+    pub(crate) fn has_room_for_fork(&self) -> bool {
+        let now = self.inner.state.borrow();
+        let root = &now.stored.root;
+        let held = root.snapshots.iter().filter(|it| is_of_fork(&it.name));
+        held.count() < LISTED_MAX - SNAPSHOTS_MAX && root.volumes.len() < super::root::VOLUMES_MAX
+    }
+
     /// Oldest first, as last read or published.
     pub fn snapshots(&self) -> Vec<SnapshotView> {
         let now = self.inner.state.borrow();

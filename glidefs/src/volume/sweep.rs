@@ -10,7 +10,7 @@ use std::rc::Rc;
 use blockcache::{Epoch, Id};
 use futures_util::{StreamExt, TryStreamExt};
 use world::store::Part;
-use world::{Listed, StoreErrorKind, World};
+use world::{Listed, StoreError, StoreErrorKind, World};
 
 use super::books::{known, load};
 use super::bucket::{load_map, vanished};
@@ -140,7 +140,9 @@ impl<W: World> Volume<W> {
                 Ok(object) => Ok((volume_of(&object.bytes) == Some(volume), it)),
                 // Gone already, whosever it was.
                 Err(error) if error.kind == StoreErrorKind::NotFound => Ok((true, it)),
-                Err(error) => Err(VolumeError::from(error)),
+                Err(error) if is_passing(&error) => Err(VolumeError::from(error)),
+                // One that cannot be read (another storage class, a policy) must not stop the sweep for good.
+                Err(_) => Ok((false, it)),
             }
         });
         let looked = futures_util::stream::iter(looked).buffered(DELETES_MAX);
@@ -201,6 +203,11 @@ impl<W: World> Volume<W> {
             }
         }
         Ok(())
+    }
+
+    /// The same for segments of a cut that will not be published.
+    pub(crate) async fn give_back_uploads(&self, uploads: &[Uploaded]) {
+        self.give_back(&Fresh::default(), uploads).await;
     }
 
     /// Deletes what work made that came to nothing: the edit that would have brought it was never finished, so no root
@@ -311,6 +318,10 @@ impl<W: World> Volume<W> {
         };
         Ok((own, map, reader))
     }
+}
+
+fn is_passing(error: &StoreError) -> bool {
+    matches!(error.kind, StoreErrorKind::Retry | StoreErrorKind::Unknown)
 }
 
 /// What the key of an object says; none if it is not one that we make.

@@ -32,7 +32,7 @@ struct Arguments {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// crash, evict, loss, takeover, copies, answers, damage, fsync, age, weather, snapshots or migrate.
+    /// crash, evict, loss, takeover, copies, answers, damage, fsync, age, weather, snapshots, migrate or livefork.
     #[arg(long)]
     scenario: Option<String>,
     /// Break a rule on purpose: rule1, rule2, rule4, rule11, rule13-conflict, rule13-intent, rule22 or late

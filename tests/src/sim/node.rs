@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, ControlErrorKind, DataKeyDocument, DeleteQuery,
-    ExportDocument, ForkDocument, GcDocument, MakeForkDocument, OperationDocument, OperationState,
-    PrepareDocument, PromoteDocument, RenewDataDocument, Request, RestoreDocument, ServerDocument,
-    SnapshotDocument, TakeSnapshotDocument,
+    ExportDocument, ForkDocument, ForkWait, GcDocument, MakeForkDocument, OperationDocument,
+    OperationState, PrepareDocument, PromoteDocument, RenewDataDocument, Request, RestoreDocument,
+    ServerDocument, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::nbd::{Limits, Server};
 use glidefs::shard::{Shard, ShardConfig};
@@ -97,6 +97,12 @@ impl Node {
         asked.await
     }
 
+    pub(crate) async fn drain_of(&self, name: &str) -> Result<ExportDocument, ControlError> {
+        let name = name.to_owned();
+        let asked = self.control.ask(|reply| Request::Drain(name, reply));
+        asked.await
+    }
+
     pub(crate) async fn take_snapshot(&self, name: &str) -> Result<SnapshotDocument, ControlError> {
         self.take_snapshot_of(NAME, name).await
     }
@@ -139,15 +145,31 @@ impl Node {
         asked.await
     }
 
-    /// Of the volume, or of a snapshot of it.
-    pub(crate) async fn fork(
+    /// Of the volume, or of a snapshot of it. Answered when the store has it.
+    pub(crate) async fn fork_surely(
         &self,
         snapshot: Option<String>,
         name: &str,
     ) -> Result<ForkDocument, ControlError> {
+        self.fork_with(snapshot, name, Some(ForkWait::Published))
+            .await
+    }
+
+    /// Of the volume. Answered as soon as it may be.
+    pub(crate) async fn fork(&self, name: &str) -> Result<ForkDocument, ControlError> {
+        self.fork_with(None, name, Some(ForkWait::Local)).await
+    }
+
+    async fn fork_with(
+        &self,
+        snapshot: Option<String>,
+        name: &str,
+        wait: Option<ForkWait>,
+    ) -> Result<ForkDocument, ControlError> {
         let wanted = MakeForkDocument {
             name: name.to_owned(),
             snapshot,
+            wait,
             ..MakeForkDocument::default()
         };
         let asked = self

@@ -111,7 +111,7 @@ impl Album {
     async fn fork(&self, model: &Model, node: &Node, number: u64) -> Option<String> {
         let name = self.free(number)?;
         let begun = model.borrow_mut().publish_begin();
-        node.fork(None, &name).await.ok()?;
+        node.fork_surely(None, &name).await.ok()?;
         Some(self.keep(name, model, begun))
     }
 
@@ -127,7 +127,7 @@ impl Album {
         let (of, snapshot) = self.any_snapshot(sim)?;
         let taken = self.taken.borrow().get(&of).cloned()?;
         let name = self.free(number)?;
-        node.fork(Some(snapshot), &name).await.ok()?;
+        node.fork_surely(Some(snapshot), &name).await.ok()?;
         self.taken.borrow_mut().insert(name.clone(), taken);
         Some(name)
     }

@@ -729,6 +729,8 @@ fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
         Some(Plant::Rule1) => Some(Planted::EvictionOrder),
         Some(Plant::Rule2) => Some(Planted::SupersededIsFree),
         Some(Plant::Rule4) => Some(Planted::LifeStays),
+        Some(Plant::Rule22Fork) => Some(Planted::ForkCutPassed),
+        Some(Plant::Rule2Fork) => Some(Planted::ForkReadsIndex),
         _ => None,
     };
     config.exports.trust_any_nonce = plant == Some(Plant::Rule11);
@@ -736,6 +738,7 @@ fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
     config.exports.takes_unasked = plant == Some(Plant::Rule15);
     config.exports.snapshots_of_any_cut = plant == Some(Plant::Rule22);
     config.exports.keeps_rewritten = plant == Some(Plant::Rule2Kept);
+    config.exports.forks_of_any_cut = plant == Some(Plant::Rule22Fork);
     config.bucket.planted = match plant {
         Some(Plant::Rule13Conflict) => Some(glidefs::volume::Planted::OwnConflict),
         Some(Plant::Rule20Flat) => Some(glidefs::volume::Planted::FlattenBlind),

@@ -53,6 +53,8 @@ fn local() -> LocalVolume {
         dirty_age: Duration::from_secs(1),
         damage: None,
         kept: Seq(120),
+        forks: Vec::new(),
+        base: None,
     }
 }
 
