@@ -1,7 +1,7 @@
 //! The owner deletes what no content, snapshot, fork or reader of a member needs any more: each member for itself,
 //! by its part of the group's root and the pins in its folder.
 
-use super::forker::Stub;
+use super::forker::MemberRoot;
 use super::state::{MEMBERS, Root, Set, State};
 use super::{Mistake, Scene};
 
@@ -81,7 +81,11 @@ impl Scene {
                 next.nodes[number].collector = listed;
             }
             CollectorStep::ReadChild => {
-                let State { stubs, child, .. } = *next;
+                let State {
+                    member_roots,
+                    child,
+                    ..
+                } = *next;
                 if let Collector::Listed {
                     member,
                     held,
@@ -91,8 +95,8 @@ impl Scene {
                 } = &mut next.nodes[number].collector
                 {
                     *to_read = false;
-                    match (stubs[*member], child.content()) {
-                        (Stub::There, Some(content)) => *held |= 1 << content[*member].cut,
+                    match (member_roots[*member], child.content()) {
+                        (MemberRoot::There, Some(content)) => *held |= 1 << content[*member].cut,
                         // Nobody knows what it will need, or whether another pin came since.
                         _ => *is_blocked = true,
                     }

@@ -48,7 +48,7 @@ pub enum Forker {
 
 /// The root of one member of the fork.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stub {
+pub enum MemberRoot {
     #[default]
     Absent,
     /// It names the group, which says what it is.
@@ -105,14 +105,14 @@ impl Scene {
         }
         for member in 0..MEMBERS {
             let pinned = state.pins[member];
-            match state.stubs[member] {
-                Stub::Absent if pinned => steps.push(ForkStep::Burn(member)),
-                Stub::There if is_over => steps.push(ForkStep::Burn(member)),
-                Stub::There if is_forming && self.is(Mistake::BurnsUndissolved) => {
+            match state.member_roots[member] {
+                MemberRoot::Absent if pinned => steps.push(ForkStep::Burn(member)),
+                MemberRoot::There if is_over => steps.push(ForkStep::Burn(member)),
+                MemberRoot::There if is_forming && self.is(Mistake::BurnsUndissolved) => {
                     steps.push(ForkStep::Burn(member));
                 }
-                Stub::Tombstone if pinned => steps.push(ForkStep::Unpin(member)),
-                Stub::Absent | Stub::There | Stub::Tombstone => (),
+                MemberRoot::Tombstone if pinned => steps.push(ForkStep::Unpin(member)),
+                MemberRoot::Absent | MemberRoot::There | MemberRoot::Tombstone => (),
             }
         }
         steps
@@ -142,9 +142,9 @@ impl Scene {
                 next.forker = Forker::Begun(0);
             }
             (ForkStep::Create, Forker::Begun(count)) => {
-                let is_free = next.stubs[count] == Stub::Absent;
+                let is_free = next.member_roots[count] == MemberRoot::Absent;
                 if is_free {
-                    next.stubs[count] = Stub::There;
+                    next.member_roots[count] = MemberRoot::There;
                 }
                 next.forker = match is_free {
                     true => Forker::Begun(count + 1),
@@ -162,7 +162,7 @@ impl Scene {
                     next.child = Child::Dissolved(content);
                 }
             }
-            (ForkStep::Burn(member), _) => next.stubs[member] = Stub::Tombstone,
+            (ForkStep::Burn(member), _) => next.member_roots[member] = MemberRoot::Tombstone,
             (ForkStep::Unpin(member), _) => next.pins[member] = false,
             (ForkStep::Begin | ForkStep::Create, _) => return None,
         }

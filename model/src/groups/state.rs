@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::collector::Collector;
-use super::forker::{Child, Forker, Stub};
+use super::forker::{Child, Forker, MemberRoot};
 use super::reader::Reader;
 use super::sweeper::Sweeper;
 pub use crate::space::Set;
@@ -217,7 +217,7 @@ pub struct State {
     /// The fork's, in the folder of each member.
     pub pins: [bool; MEMBERS],
     /// The roots of the fork's members, and that of the fork as a group.
-    pub stubs: [Stub; MEMBERS],
+    pub member_roots: [MemberRoot; MEMBERS],
     pub child: Child,
     /// What must never happen has happened.
     pub broken: Option<&'static str>,
@@ -245,7 +245,7 @@ impl State {
             read_pins: [None; MEMBERS],
             forker: Forker::default(),
             pins: [false; MEMBERS],
-            stubs: [Stub::default(); MEMBERS],
+            member_roots: [MemberRoot::default(); MEMBERS],
             child: Child::default(),
             broken: None,
         }
@@ -275,7 +275,9 @@ impl State {
     /// What the fork shows, to who finds any of its members.
     pub fn forked(&self) -> Option<[Content; MEMBERS]> {
         match self.child {
-            Child::Formed(content) if self.stubs.contains(&Stub::There) => Some(content),
+            Child::Formed(content) if self.member_roots.contains(&MemberRoot::There) => {
+                Some(content)
+            }
             Child::Absent | Child::Forming(_) | Child::Formed(_) | Child::Dissolved(_) => None,
         }
     }

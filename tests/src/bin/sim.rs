@@ -35,7 +35,7 @@ struct Arguments {
     /// crash, evict, loss, takeover, copies, answers, damage, fsync, age, weather, snapshots, migrate or livefork.
     #[arg(long)]
     scenario: Option<String>,
-    /// Break a rule on purpose: rule1, rule2, rule4, rule11, rule13-conflict, rule13-intent, rule22 or late
+    /// Break a rule on purpose, by the name that `Plant::name` in tests/src/sim.rs gives it
     /// (needs `--features planted`).
     #[arg(long)]
     plant: Option<String>,
