@@ -42,6 +42,11 @@ pub trait File: Clone + std::fmt::Debug + 'static {
     /// length as it was.
     fn grow(&self, to: u64) -> impl Future<Output = Result<(), DiskError>>;
 
+    /// Drops what the page cache holds of the file and no write-back is to come for, so that reads
+    /// see what the device holds also where a failed write-back left other bytes in memory (protocol
+    /// rule 8). What was written and not persisted yet stays.
+    fn forget_cached(&self) -> impl Future<Output = Result<(), DiskError>>;
+
     /// Reads from the device itself, not from memory: what a failed write or fsync left behind
     /// (protocol rule 8). Same contract as [`File::read_at`]; `at` and the length are multiples of
     /// 4 KiB.

@@ -45,6 +45,11 @@ impl<W: World> Cache<W> {
         let chunk_bytes = u64::from(superblock.chunk_bytes);
         let count = chunks_in(file.size().await?, chunk_bytes)?;
         check_size(&config, chunk_bytes, count)?;
+        if superblock.stopped {
+            // What is recovered is what the device has. Reads after the start must see the same: a page
+            // whose write-back failed is other bytes in memory, and passes for clean there.
+            file.forget_cached().await?;
+        }
         let reader = Reader {
             file: &file,
             chunk_bytes,

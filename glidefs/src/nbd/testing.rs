@@ -140,6 +140,10 @@ impl File for Never {
         match *self {}
     }
 
+    async fn forget_cached(&self) -> Result<(), DiskError> {
+        match *self {}
+    }
+
     async fn read_device_at(&self, _at: u64, _buf: Buf) -> (Buf, Result<(), DiskError>) {
         match *self {}
     }

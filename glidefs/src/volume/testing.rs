@@ -125,6 +125,9 @@ impl File for None {
     async fn grow(&self, _to: u64) -> Result<(), DiskError> {
         match *self {}
     }
+    async fn forget_cached(&self) -> Result<(), DiskError> {
+        match *self {}
+    }
     async fn read_device_at(&self, _at: u64, _buf: Buf) -> (Buf, Result<(), DiskError>) {
         match *self {}
     }

@@ -89,7 +89,13 @@ async fn bytes<W: World>(world: &W, path: &Path) {
     if file.read_now(4000, &mut now) {
         assert_eq!(&now, b"over the edge", "what is read at once is the same");
     }
+    // What is not persisted yet must not go with what is forgotten.
+    file.forget_cached().await.expect("forgotten");
+    assert_eq!(&*read(&file, 100_000, 3).await, b"far");
+    assert_eq!(&*read(&file, 4000, 13).await, b"over the edge");
     file.persist().await.expect("persisted");
+    file.forget_cached().await.expect("forgotten");
+    assert_eq!(&*read(&file, 100_000, 3).await, b"far");
     let (buf, outcome) = file.read_device_at(4096, Buf::zeroed(4096)).await;
     outcome.expect("readable");
     let cached = read(&file, 4096, 4096).await;

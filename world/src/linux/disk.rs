@@ -234,6 +234,12 @@ impl File for LinuxFile {
         self.failed("grow")(errno)
     }
 
+    async fn forget_cached(&self) -> Result<(), DiskError> {
+        // Without a length: to the end of the file.
+        rustix::fs::fadvise(&self.open.fd, 0, None, rustix::fs::Advice::DontNeed)
+            .or_else(self.failed("drop the cached pages of"))
+    }
+
     async fn read_device_at(&self, at: u64, buf: Buf) -> (Buf, Result<(), DiskError>) {
         // A direct read ends at the end of the file, at any offset; going on from there is invalid.
         match self.len() {

@@ -353,6 +353,17 @@ impl File for SimFile {
         self.opening.perform(self.disk_spread(), effect).await
     }
 
+    async fn forget_cached(&self) -> Result<(), DiskError> {
+        let opening = Rc::clone(&self.opening);
+        opening.world.begin().await;
+        let effect = move |_: &Sim| {
+            opening.state.borrow_mut().forget_cached();
+            opening.world.trace(format_args!("forget cached pages"));
+        };
+        self.opening.perform(self.disk_spread(), effect).await;
+        Ok(())
+    }
+
     fn read_device_at(
         &self,
         at: u64,

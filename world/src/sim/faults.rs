@@ -21,7 +21,8 @@
 //! - A persist that fails has tried: by the seed, of the changes that it was to cover, some became
 //!   durable and the others never will, though the kernel still shows them (Linux marks the pages
 //!   clean). The error is told once: the next persist succeeds. The device's face lacks what was
-//!   lost.
+//!   lost, until something else is written to that page: the kernel writes back whole pages, so it
+//!   takes along what was lost on it.
 //! - A write that fails has written a part by the seed, up to some sector.
 //! - A bit that flips at rest flips in the kernel's and in the durable face.
 //!
@@ -129,6 +130,16 @@ struct Unsynced {
     change: Change,
 }
 
+impl Unsynced {
+    /// The pages that it dirties.
+    fn pages(&self) -> std::ops::Range<u64> {
+        match &self.change {
+            Change::Data { at, bytes } => at / PAGE..(at + offset(bytes.len())).div_ceil(PAGE),
+            Change::Grow { .. } => 0..0,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Change {
     Data { at: u64, bytes: Rc<[u8]> },
@@ -160,6 +171,8 @@ pub(super) struct FileState {
     changes: u64,
     pending: BTreeMap<u64, PendingWrite>,
     submitted: u64,
+    /// Pages that the kernel shows otherwise than the device and holds for clean.
+    lost: BTreeSet<u64>,
     /// Who has it open: the number of the opening, and the process.
     pub(super) lock: Option<(u64, u32)>,
 }
@@ -238,8 +251,34 @@ impl FileState {
         }
         self.kernel.write(at, &bytes);
         self.unsynced_bytes += bytes.len();
+        let pages = at / PAGE..end.div_ceil(PAGE);
         self.changed(Change::Data { at, bytes });
+        for page in pages {
+            if self.lost.remove(&page) {
+                self.dirty_again(page);
+            }
+        }
         self.write_back();
+    }
+
+    /// The whole page will be written back as the kernel has it.
+    fn dirty_again(&mut self, page: u64) {
+        let at = page * PAGE;
+        let mut bytes = vec![0; index(PAGE.min(self.len.saturating_sub(at)))];
+        self.kernel.read(at, &mut bytes);
+        self.unsynced_bytes += bytes.len();
+        let bytes = Rc::from(bytes);
+        self.changed(Change::Data { at, bytes });
+    }
+
+    /// The kernel drops the pages that it holds for clean.
+    pub(super) fn forget_cached(&mut self) {
+        for page in std::mem::take(&mut self.lost) {
+            let at = page * PAGE;
+            let mut bytes = [0; PAGE_BYTES];
+            self.read_device(at, &mut bytes);
+            self.kernel.write(at, &bytes);
+        }
     }
 
     pub(super) fn grow(&mut self, to: u64) {
@@ -282,6 +321,13 @@ impl FileState {
             Change::Data { .. } => chance.one_in(2),
             Change::Grow { .. } => true,
         });
+        // What was written to such a page since then has it written back all the same.
+        let dirty: BTreeSet<u64> = self.unsynced.iter().flat_map(Unsynced::pages).collect();
+        let rescued: Vec<u64> = self.lost.intersection(&dirty).copied().collect();
+        for page in rescued {
+            self.lost.remove(&page);
+            self.dirty_again(page);
+        }
     }
 
     /// Moves changes up to `mark` to the durable face, or drops them where `keep` says no.
@@ -294,6 +340,9 @@ impl FileState {
                     self.unsynced_bytes -= bytes.len();
                     if kept {
                         self.durable.write(at, &bytes);
+                    } else {
+                        self.lost
+                            .extend(at / PAGE..(at + offset(bytes.len())).div_ceil(PAGE));
                     }
                 }
                 Change::Grow { to } => self.durable_len = self.durable_len.max(to),
@@ -349,6 +398,7 @@ impl FileState {
         let unsynced = std::mem::take(&mut self.unsynced);
         self.unsynced_bytes = 0;
         Survivors::chosen(chance, unsynced.len()).apply(self, &unsynced, chance);
+        self.lost.clear();
         self.durable.truncate(self.durable_len);
         self.kernel = self.durable.clone();
         self.len = self.durable_len;

@@ -284,6 +284,72 @@ fn after_a_failed_persist_the_next_one_succeeds_and_the_data_is_lost_all_the_sam
     assert!((1..50).contains(&lost), "{lost} of 50 were lost");
 }
 
+/// What the kernel and the device hold of the first sectors, after page 0 was written twice and the
+/// second persist failed, and `then` was done.
+async fn after_a_loss(
+    sim: &Sim,
+    then: impl AsyncFnOnce(SimFile) + 'static,
+) -> Option<(Vec<u8>, Vec<u8>)> {
+    let host = sim.host("a");
+    let driver = sim.clone();
+    let device = sim.call(host, move |world| async move {
+        let file = open(&world).await;
+        write(&file, 0, 1, 4096).await;
+        file.persist().await.expect("the disk is healthy");
+        write(&file, 0, 2, 4096).await;
+        let failing = DiskFaults {
+            persist_error: Odds::ALWAYS,
+            ..DiskFaults::default()
+        };
+        driver.set_disk_faults(world.host(), failing);
+        file.persist().await.expect_err("the fault is on");
+        driver.set_disk_faults(world.host(), DiskFaults::default());
+        let (buf, read) = file.read_device_at(0, Buf::zeroed(4096)).await;
+        read.expect("the file is as long");
+        if buf[0] != 1 {
+            return None;
+        }
+        then(file.clone()).await;
+        let (buf, read) = file.read_device_at(0, Buf::zeroed(4096)).await;
+        read.expect("the file is as long");
+        Some(buf.chunks(512).map(|sector| sector[0]).collect())
+    });
+    let device = device.await.expect("nothing crashes");
+    device.map(|device: Vec<u8>| (sectors(sim, host, 8), device))
+}
+
+#[test]
+fn a_write_to_a_page_that_was_lost_takes_the_rest_of_it_along() {
+    let outcomes = (0..50).filter_map(|seed| {
+        simulate(seed, |sim| async move {
+            after_a_loss(&sim, async |file: SimFile| write(&file, 512, 3, 512).await).await
+        })
+    });
+    let mut lost = 0;
+    for (kernel, device) in outcomes {
+        assert_eq!(kernel, [2, 3, 2, 2, 2, 2, 2, 2]);
+        assert_eq!(device, kernel, "the kernel writes back whole pages");
+        lost += 1;
+    }
+    assert!(lost > 0);
+}
+
+#[test]
+fn a_kernel_that_forgets_what_it_holds_for_clean_shows_what_the_device_has() {
+    let outcomes = (0..50).filter_map(|seed| {
+        simulate(seed, |sim| async move {
+            let forget = async |file: SimFile| file.forget_cached().await.expect("forgotten");
+            after_a_loss(&sim, forget).await
+        })
+    });
+    let mut lost = 0;
+    for (kernel, device) in outcomes {
+        assert_eq!((kernel, device), (vec![1; 8], vec![1; 8]));
+        lost += 1;
+    }
+    assert!(lost > 0);
+}
+
 #[test]
 fn a_file_is_open_once_until_its_process_dies() {
     simulate(1, |sim| async move {
