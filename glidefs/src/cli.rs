@@ -34,6 +34,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{Environment, FILE_NAME};
+pub use process::Hangups;
 pub(crate) use secret::read as read_secret;
 pub(crate) use setup::load_quietly;
 pub(crate) use text::{bytes_text, duration_text};
@@ -550,15 +551,19 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// Runs the command that the arguments name.
-pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> ExitCode {
+/// Runs the command that the arguments name. `hangups`: what came of SIGHUP until now, for a server.
+pub fn run(
+    arguments: impl IntoIterator<Item = OsString>,
+    environment: &Environment,
+    hangups: Hangups,
+) -> ExitCode {
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(error) => return output::usage(&error),
     };
     process::protect();
     let environment = environment.clone().with_files(secret::read);
-    match dispatch(parsed.command, &environment) {
+    match dispatch(parsed.command, &environment, hangups) {
         Ok(code) => code,
         Err(failure) => {
             output::failure(&failure.message);
@@ -567,11 +572,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environm
     }
 }
 
-fn dispatch(command: Command, environment: &Environment) -> Result<ExitCode, Failure> {
+fn dispatch(
+    command: Command,
+    environment: &Environment,
+    hangups: Hangups,
+) -> Result<ExitCode, Failure> {
     match command {
         Command::Run(argument) => {
             let config = setup::load(argument.config.as_deref(), environment)?;
-            crate::daemon::run(config, argument.config, environment)
+            crate::daemon::run(config, argument.config, environment, hangups)
         }
         Command::Init { path } => setup::init(&path),
         Command::Check { config, json } => {

@@ -12,7 +12,8 @@
 //!
 //! Promises: a second signal loses nothing that was answered, because an answered write is in the
 //! kernel's hands (promise 2) and the next start goes on from the log. While the store is down the
-//! drain keeps trying and says so. SIGHUP changes nothing and says what a restart would (`reload.rs`).
+//! drain keeps trying and says so. SIGHUP changes nothing and says what a restart would (`reload.rs`); it
+//! ends no server, not even one that has only just begun (`cli/process.rs`).
 //! Deliberately absent: becoming a background process (systemd does that).
 
 mod banner;
@@ -34,7 +35,7 @@ use tracing_subscriber::EnvFilter;
 use world::sync::watch;
 
 use crate::api::{self, Api};
-use crate::cli::{Failure, output};
+use crate::cli::{Failure, Hangups, output};
 use crate::config::{Config, Environment, LogFormat, LogSettings};
 use crate::control::Control;
 pub(crate) use keys::{KeyChanged, KeyWish, Renewed, SlotView, keys, renew_data_key};
@@ -56,6 +57,7 @@ pub(crate) fn run(
     config: Config,
     named: Option<PathBuf>,
     environment: &Environment,
+    hangups: Hangups,
 ) -> Result<ExitCode, Failure> {
     world::linux::return_large_buffers();
     start_logging(&config.log);
@@ -65,7 +67,7 @@ pub(crate) fn run(
     let supervisor = Supervisor::from(environment);
     let reload = Reload::new(config.clone(), named, environment.clone());
     let runtime = edge()?;
-    let outcome = runtime.block_on(Box::pin(serve(config, reload, &supervisor)));
+    let outcome = runtime.block_on(Box::pin(serve(config, reload, hangups, &supervisor)));
     runtime.shutdown_timeout(EDGE_END_WAIT_MAX);
     outcome
 }
@@ -73,11 +75,15 @@ pub(crate) fn run(
 async fn serve(
     config: Config,
     reload: Reload,
+    hangups: Hangups,
     supervisor: &Supervisor,
 ) -> Result<ExitCode, Failure> {
     let mut signals = Signals::new()?;
-    // From here on it does not end the process; what comes before the server is ready is answered then.
-    let hangups = listen(SignalKind::hangup())?;
+    // Heard since the process began; what came before the server is ready is answered then.
+    let hangups = match hangups.into_signal() {
+        Some(hangups) => hangups,
+        None => listen(SignalKind::hangup())?,
+    };
     // Before the shard: a port that is taken must not cost a recovery of the cache.
     let listener = api::bind(config.api.address)
         .await

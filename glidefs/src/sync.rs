@@ -41,6 +41,11 @@ const BACKOFF: Backoff = Backoff {
     longest: Duration::from_secs(30),
 };
 
+/// The longest that a detach leaves the store alone where the server ends: it has a bound for that
+/// (`DETACH_WAIT_MAX` of the shard), and one more try must fit in. What is not detached then can be opened
+/// elsewhere by force alone, which is worse than one request too early.
+pub(crate) const ENDING_ASKED_MAX: Duration = Duration::from_secs(5);
+
 /// A step of a sync that takes longer is said to. Several times what a slow store takes for the largest.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -484,19 +489,39 @@ impl<W: World> Syncer<W> {
         let world = &self.site.world;
         let mut chance = [0; 4];
         world.fill_random(&mut chance);
-        // Whoever gives a volume up had better get through than obey: nobody else may open it before.
-        let asked = asked.filter(|_| self.export.role() != Role::Leaving);
-        let wait = BACKOFF.wait(failures, u32::from_le_bytes(chance), asked);
-        let deadline = world.now() + wait;
+        let chance = u32::from_le_bytes(chance);
+        let began = world.now();
+        self.say_asked(asked, began);
         loop {
-            if self.export.role() == Role::Leaving && self.export.orders.is_staying() {
+            let is_leaving = self.export.role() == Role::Leaving;
+            if is_leaving && self.export.orders.is_staying() {
                 self.export.end(Role::Closed);
                 return Task::Ends;
             }
             let wake = self.export.orders.wake.notified();
+            // Looked at again after each order: the server may end in the middle of a minute that was asked for.
+            let kept = match asked {
+                Some(asked) if is_leaving && self.site.closing.get() => {
+                    Some(asked.min(ENDING_ASKED_MAX))
+                }
+                asked => asked,
+            };
+            let deadline = began + BACKOFF.wait(failures, chance, kept);
             if let First::Left(()) = race(world.sleep_until(deadline), wake).await {
                 return Task::GoesOn;
             }
+        }
+    }
+
+    /// That a detach waits because the store wants it: whoever waits for the volume elsewhere would look in vain for a
+    /// fault.
+    fn say_asked(&self, asked: Option<Duration>, now: Instant) {
+        let is_leaving = self.export.role() == Role::Leaving;
+        let Some(asked) = asked.filter(|_| is_leaving) else {
+            return;
+        };
+        if self.export.causes.raise("detach waits", now) {
+            tracing::warn!(export = %self.export.name(), asked_s = asked.as_secs(), at_the_end_s = ENDING_ASKED_MAX.as_secs(), "the store asks to be left alone: the detach waits as long as it says, and no other node can open the volume before without force; a server that is told to end waits `at_the_end_s` at most. Whoever opens the volume here has it at once");
         }
     }
 

@@ -1,48 +1,30 @@
 //! Exports that are prepared for a promotion to come, and what a node answers that has lost a volume, or holds a copy of
 //! somebody's log, and does not know it. In the simulated world: the real shard, simulated disks, store and clocks.
 
-use std::rc::Rc;
+#[path = "driver/node.rs"]
+mod node;
+
 use std::time::Duration;
 
-use blockcache::CacheConfig;
 use bytes::Bytes;
 use glidefs::control::{
-    Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument, OperationDocument,
-    PrepareDocument, PromoteDocument, Reply, Request, WarmDocument, WarmState,
+    ControlError, ControlErrorKind, DeleteQuery, ExportDocument, OperationDocument,
+    PrepareDocument, PromoteDocument, Request, WarmDocument, WarmState,
 };
-use glidefs::device::{Access, BlockDevice, Exports, Fua, IoError};
-use glidefs::export::connection::Connection;
-use glidefs::shard::{Shard, ShardConfig};
-use glidefs::volume::{BucketConfig, Compression, KeyringCost};
-use world::sim::{HostId, Sim, SimConfig, SimWorld, StoreStats};
-use world::{Peer, World};
+use glidefs::device::{Access, BlockDevice, Fua, IoError};
+use glidefs::shard::ShardConfig;
+use world::sim::{HostId, Sim, StoreStats};
+
+use node::{Device, Node, PAGE, VM, simulate};
 
 const VOLUME_BYTES: u64 = 64 << 20;
-const PAGE: u64 = 4096;
 /// Of one frame.
 const RUN: u64 = 32;
 const NAME: &str = "vm";
-const VM: Peer = Peer::Process { pid: 7, uid: 0 };
-
-type Device = Rc<Connection<SimWorld>>;
-
-/// One running server, held by the driver.
-struct Node {
-    sim: Sim,
-    world: SimWorld,
-    shard: Rc<Shard<SimWorld>>,
-    control: Control,
-}
 
 /// The map is folded early, so that what was written last is not all that the root names.
 fn config(host: &str) -> ShardConfig {
-    let bucket = BucketConfig {
-        password: Some("x".to_owned()),
-        cost: KeyringCost::LEAST,
-        ..BucketConfig::new(Compression::Lz4)
-    };
-    let mut config = ShardConfig::new(CacheConfig::new("/cache", 256 << 20), bucket, host);
-    config.exports.create_bytes = Some(VOLUME_BYTES);
+    let mut config = node::config(host, Some("x"), VOLUME_BYTES);
     config.exports.sync.tidy.tail_segments = 2;
     config
 }
@@ -52,51 +34,31 @@ async fn start(sim: &Sim, host: &str) -> Node {
 }
 
 async fn start_on(sim: &Sim, host: HostId) -> Node {
-    let world = sim.process(host);
-    let config = config(&sim.host_name(host));
-    let shard = Shard::open(world.clone(), world.store(), config).await;
-    let shard = Rc::new(shard.expect("the shard opens"));
-    let (control, requests) = Control::new();
-    let serving = Rc::clone(&shard);
-    world.spawn(async move { serving.serve_control(requests).await });
-    Node {
-        sim: sim.clone(),
-        world,
-        shard,
-        control,
-    }
+    let node = Node::open(sim, host, config(&sim.host_name(host))).await;
+    node.expect("the shard opens")
 }
 
 impl Node {
     async fn connect(&self) -> Device {
-        let device = self.shard.exports().connect(NAME, &VM).await;
-        device.expect("connects")
-    }
-
-    async fn ask(
-        &self,
-        request: impl FnOnce(String, Reply<ExportDocument>) -> Request,
-    ) -> Result<ExportDocument, ControlError> {
-        let asked = self.control.ask(|reply| request(NAME.to_owned(), reply));
-        asked.await
+        self.connect_as(NAME, &VM).await.expect("connects")
     }
 
     async fn get(&self) -> ExportDocument {
-        self.ask(Request::Get).await.expect("known")
+        self.ask(NAME, Request::Get).await.expect("known")
     }
 
     async fn drain(&self) -> ExportDocument {
-        self.ask(Request::Drain).await.expect("drained")
+        self.ask(NAME, Request::Drain).await.expect("drained")
     }
 
     async fn prepare(&self, warm_bytes: Option<u64>) -> Result<ExportDocument, ControlError> {
         let wanted = PrepareDocument { warm_bytes };
-        self.ask(|name, reply| Request::Prepare(name, wanted, reply))
+        self.ask(NAME, |name, reply| Request::Prepare(name, wanted, reply))
             .await
     }
 
     async fn promote(&self, how: PromoteDocument) -> Result<ExportDocument, ControlError> {
-        self.ask(|name, reply| Request::Promote(name, how, reply))
+        self.ask(NAME, |name, reply| Request::Promote(name, how, reply))
             .await
     }
 
@@ -119,7 +81,7 @@ impl Node {
             accept_loss,
             ..DeleteQuery::default()
         };
-        self.ask(|name, reply| Request::Delete(name, how, reply))
+        self.ask(NAME, |name, reply| Request::Delete(name, how, reply))
             .await
     }
 
@@ -129,10 +91,8 @@ impl Node {
             purge: true,
             ..DeleteQuery::default()
         };
-        let asked = self
-            .control
-            .ask(|reply| Request::Purge(NAME.to_owned(), how, reply));
-        asked.await
+        self.ask(NAME, |name, reply| Request::Purge(name, how, reply))
+            .await
     }
 
     /// How warm it is once nothing more comes.
@@ -146,10 +106,6 @@ impl Node {
             self.sim.sleep(Duration::from_millis(10)).await;
         }
         panic!("it warms up for ever");
-    }
-
-    fn kill(self) {
-        self.sim.kill(self.world.pid());
     }
 }
 
@@ -186,11 +142,6 @@ async fn write(device: &Device, page_no: u64, version: u64) {
 async fn holds(device: &Device, page_no: u64, version: u64) -> bool {
     let bytes = device.read(page_no * PAGE, PAGE).await.expect("read");
     bytes == pages(page_no, 1, version)
-}
-
-fn simulate<F: Future<Output = ()> + 'static>(seed: u64, scenario: impl FnOnce(Sim) -> F) {
-    let run = Sim::simulate(seed, SimConfig::default(), scenario);
-    run.unwrap_or_else(|stuck| panic!("{stuck}"));
 }
 
 #[test]

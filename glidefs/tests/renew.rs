@@ -1,50 +1,26 @@
 //! New data keys of volumes that clients write to, in the simulated world: the real shard, simulated disks, store,
 //! clocks and crashes.
 
-use std::rc::Rc;
+#[path = "driver/node.rs"]
+mod node;
+
 use std::time::Duration;
 
-use blockcache::CacheConfig;
 use bytes::Bytes;
 use futures_util::future::join;
 use glidefs::control::{
-    Control, ControlError, ControlErrorKind, DataKeyDocument, ExportDocument, PrepareDocument,
-    PromoteDocument, RenewDataDocument, Request,
+    ControlError, ControlErrorKind, DataKeyDocument, ExportDocument, PrepareDocument,
+    PromoteDocument, RenewDataDocument, Reply, Request,
 };
-use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua};
-use glidefs::export::connection::Connection;
-use glidefs::shard::{Shard, ShardConfig};
-use glidefs::volume::{BucketConfig, Compression, KeyringCost};
-use world::sim::{Odds, Sim, SimConfig, SimWorld, StoreFaults};
-use world::{Peer, World};
+use glidefs::device::{Access, BlockDevice, ConnectError, Fua};
+use world::sim::{Odds, Sim, StoreFaults};
+
+use node::{Device, Node, PAGE, VM, config, simulate};
 
 const VOLUME_BYTES: u64 = 1 << 20;
 const PAGES: u64 = 256;
-const PAGE: u64 = 4096;
-const VM: Peer = Peer::Process { pid: 7, uid: 0 };
 /// How often somebody who is told "unavailable" asks again.
 const TRIES_MAX: u32 = 400;
-
-type Device = Rc<Connection<SimWorld>>;
-
-/// One running server, held by the driver.
-struct Node {
-    sim: Sim,
-    world: SimWorld,
-    shard: Rc<Shard<SimWorld>>,
-    control: Control,
-}
-
-fn config(host: &str, password: Option<&str>) -> ShardConfig {
-    let bucket = BucketConfig {
-        password: password.map(str::to_owned),
-        cost: KeyringCost::LEAST,
-        ..BucketConfig::new(Compression::Lz4)
-    };
-    let mut config = ShardConfig::new(CacheConfig::new("/cache", 256 << 20), bucket, host);
-    config.exports.create_bytes = Some(VOLUME_BYTES);
-    config
-}
 
 /// Starts a server on a host, as soon as the store lets it.
 async fn start(sim: &Sim, host: &str) -> Node {
@@ -53,23 +29,11 @@ async fn start(sim: &Sim, host: &str) -> Node {
 
 async fn start_as(sim: &Sim, host: &str, password: Option<&str>) -> Node {
     for _ in 0..TRIES_MAX {
-        let world = sim.process(sim.host(host));
-        let opened = Shard::open(world.clone(), world.store(), config(host, password)).await;
-        let Ok(shard) = opened else {
-            sim.kill(world.pid());
-            sim.sleep(Duration::from_secs(2)).await;
-            continue;
-        };
-        let shard = Rc::new(shard);
-        let (control, requests) = Control::new();
-        let serving = Rc::clone(&shard);
-        world.spawn(async move { serving.serve_control(requests).await });
-        return Node {
-            sim: sim.clone(),
-            world,
-            shard,
-            control,
-        };
+        let config = config(host, password, VOLUME_BYTES);
+        if let Ok(node) = Node::open(sim, sim.host(host), config).await {
+            return node;
+        }
+        sim.sleep(Duration::from_secs(2)).await;
     }
     panic!("the store never let {host} start");
 }
@@ -77,7 +41,7 @@ async fn start_as(sim: &Sim, host: &str, password: Option<&str>) -> Node {
 impl Node {
     async fn connect(&self, name: &str) -> Device {
         for _ in 0..TRIES_MAX {
-            match self.shard.exports().connect(name, &VM).await {
+            match self.connect_as(name, &VM).await {
                 Ok(device) => return device,
                 Err(ConnectError::Unavailable(_)) => self.sim.sleep(Duration::from_secs(2)).await,
                 Err(other) => panic!("{other:?}"),
@@ -91,25 +55,19 @@ impl Node {
         name: &str,
         wanted: RenewDataDocument,
     ) -> Result<DataKeyDocument, ControlError> {
-        let name = name.to_owned();
-        let request = |reply| Request::RenewData(name, wanted, reply);
-        self.control.ask(request).await
+        self.ask(name, |name, reply| Request::RenewData(name, wanted, reply))
+            .await
     }
 
     async fn renew(&self, name: &str, request_id: &str) -> Result<DataKeyDocument, ControlError> {
         self.try_renew(name, of(request_id)).await
     }
 
-    async fn ask(
+    async fn asked(
         &self,
-        request: impl FnOnce(String, glidefs::control::Reply<ExportDocument>) -> Request,
+        request: impl FnOnce(String, Reply<ExportDocument>) -> Request,
     ) -> ExportDocument {
-        let asked = self.control.ask(|reply| request("vm".to_owned(), reply));
-        asked.await.expect("answered")
-    }
-
-    fn kill(self) {
-        self.sim.kill(self.world.pid());
+        self.ask("vm", request).await.expect("answered")
     }
 }
 
@@ -140,11 +98,6 @@ async fn stamps(device: &Device) -> Vec<u8> {
     stamps
 }
 
-fn simulate<F: Future<Output = ()> + 'static>(seed: u64, scenario: impl FnOnce(Sim) -> F) {
-    let run = Sim::simulate(seed, SimConfig::default(), scenario);
-    run.unwrap_or_else(|stuck| panic!("{stuck}"));
-}
-
 #[test]
 fn an_export_gets_a_new_data_key_under_its_client_and_any_node_reads_it() {
     simulate(1, |sim| async move {
@@ -159,7 +112,7 @@ fn an_export_gets_a_new_data_key_under_its_client_and_any_node_reads_it() {
         for n in 0..10 {
             write(&device, n, 2).await;
         }
-        a.ask(Request::Drain).await;
+        a.asked(Request::Drain).await;
         let again = a.renew("vm", "r-1").await.expect("there");
         assert_eq!(again, first, "asked again");
         // Nothing is dirty: it costs the root alone.
@@ -169,7 +122,7 @@ fn an_export_gets_a_new_data_key_under_its_client_and_any_node_reads_it() {
         for n in 0..5 {
             write(&device, n, 3).await;
         }
-        let drained = a.ask(Request::Drain).await;
+        let drained = a.asked(Request::Drain).await;
         assert_eq!((drained.epoch, drained.clients), (1, 1), "as it was");
 
         let b = start(&sim, "b").await;
@@ -211,7 +164,7 @@ async fn later_owners_know_it(sim: &Sim, a: Node, b: Node) {
     let a = start(sim, "a").await;
     let device = a.connect("vm").await;
     write(&device, 30, 4).await;
-    a.ask(Request::Drain).await;
+    a.asked(Request::Drain).await;
     a.kill();
     let how = PromoteDocument {
         force: true,
@@ -219,7 +172,7 @@ async fn later_owners_know_it(sim: &Sim, a: Node, b: Node) {
         ..PromoteDocument::default()
     };
     let promoted = b
-        .ask(|name, reply| Request::Promote(name, how, reply))
+        .asked(|name, reply| Request::Promote(name, how, reply))
         .await;
     assert_eq!(promoted.role, "read-write");
     let writer = b.connect("vm").await;
@@ -228,7 +181,7 @@ async fn later_owners_know_it(sim: &Sim, a: Node, b: Node) {
     let third = b.renew("vm", "r-3").await.expect("its own now");
     assert_eq!((third.keys, third.from_epoch), (4, 2));
     write(&writer, 32, 6).await;
-    b.ask(Request::Drain).await;
+    b.asked(Request::Drain).await;
 }
 
 /// It is opened for that, and left to whoever comes.
@@ -244,7 +197,7 @@ fn an_export_that_nobody_has_open_gets_one_too() {
         let renewed = b.renew("vm", "r").await.expect("renewed");
         assert_eq!((renewed.keys, renewed.from_epoch), (2, 2));
         sim.sleep(Duration::from_secs(60)).await;
-        assert_eq!(b.ask(Request::Get).await.role, "closed");
+        assert_eq!(b.asked(Request::Get).await.role, "closed");
         let device = a.connect("vm").await;
         assert_eq!(device.access(), Access::ReadWrite);
         assert_eq!(stamp(&device, 3).await, 33);
@@ -260,17 +213,17 @@ fn readers_keep_their_cut_and_prepared_exports_learn_the_key() {
         let c = start(&sim, "c").await;
         let source = a.connect("vm").await;
         write(&source, 0, 1).await;
-        a.ask(Request::Drain).await;
+        a.asked(Request::Drain).await;
         let prepare = |name, reply| Request::Prepare(name, PrepareDocument::default(), reply);
-        assert_eq!(b.ask(prepare).await.role, "prepared");
+        assert_eq!(b.asked(prepare).await.role, "prepared");
         let (target, reader) = (b.connect("vm").await, c.connect("vm").await);
         a.renew("vm", "r").await.expect("renewed");
         write(&source, 0, 2).await;
         write(&source, 1, 2).await;
-        let drained = a.ask(Request::Drain).await;
+        let drained = a.asked(Request::Drain).await;
         assert_eq!((stamp(&reader, 0).await, stamp(&reader, 1).await), (1, 0));
         assert_eq!((stamp(&target, 0).await, stamp(&target, 1).await), (1, 0));
-        let again = b.ask(prepare).await;
+        let again = b.asked(prepare).await;
         assert_eq!(again.published_seq, drained.published_seq);
         assert_eq!((stamp(&target, 0).await, stamp(&target, 1).await), (2, 2));
         assert_eq!((stamp(&reader, 0).await, stamp(&reader, 1).await), (1, 0));
@@ -282,7 +235,7 @@ fn a_new_data_key_is_refused_with_a_reason() {
     simulate(4, |sim| async move {
         let a = start(&sim, "a").await;
         let _device = a.connect("vm").await;
-        let volume = a.ask(Request::Get).await.volume;
+        let volume = a.asked(Request::Get).await.volume;
         let kind = async |name: &str, wanted| {
             let refused = a.try_renew(name, wanted).await.expect_err("refused");
             (refused.kind, refused.message)
@@ -326,7 +279,7 @@ fn in_an_outage_nobody_waits_for_ever_and_the_same_request_is_one_key() {
         sim.sleep(Duration::from_secs(60)).await;
         let renewed = a.renew("vm", "r").await.expect("renewed");
         assert_eq!(renewed.keys, 2);
-        a.ask(Request::Drain).await;
+        a.asked(Request::Drain).await;
         let b = start(&sim, "b").await;
         let reader = b.connect("vm").await;
         assert_eq!((stamp(&reader, 1).await, stamp(&reader, 2).await), (1, 2));

@@ -6,13 +6,18 @@
 
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 
+use rustix::fs::{CWD, Mode, OFlags, mkfifoat};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 const PAGE: usize = 4096;
+/// Starts that are hung up on at different moments of their first millisecond.
+const EARLY_STARTS: u32 = 20;
 
 #[test]
 fn what_was_written_is_drained_by_sigterm_and_there_after_a_restart() {
@@ -200,6 +205,73 @@ fn sighup_ends_nothing_and_says_what_a_restart_would_change() {
     told(b"STOPPING=1\n");
 }
 
+/// Whoever asks for a reload does not know how far the start is. The configuration is a pipe here: a start waits in it
+/// until the test gives it one, so that no machine is too fast or too slow for what is asked.
+#[test]
+fn sighup_ends_no_start_however_early_it_comes() {
+    let dir = folder(60_000);
+    let config = std::fs::read(dir.path().join("glidefs.toml")).expect("a configuration");
+    let path = dir.path().join("held.toml");
+    mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).expect("a pipe");
+    for _ in 0..EARLY_STARTS {
+        let mut child = spawn(dir.path(), &["run", "-c", "held.toml"]);
+        let pipe = hang_up_until_it_reads(&mut child, &path);
+        let sent = rustix::io::write(&pipe, b"nonsense\n").expect("it reads");
+        assert_eq!(sent, b"nonsense\n".len());
+        drop(pipe);
+        let output = child.wait_with_output().expect("a child");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{:?}: {said}", output.status);
+    }
+    let mut child = spawn(dir.path(), &["run", "-c", "held.toml"]);
+    let pipe = hang_up_until_it_reads(&mut child, &path);
+    let sent = rustix::io::write(&pipe, &config).expect("it reads");
+    assert_eq!(sent, config.len());
+    // The answer to what was sent looks again: it must not wait in the pipe.
+    std::fs::rename(dir.path().join("glidefs.toml"), &path).expect("renamed");
+    drop(pipe);
+    let mut server = Server::of(dir.path(), child);
+    let line = server.said("SIGHUP");
+    assert!(line.contains("this server runs with"), "{line}");
+    assert_eq!(server.stop(&[Signal::TERM]), Some(0));
+}
+
+/// From the first moment that the process minds them, and again when it is known to wait for what it reads at `path`.
+fn hang_up_until_it_reads(child: &mut Child, path: &Path) -> OwnedFd {
+    let pid = Pid::from_child(child);
+    let pipe = loop {
+        if minds_hangups(child) {
+            kill_process(pid, Signal::HUP).expect("it runs");
+        }
+        let ended = child.try_wait().expect("a child");
+        assert!(ended.is_none(), "it ended before it read: {ended:?}");
+        // No such device: nobody has opened it to read.
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(pipe) => break pipe,
+            Err(Errno::NXIO) => std::thread::yield_now(),
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    };
+    for _ in 0..3 {
+        kill_process(pid, Signal::HUP).expect("it is there, if only as what it left");
+    }
+    pipe
+}
+
+/// Whether SIGHUP is caught or ignored by now, as the kernel tells. Before `main` nobody can have said so.
+fn minds_hangups(child: &Child) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+    let status = status.expect("the kernel knows a child that was not waited for");
+    let masks = status.lines().filter_map(|line| {
+        let mask = line.strip_prefix("SigCgt:");
+        mask.or_else(|| line.strip_prefix("SigIgn:"))
+    });
+    let mut masks = masks.map(|mask| u64::from_str_radix(mask.trim(), 16).expect("a mask"));
+    // Signals are counted from 1, and it is the first.
+    masks.any(|mask| mask & 1 == 1)
+}
+
 #[test]
 fn a_data_key_is_renewed_by_the_server_that_has_the_export_open_or_without_one() {
     let dir = folder(60_000);
@@ -288,6 +360,12 @@ fn command(dir: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+fn spawn(dir: &Path, arguments: &[&str]) -> Child {
+    let mut command = command(dir, arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("it starts")
+}
+
 /// A running server; killed if a test fails.
 struct Server<'a> {
     dir: &'a Path,
@@ -299,11 +377,11 @@ struct Server<'a> {
 impl<'a> Server<'a> {
     /// Returns once it has said how to connect.
     fn start(dir: &'a Path) -> Self {
-        let mut child = command(dir, &["run"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it starts");
+        Self::of(dir, spawn(dir, &["run"]))
+    }
+
+    /// The same with a process that was started.
+    fn of(dir: &'a Path, mut child: Child) -> Self {
         let stdout = child.stdout.take().expect("piped");
         let address = BufReader::new(stdout).lines().find_map(|line| {
             let line = line.expect("text");
@@ -327,9 +405,14 @@ impl<'a> Server<'a> {
     /// Sends a signal, and waits for the line that answers it.
     fn answer(&mut self, signal: Signal, words: &str) -> String {
         kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        self.said(words)
+    }
+
+    /// The next line of the log that has the words.
+    fn said(&mut self, words: &str) -> String {
         let mut lines = self.log.by_ref().map(|line| line.expect("text"));
         let found = lines.find(|line| line.contains(words));
-        found.expect("the signal was not heard")
+        found.expect("it ended without a word of it")
     }
 
     fn glidefs(&self, arguments: &[&str]) -> ExitStatus {

@@ -1,6 +1,9 @@
 //! A shard in the simulated world: the real cache, volume, sync and registry; simulated disks,
 //! store, clocks and crashes.
 
+#[path = "driver/node.rs"]
+mod node;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -8,62 +11,29 @@ use std::time::Duration;
 use blockcache::{Cache, CacheConfig};
 use bytes::Bytes;
 use glidefs::control::{
-    AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, ExportDocument,
-    ForkDocument, ForkWait, GcDocument, MakeForkDocument, MetersDocument, OperationDocument,
-    OperationState, PrepareDocument, PromoteDocument, PruneQuery, PutDocument, Request,
-    RestoreDocument, SalvageDocument, SalvageKind, SalvageRanges, SnapshotDocument,
-    TakeSnapshotDocument,
+    AcceptLossDocument, ControlError, ControlErrorKind, DeleteQuery, ExportDocument, ForkDocument,
+    ForkWait, GcDocument, MakeForkDocument, MetersDocument, OperationDocument, OperationState,
+    PrepareDocument, PromoteDocument, PruneQuery, PutDocument, Request, RestoreDocument,
+    SalvageDocument, SalvageKind, SalvageRanges, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, Run, RunKind};
 use glidefs::export::clients::Sharing;
-use glidefs::export::connection::Connection;
 use glidefs::meter::store::StoreRequests;
-use glidefs::shard::{Drain, Shard, ShardConfig};
-use glidefs::volume::{BucketConfig, Compression, KeyringCost};
-use world::sim::{
-    Corruption, Crash, DiskFaults, HostId, Odds, Sim, SimConfig, SimWorld, StoreFaults,
-};
+use glidefs::shard::{Drain, ShardConfig};
+use world::sim::{Corruption, Crash, DiskFaults, HostId, Odds, Sim, SimConfig, StoreFaults};
 use world::{Peer, World};
 
+use node::{Device, Node, PAGE, VM, simulate};
+
 const VOLUME_BYTES: u64 = 64 << 20;
-const PAGE: u64 = 4096;
-const VM: Peer = Peer::Process { pid: 7, uid: 0 };
-
-type Device = Rc<Connection<SimWorld>>;
-
-/// One running server, held by the driver.
-struct Node {
-    sim: Sim,
-    world: SimWorld,
-    shard: Rc<Shard<SimWorld>>,
-    control: Control,
-}
 
 fn config(password: Option<&str>) -> ShardConfig {
-    let bucket = BucketConfig {
-        password: password.map(str::to_owned),
-        cost: KeyringCost::LEAST,
-        ..BucketConfig::new(Compression::Lz4)
-    };
-    let mut config = ShardConfig::new(CacheConfig::new("/cache", 256 << 20), bucket, "node");
-    config.exports.create_bytes = Some(VOLUME_BYTES);
-    config
+    node::config("node", password, VOLUME_BYTES)
 }
 
 async fn start_with(sim: &Sim, host: HostId, config: ShardConfig) -> Node {
-    let world = sim.process(host);
-    let store = world.store();
-    let shard = Shard::open(world.clone(), store, config).await;
-    let shard = Rc::new(shard.expect("the shard opens"));
-    let (control, requests) = Control::new();
-    let serving = Rc::clone(&shard);
-    world.spawn(async move { serving.serve_control(requests).await });
-    Node {
-        sim: sim.clone(),
-        world,
-        shard,
-        control,
-    }
+    let node = Node::open(sim, host, config).await;
+    node.expect("the shard opens")
 }
 
 async fn start(sim: &Sim, host: &str) -> Node {
@@ -75,26 +45,18 @@ impl Node {
         self.connect_as(name, &VM).await
     }
 
-    async fn connect_as(&self, name: &str, peer: &Peer) -> Result<Device, ConnectError> {
-        self.shard.exports().connect(name, peer).await
-    }
-
     async fn drain(&self, name: &str) -> ExportDocument {
-        let name = name.to_owned();
-        let drained = self.control.ask(|reply| Request::Drain(name, reply)).await;
-        drained.expect("drained")
+        self.ask(name, Request::Drain).await.expect("drained")
     }
 
     async fn put(&self, name: &str, size_gb: f64) -> Result<ExportDocument, ControlError> {
-        let (name, wanted) = (name.to_owned(), PutDocument { size_gb });
-        let asked = self.control.ask(|reply| Request::Put(name, wanted, reply));
-        asked.await
+        let wanted = PutDocument { size_gb };
+        self.ask(name, |name, reply| Request::Put(name, wanted, reply))
+            .await
     }
 
     async fn get(&self, name: &str) -> ExportDocument {
-        let name = name.to_owned();
-        let got = self.control.ask(|reply| Request::Get(name, reply)).await;
-        got.expect("got")
+        self.ask(name, Request::Get).await.expect("got")
     }
 
     async fn force(&self, name: &str) -> ExportDocument {
@@ -103,12 +65,8 @@ impl Node {
             expected_epoch: Some(self.get(name).await.epoch),
             ..PromoteDocument::default()
         };
-        let name = name.to_owned();
-        let promoted = self
-            .control
-            .ask(|reply| Request::Promote(name, how, reply))
-            .await;
-        promoted.expect("promoted")
+        let promoted = self.ask(name, |name, reply| Request::Promote(name, how, reply));
+        promoted.await.expect("promoted")
     }
 
     async fn try_take(
@@ -116,9 +74,10 @@ impl Node {
         name: &str,
         wanted: TakeSnapshotDocument,
     ) -> Result<SnapshotDocument, ControlError> {
-        let name = name.to_owned();
-        let request = |reply| Request::TakeSnapshot(name, wanted, reply);
-        self.control.ask(request).await
+        self.ask(name, |name, reply| {
+            Request::TakeSnapshot(name, wanted, reply)
+        })
+        .await
     }
 
     async fn snapshot(&self, name: &str, snapshot: &str) -> SnapshotDocument {
@@ -134,9 +93,8 @@ impl Node {
         name: &str,
         wanted: MakeForkDocument,
     ) -> Result<ForkDocument, ControlError> {
-        let name = name.to_owned();
-        let request = |reply| Request::Fork(name, wanted, reply);
-        self.control.ask(request).await
+        self.ask(name, |name, reply| Request::Fork(name, wanted, reply))
+            .await
     }
 
     /// One that is in the store.
@@ -164,15 +122,15 @@ impl Node {
         name: &str,
         wanted: RestoreDocument,
     ) -> Result<ExportDocument, ControlError> {
-        let name = name.to_owned();
-        let request = |reply| Request::Restore(name, wanted, reply);
-        self.control.ask(request).await
+        self.ask(name, |name, reply| Request::Restore(name, wanted, reply))
+            .await
     }
 
     async fn prune(&self, name: &str, how: PruneQuery) -> Vec<String> {
-        let name = name.to_owned();
-        let request = |reply| Request::PruneSnapshots(name, how, reply);
-        let gone = self.control.ask(request).await.expect("pruned");
+        let gone = self.ask(name, |name, reply| {
+            Request::PruneSnapshots(name, how, reply)
+        });
+        let gone = gone.await.expect("pruned");
         gone.into_iter().map(|it| it.name).collect()
     }
 
@@ -181,33 +139,26 @@ impl Node {
     }
 
     async fn salvage_ranges(&self, id: &str, from: u64) -> SalvageRanges {
-        let id = id.to_owned();
-        let request = |reply| Request::SalvageRanges(id, from, reply);
-        self.control.ask(request).await.expect("shown")
+        let shown = self.ask(id, |id, reply| Request::SalvageRanges(id, from, reply));
+        shown.await.expect("shown")
     }
 
     async fn salvage_data(&self, id: &str, at: u64, len: u64) -> Result<Bytes, ControlError> {
-        let id = id.to_owned();
-        let request = |reply| Request::SalvageData(id, at, len, reply);
-        self.control.ask(request).await
+        self.ask(id, |id, reply| Request::SalvageData(id, at, len, reply))
+            .await
     }
 
     async fn snapshots(&self, name: &str) -> Vec<String> {
-        let name = name.to_owned();
-        let request = |reply| Request::Snapshots(name, reply);
-        let listed = self.control.ask(request).await.expect("listed");
+        let listed = self.ask(name, Request::Snapshots).await.expect("listed");
         listed.into_iter().map(|it| it.name).collect()
     }
 
     async fn delete_snapshot(&self, name: &str, snapshot: &str) -> Result<(), ControlErrorKind> {
-        let (name, snapshot) = (name.to_owned(), snapshot.to_owned());
-        let request = |reply| Request::DeleteSnapshot(name, snapshot, reply);
-        let gone = self.control.ask(request).await;
-        gone.map(drop).map_err(|error| error.kind)
-    }
-
-    fn kill(self) {
-        self.sim.kill(self.world.pid());
+        let snapshot = snapshot.to_owned();
+        let gone = self.ask(name, |name, reply| {
+            Request::DeleteSnapshot(name, snapshot, reply)
+        });
+        gone.await.map(drop).map_err(|error| error.kind)
     }
 }
 
@@ -248,14 +199,6 @@ async fn expect(device: &Device, stamps: &[u8]) {
 
 fn at(page_no: u64) -> usize {
     usize::try_from(page_no).expect("small")
-}
-
-fn simulate<T: 'static, F: Future<Output = T> + 'static>(
-    seed: u64,
-    scenario: impl FnOnce(Sim) -> F,
-) -> T {
-    let run = Sim::simulate(seed, SimConfig::default(), scenario);
-    run.unwrap_or_else(|stuck| panic!("{stuck}")).0
 }
 
 #[test]
@@ -1770,6 +1713,113 @@ fn a_node_that_is_stopped_during_an_outage_keeps_its_volumes_and_its_restart_ser
     });
 }
 
+/// An export that nobody writes to any more, so that nothing is on its way to the store but its detach to come.
+async fn left_behind(sim: &Sim) -> Node {
+    let node = start(sim, "a").await;
+    let device = node.connect("vm").await.expect("created");
+    write(&device, 1, 1).await;
+    node.drain("vm").await;
+    sim.sleep(Duration::from_secs(60)).await;
+    node
+}
+
+/// The store turns the next request away and is well again. For how long it asked to be left alone.
+async fn asked_once(sim: &Sim) -> Duration {
+    sim.set_store_faults(StoreFaults {
+        asks_to_wait: Odds::ALWAYS,
+        ..StoreFaults::default()
+    });
+    loop {
+        if let Some(asked) = sim.store_stats().asked_to_wait {
+            sim.set_store_faults(StoreFaults::default());
+            return asked;
+        }
+        sim.sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// More than anybody waits by himself behind one failure.
+const LONG: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_detach_leaves_the_store_alone_for_as_long_as_it_asks() {
+    let asked_long = (640..660).filter(|seed| {
+        simulate(*seed, |sim| async move {
+            let a = left_behind(&sim).await;
+            let asked = asked_once(&sim).await;
+            let began = sim.now();
+            while a.get("vm").await.role == "read-write" {
+                sim.sleep(Duration::from_millis(100)).await;
+            }
+            let took = sim.now().since(began);
+            assert!(took >= asked, "asked for {asked:?}, over after {took:?}");
+            assert!(
+                took < asked + LONG,
+                "asked for {asked:?}, over after {took:?}"
+            );
+            let b = start(&sim, "b").await;
+            let device = b.connect("vm").await.expect("given up");
+            assert_eq!(device.access(), Access::ReadWrite);
+            asked > LONG
+        })
+    });
+    assert!(asked_long.count() > 0, "no store asked for long");
+}
+
+/// Where it asks for more than a server that ends has, it is left alone for a part of that, and asked once more.
+#[test]
+fn a_stop_keeps_a_part_of_what_the_store_asks_for_and_gives_everything_up() {
+    let asked_long = (660..680).filter(|seed| {
+        simulate(*seed, |sim| async move {
+            let a = left_behind(&sim).await;
+            let (shard, clock) = (Rc::clone(&a.shard), sim.clone());
+            let ended = Rc::new(Cell::new(None));
+            let tell = Rc::clone(&ended);
+            sim.spawn(async move {
+                let owned = shard.shutdown(Drain::Everything).await;
+                tell.set(Some((owned.is_empty(), clock.now())));
+            });
+            let asked = asked_once(&sim).await;
+            let began = sim.now();
+            sim.sleep(Duration::from_secs(60)).await;
+            let (is_free, at) = ended.get().expect("it ends");
+            let took = at.since(began);
+            assert!(
+                is_free,
+                "asked for {asked:?}: it stays owned, after {took:?}"
+            );
+            let kept = asked.min(Duration::from_secs(5));
+            assert!(took >= kept, "asked for {asked:?}, over after {took:?}");
+            assert!(took < LONG, "asked for {asked:?}, over after {took:?}");
+            asked > LONG
+        })
+    });
+    assert!(asked_long.count() > 0, "no store asked for long");
+}
+
+/// The minute that the store asked for began before the server was told to end.
+#[test]
+fn a_stop_does_not_sit_out_what_a_detach_waits_for_already() {
+    let asked_long = (680..720).filter(|seed| {
+        simulate(*seed, |sim| async move {
+            let a = left_behind(&sim).await;
+            let asked = asked_once(&sim).await;
+            sim.sleep(LONG).await;
+            let began = sim.now();
+            let owned = a.shard.shutdown(Drain::Everything).await;
+            let took = sim.now().since(began);
+            assert!(
+                owned.is_empty(),
+                "asked for {asked:?}: owned, after {took:?}"
+            );
+            assert!(took < LONG, "asked for {asked:?}, over after {took:?}");
+            // Long enough that it would still wait when the time of the server is up.
+            asked > 2 * LONG
+        })
+    });
+    assert!(asked_long.count() > 0, "no store asked for long");
+}
+
 /// A client that writes until it is sent away, a bad store, and sometimes a second signal.
 #[test]
 fn a_stop_at_any_moment_loses_nothing_that_was_answered() {
@@ -2798,9 +2848,8 @@ fn a_purge_that_failed_is_tried_again_by_the_same_request() {
 
 impl Node {
     async fn prepare(&self, name: &str) -> Result<ExportDocument, ControlError> {
-        let (name, wanted) = (name.to_owned(), PrepareDocument::default());
-        self.control
-            .ask(|reply| Request::Prepare(name, wanted, reply))
+        let wanted = PrepareDocument::default();
+        self.ask(name, |name, reply| Request::Prepare(name, wanted, reply))
             .await
     }
 
@@ -2815,10 +2864,10 @@ impl Node {
             min_seq: Some(drained.published_seq),
             ..PromoteDocument::default()
         };
-        let name = drained.name.clone();
-        self.control
-            .ask(|reply| Request::Promote(name, how, reply))
-            .await
+        self.ask(&drained.name, |name, reply| {
+            Request::Promote(name, how, reply)
+        })
+        .await
     }
 }
 

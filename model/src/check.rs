@@ -1,9 +1,43 @@
-//! Explores a scene, and says what was seen.
+//! What the scenes of all models have in common: they are explored, with and without a rule broken, and it is said
+//! what was seen.
 
 use std::fmt::Debug;
 use std::hash::Hash;
 
+use clap::ValueEnum;
 use stateright::{Checker, Expectation, Model};
+
+/// A part of a model, small enough to be explored to its end.
+pub trait Scene:
+    Model<
+        State: Clone + Debug + Hash + PartialEq + Send + Sync,
+        Action: Clone + Debug + PartialEq + Send + Sync,
+    > + Clone
+    + Send
+    + Sync
+    + 'static
+{
+    /// Rules that are broken on purpose.
+    type Mistake: ValueEnum + Copy + Debug + PartialEq + 'static;
+    /// The name of the model.
+    const MODEL: &'static str;
+
+    /// All scenes of the model, as they should be.
+    fn all() -> Vec<Self>;
+    fn name(&self) -> &'static str;
+    /// The mistakes that must show here.
+    fn finds(&self) -> &'static [Self::Mistake];
+    fn mistake(&self) -> Option<Self::Mistake>;
+    /// The scene with a rule broken.
+    #[must_use]
+    fn with(self, mistake: Self::Mistake) -> Self;
+
+    /// The rule that is broken, as it is called on the command line.
+    fn broken_rule(&self) -> Option<String> {
+        let value = self.mistake()?.to_possible_value()?;
+        Some(value.get_name().to_owned())
+    }
+}
 
 /// How far exploring goes.
 #[derive(Clone, Copy, Debug)]
@@ -57,16 +91,8 @@ impl Seen {
 
 /// Explores every state that a scene can reach, the nearest first. Ends early once a property is broken, if a
 /// rule was broken on purpose.
-pub fn explore<M>(
-    (model, scene, mistake): (&'static str, &'static str, Option<String>),
-    what: M,
-    bounds: &Bounds,
-) -> Seen
-where
-    M: Model + Send + Sync + 'static,
-    M::State: Clone + Debug + Hash + PartialEq + Send + Sync,
-    M::Action: Clone + Debug + PartialEq + Send + Sync,
-{
+pub fn explore<S: Scene>(what: S, bounds: &Bounds) -> Seen {
+    let (scene, mistake) = (what.name(), what.broken_rule());
     let properties = what.properties();
     let builder = what.checker().threads(bounds.threads);
     let mut builder = builder.target_state_count(bounds.states_max);
@@ -94,7 +120,7 @@ where
         }
     });
     Seen {
-        model,
+        model: S::MODEL,
         scene,
         mistake,
         states: checker.unique_state_count(),

@@ -28,6 +28,7 @@ pub use state::{Part, State};
 pub use steps::Step;
 pub use sweeper::SweeperStep;
 
+use crate::check;
 use state::{Content, MEMBERS, union};
 
 /// Who takes part, and what may happen. Owners that write and publish always do.
@@ -121,10 +122,29 @@ impl Scene {
     fn is(&self, mistake: Mistake) -> bool {
         self.mistake == Some(mistake)
     }
+}
 
-    /// The scene with a rule broken.
-    #[must_use]
-    pub fn with(mut self, mistake: Mistake) -> Self {
+impl check::Scene for Scene {
+    type Mistake = Mistake;
+    const MODEL: &'static str = "groups";
+
+    fn all() -> Vec<Self> {
+        scenes()
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn finds(&self) -> &'static [Mistake] {
+        self.finds
+    }
+
+    fn mistake(&self) -> Option<Mistake> {
+        self.mistake
+    }
+
+    fn with(mut self, mistake: Mistake) -> Self {
         self.mistake = Some(mistake);
         self
     }

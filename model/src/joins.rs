@@ -18,6 +18,7 @@ use stateright::{Model, Property};
 pub use state::State;
 pub use steps::{FormerStep, NodeStep, ReaderStep, Step};
 
+use crate::check;
 use state::{Group, Root, Session};
 
 /// A rule broken on purpose.
@@ -58,13 +59,6 @@ impl Scene {
     fn is(&self, mistake: Mistake) -> bool {
         self.mistake == Some(mistake)
     }
-
-    /// The scene with a rule broken.
-    #[must_use]
-    pub fn with(mut self, mistake: Mistake) -> Self {
-        self.mistake = Some(mistake);
-        self
-    }
 }
 
 /// All scenes.
@@ -97,6 +91,32 @@ pub fn scenes() -> Vec<Scene> {
             mistake: None,
         },
     ]
+}
+
+impl check::Scene for Scene {
+    type Mistake = Mistake;
+    const MODEL: &'static str = "joins";
+
+    fn all() -> Vec<Self> {
+        scenes()
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn finds(&self) -> &'static [Mistake] {
+        self.finds
+    }
+
+    fn mistake(&self) -> Option<Mistake> {
+        self.mistake
+    }
+
+    fn with(mut self, mistake: Mistake) -> Self {
+        self.mistake = Some(mistake);
+        self
+    }
 }
 
 impl Model for Scene {

@@ -3,11 +3,12 @@
 //!
 //! `owners` asks whose writes count, `space` what may be deleted, `groups` what is seen of volumes that are cut
 //! together, `joins` which object says what a volume is. Each has scenes, which bound what happens, and mistakes:
-//! rules of the protocol broken on purpose, which must be found. `check` explores. `docs/model.md` says which name
-//! here is which code.
+//! rules of the protocol broken on purpose, which must be found. `check` explores. `segments` is what `space` and
+//! `groups` share. `docs/model.md` says which name here is which code.
 
 pub mod check;
 pub mod groups;
 pub mod joins;
 pub mod owners;
+mod segments;
 pub mod space;

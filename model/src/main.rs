@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use clap::{Parser, ValueEnum};
-use glidefs_model::check::{Bounds, Seen, explore};
+use clap::Parser;
+use glidefs_model::check::{Bounds, Scene, Seen, explore};
 use glidefs_model::{groups, joins, owners, space};
 use serde_json::{Value, json};
 
@@ -53,55 +53,12 @@ fn main() -> Result<ExitCode> {
 }
 
 fn explored(arguments: &Arguments) -> Result<Vec<Seen>> {
-    let bounds = Bounds {
-        threads: arguments.threads,
-        states_max: arguments.states_max,
-    };
     let mut seen = Vec::new();
-    for intact in [true, false] {
-        if (intact && arguments.only_mistakes) || (!intact && arguments.no_mistakes) {
-            continue;
-        }
-        for scene in owners::scenes() {
-            let mistakes = mistakes(intact, scene.finds);
-            for mistake in mistakes.filter(|_| scene.name.contains(&arguments.scene)) {
-                let mut scene = scene.clone();
-                scene.mistake = mistake;
-                let name = ("owners", scene.name, named(mistake));
-                progress(name.1, name.2.as_deref());
-                seen.push(explore(name, scene, &bounds));
-            }
-        }
-        for scene in space::scenes() {
-            let mistakes = mistakes(intact, scene.finds);
-            for mistake in mistakes.filter(|_| scene.name.contains(&arguments.scene)) {
-                let mut scene = scene.clone();
-                scene.mistake = mistake;
-                let name = ("space", scene.name, named(mistake));
-                progress(name.1, name.2.as_deref());
-                seen.push(explore(name, scene, &bounds));
-            }
-        }
-        for scene in groups::scenes() {
-            let mistakes = mistakes(intact, scene.finds);
-            for mistake in mistakes.filter(|_| scene.name.contains(&arguments.scene)) {
-                let mut scene = scene.clone();
-                scene.mistake = mistake;
-                let name = ("groups", scene.name, named(mistake));
-                progress(name.1, name.2.as_deref());
-                seen.push(explore(name, scene, &bounds));
-            }
-        }
-        for scene in joins::scenes() {
-            let mistakes = mistakes(intact, scene.finds);
-            for mistake in mistakes.filter(|_| scene.name.contains(&arguments.scene)) {
-                let mut scene = scene.clone();
-                scene.mistake = mistake;
-                let name = ("joins", scene.name, named(mistake));
-                progress(name.1, name.2.as_deref());
-                seen.push(explore(name, scene, &bounds));
-            }
-        }
+    if !arguments.only_mistakes {
+        seen.extend(all_models(arguments, Rules::Kept));
+    }
+    if !arguments.no_mistakes {
+        seen.extend(all_models(arguments, Rules::Broken));
     }
     ensure!(
         !seen.is_empty(),
@@ -110,17 +67,44 @@ fn explored(arguments: &Arguments) -> Result<Vec<Seen>> {
     Ok(seen)
 }
 
-fn mistakes<M: Copy + 'static>(
-    intact: bool,
-    finds: &'static [M],
-) -> impl Iterator<Item = Option<M>> {
-    let broken = finds.iter().copied().map(Some).filter(move |_| !intact);
-    intact.then_some(None).into_iter().chain(broken)
+/// Whether scenes are explored as they should be, or with each of the mistakes that must show in them.
+#[derive(Clone, Copy)]
+enum Rules {
+    Kept,
+    Broken,
 }
 
-fn named<M: ValueEnum>(mistake: Option<M>) -> Option<String> {
-    let value = mistake?.to_possible_value()?;
-    Some(value.get_name().to_owned())
+fn all_models(arguments: &Arguments, rules: Rules) -> Vec<Seen> {
+    [
+        model::<owners::Scene>(arguments, rules),
+        model::<space::Scene>(arguments, rules),
+        model::<groups::Scene>(arguments, rules),
+        model::<joins::Scene>(arguments, rules),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn model<S: Scene>(arguments: &Arguments, rules: Rules) -> Vec<Seen> {
+    let bounds = Bounds {
+        threads: arguments.threads,
+        states_max: arguments.states_max,
+    };
+    let scenes = S::all().into_iter();
+    let scenes = scenes.filter(|it| it.name().contains(&arguments.scene));
+    let wanted = scenes.flat_map(|scene| match rules {
+        Rules::Kept => vec![scene],
+        Rules::Broken => {
+            let finds = scene.finds().iter();
+            finds.map(|it| scene.clone().with(*it)).collect()
+        }
+    });
+    let explored = wanted.map(|scene| {
+        progress(scene.name(), scene.broken_rule().as_deref());
+        explore(scene, &bounds)
+    });
+    explored.collect()
 }
 
 #[expect(clippy::print_stderr, reason = "progress, for a person who waits")]

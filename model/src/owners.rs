@@ -10,6 +10,7 @@ use stateright::{Model, Property};
 pub use state::State;
 pub use steps::Step;
 
+use crate::check;
 use state::Role;
 
 /// A rule broken on purpose.
@@ -54,15 +55,6 @@ pub struct Scene {
     /// The mistakes that must show here.
     pub finds: &'static [Mistake],
     pub mistake: Option<Mistake>,
-}
-
-impl Scene {
-    /// The scene with a rule broken.
-    #[must_use]
-    pub fn with(mut self, mistake: Mistake) -> Self {
-        self.mistake = Some(mistake);
-        self
-    }
 }
 
 /// All scenes.
@@ -114,6 +106,32 @@ pub fn scenes() -> Vec<Scene> {
             mistake: None,
         },
     ]
+}
+
+impl check::Scene for Scene {
+    type Mistake = Mistake;
+    const MODEL: &'static str = "owners";
+
+    fn all() -> Vec<Self> {
+        scenes()
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn finds(&self) -> &'static [Mistake] {
+        self.finds
+    }
+
+    fn mistake(&self) -> Option<Mistake> {
+        self.mistake
+    }
+
+    fn with(mut self, mistake: Mistake) -> Self {
+        self.mistake = Some(mistake);
+        self
+    }
 }
 
 impl Model for Scene {

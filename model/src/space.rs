@@ -22,6 +22,7 @@ pub use state::{Set, Source, State};
 pub use steps::Step;
 pub use sweeper::SweeperStep;
 
+use crate::check;
 use state::{Child, Life, Root};
 
 /// Who takes part. Owners that write always do.
@@ -103,10 +104,29 @@ impl Scene {
     fn has(&self, actor: Actor) -> bool {
         self.actors.contains(&actor)
     }
+}
 
-    /// The scene with a rule broken.
-    #[must_use]
-    pub fn with(mut self, mistake: Mistake) -> Self {
+impl check::Scene for Scene {
+    type Mistake = Mistake;
+    const MODEL: &'static str = "space";
+
+    fn all() -> Vec<Self> {
+        scenes()
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn finds(&self) -> &'static [Mistake] {
+        self.finds
+    }
+
+    fn mistake(&self) -> Option<Mistake> {
+        self.mistake
+    }
+
+    fn with(mut self, mistake: Mistake) -> Self {
         self.mistake = Some(mistake);
         self
     }

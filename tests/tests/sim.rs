@@ -7,6 +7,8 @@ use glidefs_tests::sim::{Run, Scenario};
 const SEEDS: u64 = 40;
 /// Lines of the trace that a failure prints.
 const LINES: usize = 150;
+/// More than any run has.
+const LINES_OF_ALL: usize = 1_000_000;
 
 fn must_pass(scenario: Scenario, seed: u64) {
     let run = Run {
@@ -88,6 +90,24 @@ fn the_store_is_no_older_than_the_delay_and_one_sync_while_it_carries_the_load()
 #[test]
 fn a_store_at_its_worst_loses_nothing_and_fences_nobody() {
     slice(Scenario::Weather);
+}
+
+/// Or the code that keeps the wait is in no run.
+#[test]
+fn some_stores_of_the_slice_ask_to_be_left_alone() {
+    for scenario in [Scenario::Weather, Scenario::Crash, Scenario::Migrate] {
+        let is_asked = (0..SEEDS).any(|seed| {
+            let run = Run {
+                scenario,
+                seed,
+                plant: None,
+            };
+            let passed = run.perform(LINES_OF_ALL);
+            let passed = passed.unwrap_or_else(|failed| panic!("{failed}"));
+            passed.trace.contains("come again later")
+        });
+        assert!(is_asked, "{scenario}");
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! SIGHUP, with which service managers and people ask for a reload. Nothing is taken over while the server runs: it looks
 //! at the configuration as a start would find it now, says which settings a start would change, and goes on.
 //!
-//! Promises: it never ends the server, and changes nothing. Signals that come during a look are one more look.
+//! Promises: it never ends the server, however early it comes (the handler is older than the configuration), and changes
+//! nothing. Signals that come during a look are one more look.
 //! Deliberately absent: settings that change under way. A restart serves on from the same cache and costs clients a
 //! reconnect, so the machinery for two kinds of settings would buy little. What must not wait for one, keys of the store
 //! in files, is read again by itself.

@@ -2,8 +2,9 @@
 //! given up, so that any other node may open it.
 //!
 //! The sync task of each export does it, in its own order ([`crate::sync`]): it looks once more that
-//! nobody is connected and nothing is dirty, ends the right to write, and then detaches. What does
-//! not get through stays owned, as after a kill, and the next start of this cache goes on with it.
+//! nobody is connected and nothing is dirty, ends the right to write, and then detaches. A store that
+//! asks to be left alone is, for a part of the time that there is. What does not get through stays
+//! owned, as after a kill, and the next start of this cache goes on with it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -15,11 +16,14 @@ use world::{Instant, World};
 use crate::export::registry::Registry;
 use crate::export::{Export, Role};
 use crate::race::{join_all, race};
+use crate::sync::ENDING_ASKED_MAX;
 
 /// Detaches on their way to the store at a time; the next begins when one has ended.
 const DETACHES_MAX: usize = 64;
 /// Once no detach has got through for so long, those that are left stay owned.
 const DETACH_WAIT_MAX: Duration = Duration::from_secs(10);
+// A store that asks to be left alone is asked once more within it.
+const _: () = assert!(ENDING_ASKED_MAX.as_secs() * 2 <= DETACH_WAIT_MAX.as_secs());
 
 /// Gives up every export that may go. Returns when each has gone or has had its time: the names of
 /// those whose detach is on its way, with an outcome that is not known.

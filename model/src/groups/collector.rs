@@ -2,8 +2,9 @@
 //! by its part of the group's root and the pins in its folder.
 
 use super::forker::MemberRoot;
-use super::state::{MEMBERS, Root, Set, State};
+use super::state::{MEMBERS, Set, State};
 use super::{Mistake, Scene};
+use crate::segments::doomed;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CollectorStep {
@@ -113,7 +114,7 @@ impl Scene {
                 else {
                     return None;
                 };
-                let left = doomed(garbage, &node.view?, held);
+                let left = doomed(garbage, &node.view?.spans, held);
                 node.collector = match is_blocked {
                     true => Collector::Idle,
                     false => round(left),
@@ -142,14 +143,6 @@ impl Scene {
             is_blocked: false,
         })
     }
-}
-
-/// What no held cut lies in the span of.
-fn doomed(garbage: Set, view: &Root, held: u16) -> Set {
-    garbage.filter(|segment| {
-        let span = view.spans[segment];
-        (span.birth..=span.last).all(|cut| held >> cut & 1 == 0)
-    })
 }
 
 fn round(left: Set) -> Collector {

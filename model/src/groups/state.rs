@@ -6,7 +6,7 @@ use super::collector::Collector;
 use super::forker::{Child, Forker, MemberRoot};
 use super::reader::Reader;
 use super::sweeper::Sweeper;
-pub use crate::space::Set;
+pub use crate::segments::{Set, Span};
 
 pub const MEMBERS: usize = 2;
 pub const NODES: usize = 2;
@@ -30,13 +30,6 @@ pub fn union(contents: &[Content; MEMBERS]) -> Set {
     contents
         .iter()
         .fold(Set::default(), |all, it| all.with(it.writes))
-}
-
-/// The cuts at which the current content named a segment, both included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Span {
-    pub birth: u8,
-    pub last: u8,
 }
 
 /// What the group's root says of one member: what the root of a volume says that is in no group.

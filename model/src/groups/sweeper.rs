@@ -2,6 +2,7 @@
 
 use super::state::{MEMBERS, Set, State};
 use super::{Mistake, Scene};
+use crate::segments::orphans;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SweeperStep {
@@ -79,14 +80,12 @@ impl Scene {
             .view
             .is_some_and(|it| it.members[member].epoch == epoch);
         let is_own = node.holds[member] && !node.is_unproved && is_same;
-        let blind = self.is(Mistake::SweepsPrepared);
+        let in_flight = match self.is(Mistake::SweepsPrepared) {
+            true => Set::default(),
+            false => in_flight,
+        };
         let unnamed = found.without(state.root.named(member));
-        unnamed.filter(|segment| match state.epochs[segment].cmp(&epoch) {
-            std::cmp::Ordering::Less => true,
-            std::cmp::Ordering::Equal => is_own && (blind || !in_flight.has(segment)),
-            // Of an owner that came after the root was read.
-            std::cmp::Ordering::Greater => false,
-        })
+        orphans(unnamed, in_flight, &state.epochs, epoch, is_own)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::plan;
 use super::state::{Child, Collector, Set, Span, State};
 use super::{Mistake, Scene};
+use crate::segments::doomed;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CollectorStep {
@@ -150,7 +151,7 @@ impl Scene {
             // What was named again meanwhile is none any more.
             _ => garbage.filter(|it| view.garbage.has(it)),
         };
-        let left = plan::doomed(garbage, view, held);
+        let left = doomed(garbage, &view.spans, held);
         Some(Collector::Doomed {
             left: if is_blocked { Set::default() } else { left },
             gone: Set::default(),

@@ -1,19 +1,11 @@
 //! What is decided, from values alone: the rules that the code repeats.
 
-use super::state::{Collector, FORKS, Node, Pin, Root, SEGMENTS_MAX, Set};
+use super::state::{Collector, FORKS, Node, Pin, Root};
 
 /// Their cuts, as bits.
 pub(super) fn snapshots(root: &Root) -> u16 {
     let snapshots = root.snapshots.iter().flatten();
     snapshots.fold(0, |held, snapshot| held | 1 << snapshot.cut)
-}
-
-/// What a round of the collector may delete of `garbage`: what no held cut lies in the span of.
-pub(super) fn doomed(garbage: Set, root: &Root, held: u16) -> Set {
-    garbage.filter(|segment| {
-        let span = root.spans[segment];
-        (span.birth..=span.last).all(|cut| held >> cut & 1 == 0)
-    })
 }
 
 /// What a listing of the pins says before any child is read. `root` was published before: its garbage may go,
@@ -32,24 +24,6 @@ pub(super) fn listed(root: &Root, pins: &[Option<Pin>; FORKS]) -> Collector {
         held,
         is_blocked: false,
     }
-}
-
-/// What a sweep may delete of what it found, by the root that it read after the listing. `is_own` says
-/// that the sweeping node holds this root's epoch and has proved it.
-pub(super) fn orphans(
-    found: Set,
-    in_flight: Set,
-    root: &Root,
-    epochs: &[u8; SEGMENTS_MAX],
-    is_own: bool,
-) -> Set {
-    let unnamed = found.without(root.named());
-    unnamed.filter(|segment| match epochs[segment].cmp(&root.epoch) {
-        std::cmp::Ordering::Less => true,
-        std::cmp::Ordering::Equal => is_own && !in_flight.has(segment),
-        // Of an owner that came after the root was read.
-        std::cmp::Ordering::Greater => false,
-    })
 }
 
 /// Whether the node may sweep objects of the root's epoch.

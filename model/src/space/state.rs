@@ -2,65 +2,13 @@
 
 use std::collections::BTreeSet;
 
+pub use crate::segments::{Set, Span};
+
 /// So many segments are made in one history at most.
 pub const SEGMENTS_MAX: usize = 4;
 pub const NODES: usize = 2;
 pub const FORKS: usize = 2;
 pub const SNAPSHOTS_MAX: usize = 2;
-/// That a set has room for.
-const SET_MAX: usize = 8;
-
-/// Segments of the volume, by number.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Set(u8);
-
-impl Set {
-    pub fn of(segment: usize) -> Self {
-        Self(1 << segment)
-    }
-
-    pub fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    pub fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    pub fn has(self, segment: usize) -> bool {
-        self.0 >> segment & 1 == 1
-    }
-
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    pub fn is_within(self, other: Self) -> bool {
-        self.without(other).is_empty()
-    }
-
-    pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..SET_MAX).filter(move |segment| self.has(*segment))
-    }
-
-    pub fn filter(self, keep: impl Fn(usize) -> bool) -> Self {
-        let kept = self.iter().filter(|segment| keep(*segment));
-        kept.fold(Self::default(), |set, segment| set.with(Self::of(segment)))
-    }
-
-    /// All that can be left out of it.
-    pub fn parts(self) -> impl Iterator<Item = Self> {
-        (0..1_u8 << SEGMENTS_MAX)
-            .map(Self)
-            .filter(move |part| part.is_within(self))
-    }
-}
-
-impl std::fmt::Debug for Set {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.iter()).finish()
-    }
-}
 
 /// What a volume holds at one cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,13 +16,6 @@ pub struct Content {
     pub cut: u8,
     /// The segments that its map names.
     pub live: Set,
-}
-
-/// The cuts at which the current content named a segment, both included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Span {
-    pub birth: u8,
-    pub last: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

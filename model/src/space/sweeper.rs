@@ -3,6 +3,7 @@
 use super::plan;
 use super::state::{Set, State, Sweeper};
 use super::{Mistake, Scene};
+use crate::segments::orphans;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SweeperStep {
@@ -56,14 +57,14 @@ impl Scene {
             Some(Mistake::SweepUnproved) => node.holds && same && usize::from(root.owner) == number,
             _ => plan::sweeps_own(node, number, root),
         };
-        match self.mistake {
-            Some(Mistake::SweepByAge) => found.without(root.named()),
+        let unnamed = found.without(root.named());
+        let in_flight = match self.mistake {
+            Some(Mistake::SweepByAge) => return unnamed,
             // Asked for each one, right before it is deleted.
-            Some(Mistake::InFlightTooLate) => {
-                plan::orphans(found, Set::default(), root, &state.epochs, is_own)
-            }
-            _ => plan::orphans(found, in_flight, root, &state.epochs, is_own),
-        }
+            Some(Mistake::InFlightTooLate) => Set::default(),
+            _ => in_flight,
+        };
+        orphans(unnamed, in_flight, &state.epochs, root.epoch, is_own)
     }
 }
 

@@ -551,14 +551,26 @@ impl Stage {
         Ok(())
     }
 
+    /// One seed in five has a store that says when to come again. Told by the number, as [`Self::is_sealed`]; none of
+    /// `seeds.txt` is among them that has a bad store at all.
+    fn asks_to_wait(&self, odds: impl FnOnce() -> Odds) -> Odds {
+        if self.run.seed % 5 == 2 {
+            odds()
+        } else {
+            Odds::NEVER
+        }
+    }
+
     /// A bad store, more or less.
     pub(super) fn weather(&self) {
         let odds = |times: u32| Odds::one_in(times);
+        let asks_to_wait = |times| self.asks_to_wait(|| odds(times));
         let faults = match self.between(0, 4) {
             0 => StoreFaults::default(),
             1 => StoreFaults {
                 lost_request: odds(20),
                 throttled: odds(20),
+                asks_to_wait: asks_to_wait(20),
                 lost_answer: odds(20),
                 late: odds(40),
                 ..StoreFaults::default()
@@ -574,6 +586,7 @@ impl Stage {
             _ => StoreFaults {
                 lost_request: odds(4),
                 throttled: odds(4),
+                asks_to_wait: asks_to_wait(12),
                 ..StoreFaults::default()
             },
         };
@@ -589,6 +602,7 @@ impl Stage {
         let faults = StoreFaults {
             lost_request: odds(self, 8, 60),
             throttled: odds(self, 8, 60),
+            asks_to_wait: self.asks_to_wait(|| odds(self, 8, 60)),
             refused: if held { odds(self, 8, 60) } else { Odds::NEVER },
             false_conflict: odds(self, 8, 60),
             lost_answer: odds(self, 8, 60),

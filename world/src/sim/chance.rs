@@ -175,6 +175,15 @@ mod tests {
         );
     }
 
+    /// A fault that a run does not have must leave the run what it was.
+    #[test]
+    fn odds_of_never_draw_nothing() {
+        let mut chance = Chance::seeded(5);
+        let mut untouched = chance.clone();
+        assert!(!chance.hit(Odds::NEVER));
+        assert_eq!(chance.bits(), untouched.bits());
+    }
+
     #[test]
     fn a_fill_of_any_length_touches_every_byte_sooner_or_later() {
         let mut chance = Chance::seeded(3);

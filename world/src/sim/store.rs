@@ -5,7 +5,7 @@
 //!
 //! - It never arrives: `Retry`, no effect. So does all that meets an outage, or for a write also
 //!   `Unknown`, as nobody can tell the two apart who waited in vain.
-//! - It is turned away as too much: `Retry`.
+//! - It is turned away as too much: `Retry`. Some stores say when to come again, and an honest caller keeps it.
 //! - It is turned away as not allowed (a token that ran out, a clock that is off): `Refused`.
 //! - A write is told that its condition failed, and nothing was done and nobody else was there.
 //! - It takes effect and the answer is lost: `Unknown` for writes and deletions.
@@ -30,7 +30,7 @@ pub use objects::StoreStats;
 use objects::{Answer, Refusal, Request, What};
 
 use super::{Chance, HostId, Odds, Sim, SimWorld, Spread};
-use crate::store::Part;
+use crate::store::{Part, RETRY_AFTER_MAX};
 use crate::sync::oneshot;
 use crate::{ETag, Listed, Object, Store, StoreError, StoreErrorKind};
 
@@ -41,6 +41,8 @@ pub struct StoreFaults {
     pub lost_request: Odds,
     /// Is turned away without effect: too many requests.
     pub throttled: Odds,
+    /// Is turned away like that, by a store that says for how long it is to be left alone.
+    pub asks_to_wait: Odds,
     /// Is turned away without effect: credentials, a clock that is off.
     pub refused: Odds,
     /// A write is turned away without effect, and with the words for a failed condition.
@@ -57,6 +59,11 @@ pub struct StoreFaults {
 const LATE: Spread = Spread::micros(50_000, 30_000_000);
 /// How long it takes to notice that the store cannot be reached.
 const OUTAGE: Spread = Spread::micros(1_000, 2_000_000);
+
+/// How long a store asks to be left alone, in whole seconds as they say it: every other time so short that the
+/// request is repeated where it was made, else so long that whoever made it hears of it.
+const ASKS_SHORT_S_MAX: u64 = 2;
+const ASKS_LONG_S_MAX: u64 = RETRY_AFTER_MAX.as_secs();
 
 /// How to damage an object.
 #[derive(Clone, Debug)]
@@ -81,6 +88,7 @@ enum Fate {
     Answered,
     LostRequest,
     Throttled,
+    AsksToWait(Duration),
     Refused,
     FalseConflict,
     LostAnswer,
@@ -94,6 +102,8 @@ impl StoreFaults {
             Fate::LostRequest
         } else if chance.hit(self.throttled) {
             Fate::Throttled
+        } else if chance.hit(self.asks_to_wait) {
+            Fate::AsksToWait(asked(chance))
         } else if chance.hit(self.refused) {
             Fate::Refused
         } else if request.has_condition() && chance.hit(self.false_conflict) {
@@ -108,6 +118,15 @@ impl StoreFaults {
             Fate::Answered
         }
     }
+}
+
+fn asked(chance: &mut Chance) -> Duration {
+    let longest = if chance.one_in(2) {
+        ASKS_SHORT_S_MAX
+    } else {
+        ASKS_LONG_S_MAX
+    };
+    Duration::from_secs(chance.between(1, longest))
 }
 
 /// The object store as one process, or the scenario, reaches it.
@@ -171,6 +190,7 @@ impl SimStore {
                 let refusal = Refusal(StoreErrorKind::Retry, "503 slow down");
                 self.fail(sim.shared.config.delays.store, &request, refusal, reply);
             }
+            Fate::AsksToWait(asked) => self.ask_to_wait(asked, &request, reply),
             Fate::Refused => {
                 let refusal = Refusal(StoreErrorKind::Refused, "the token has expired");
                 self.fail(sim.shared.config.delays.store, &request, refusal, reply);
@@ -192,6 +212,18 @@ impl SimStore {
         }
     }
 
+    fn ask_to_wait(&self, asked: Duration, request: &Request, reply: Reply) {
+        let refusal = Refusal(StoreErrorKind::Retry, "503 slow down, and come again later");
+        let error = StoreError {
+            retry_after: Some(asked),
+            ..request.failed(&refusal)
+        };
+        let sim = &self.sim;
+        sim.shared.store.borrow_mut().stats.asked_to_wait = Some(asked);
+        let after = sim.delay(|delays| delays.store);
+        self.tell_after(after, error, reply);
+    }
+
     fn outage_refusal(&self, request: &Request) -> Refusal {
         let unclear = self.sim.chance(|chance| chance.one_in(2));
         if unclear {
@@ -207,7 +239,10 @@ impl SimStore {
     }
 
     fn fail_after(&self, after: Duration, request: &Request, refusal: Refusal, reply: Reply) {
-        let error = request.failed(&refusal);
+        self.tell_after(after, request.failed(&refusal), reply);
+    }
+
+    fn tell_after(&self, after: Duration, error: StoreError, reply: Reply) {
         let label = self.label();
         self.sim.later(after, move |sim| {
             sim.trace_line(&label, format_args!("{error}"));

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::net::{Listener, Stream};
-use crate::store::Part;
+use crate::store::{Part, RETRY_AFTER_MAX};
 use crate::{Address, Buf, DiskErrorKind, ETag, File, OpenMode, Store, StoreErrorKind, World};
 
 const LOG: &str = "/cache/log";
@@ -645,6 +645,32 @@ fn a_late_write_lands_after_its_caller_was_told_that_nobody_knows() {
         sim.sleep(Duration::from_secs(600)).await;
         assert_eq!(sim.keys(), ["k"]);
     });
+}
+
+#[test]
+fn a_store_that_asks_to_be_left_alone_says_for_how_long_and_does_nothing() {
+    let asks = StoreFaults {
+        asks_to_wait: Odds::ALWAYS,
+        ..StoreFaults::default()
+    };
+    let waits = simulate(6, move |sim| async move {
+        sim.set_store_faults(asks);
+        let store = sim.store(sim.host("a"));
+        let mut waits = BTreeSet::new();
+        for _ in 0..100 {
+            let error = store.create("k", Bytes::new()).await.expect_err("asks");
+            let wait = error.retry_after.expect("it says when");
+            assert_eq!(error.kind, StoreErrorKind::Retry);
+            assert_eq!(sim.store_stats().asked_to_wait, Some(wait));
+            assert!(wait <= RETRY_AFTER_MAX && wait >= Duration::from_secs(1));
+            waits.insert(wait);
+        }
+        assert_eq!(sim.keys(), [""; 0]);
+        waits
+    });
+    // Such as are repeated where they were made, and such as the caller hears of.
+    let short = waits.iter().filter(|wait| wait.as_secs() <= 2).count();
+    assert!(short == 2 && waits.len() > 10, "{waits:?}");
 }
 
 #[test]

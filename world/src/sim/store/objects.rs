@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -21,6 +22,8 @@ pub struct StoreStats {
     pub deletes: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// For how long it asked to be left alone, the last time that it did.
+    pub asked_to_wait: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
