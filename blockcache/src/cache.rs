@@ -254,6 +254,8 @@ struct Shared<W: World> {
     space_wanted: Notify,
     /// Ready chunks that a waiting writer needs.
     chunks_wanted: std::cell::Cell<usize>,
+    /// To who holds a cut that he can take again: it is in the way of room that somebody waits for.
+    cuts_wanted: Notify,
     space_freed: Notify,
     dirty_freed: Notify,
     dirty_grown: Notify,
@@ -524,6 +526,11 @@ impl<W: World> Cache<W> {
             cache: self.clone(),
             id,
         })
+    }
+
+    /// Fails once the log has stopped (promise 8).
+    pub fn check(&self) -> Result<(), CacheError> {
+        self.shared.check()
     }
 
     /// One fdatasync for all who wait: every write that returned before this call is durable after.

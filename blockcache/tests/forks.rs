@@ -1,6 +1,8 @@
 //! Forks that begin in the log: the note of one survives a crash, its cut stays as it was, and its parent publishes
 //! nothing behind the cut before a snapshot holds it.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use blockcache::{
@@ -186,6 +188,82 @@ fn a_cut_of_a_fork_keeps_its_chunks_until_it_is_dropped() {
             write(&vm, 100..300, round).await;
             publish(&world, &vm, usize::MAX).await.expect("dirty");
         }
+    });
+    sim.end();
+}
+
+fn opened(id: Id, name: &str, epoch: u64, published: u64) -> Opened {
+    Opened {
+        id,
+        name: name.into(),
+        size_bytes: 1 << 30,
+        epoch: Epoch(epoch),
+        nonce: Id([4; 16]),
+        published: Seq(published),
+    }
+}
+
+/// The numbers of writes come again, and stand for others.
+#[test]
+fn a_cut_of_a_fork_shows_nothing_of_a_volume_that_was_forgotten_and_attached_again() {
+    let (sim, host) = sim(5);
+    on(&sim, host, |world| async move {
+        let (cache, vm) = attached(world.clone()).await;
+        write(&vm, 0..50, 0).await;
+        publish(&world, &vm, usize::MAX).await.expect("dirty");
+        write(&vm, 50..60, 0).await;
+        let cut_seq = fork(&vm, CHILD).await.expect("noted");
+        let cut = vm.cut_for_fork(cut_seq).await.expect("taken");
+        expect_cut(&cut, 0..60).await;
+        assert!(vm.holds_cut_of(CHILD));
+        cache.forget(PARENT).await.expect("sound");
+        let again = opened(PARENT, "vm", 2, 50);
+        let vm = cache.attach(again).await.expect("attached");
+        assert!(!vm.holds_cut_of(CHILD), "what it is made of is gone");
+        write(&vm, 0..10, 1000).await;
+        assert_eq!(vm.state().expect("known").last, cut_seq);
+        for n in 0..10 {
+            let mut out = vec![0; PAGE];
+            let missing = cut.read_all(PageRange::new(n, n + 1), &mut out).await;
+            assert_eq!(missing.expect("readable").len(), 1, "page {n}");
+        }
+        expect_cut(&cut, 50..60).await;
+        let taken = vm.cut_for_fork(cut_seq).await;
+        assert!(matches!(taken, Err(CacheError::UnknownVolume(_))));
+    });
+    sim.end();
+}
+
+/// Its parent does not publish, and another volume goes around the log: only what is unpublished of the parent has to
+/// stay, and that can be moved.
+#[test]
+fn a_cut_of_a_fork_is_asked_back_when_a_writer_needs_the_room() {
+    let (sim, host) = sim(6);
+    on(&sim, host, |world| async move {
+        let (cache, vm) = attached(world.clone()).await;
+        write(&vm, 0..20, 0).await;
+        let cut_seq = fork(&vm, CHILD).await.expect("noted");
+        let cut = vm.cut_for_fork(cut_seq).await.expect("taken");
+        assert!(!vm.wants_cuts(), "there is room");
+        let other = cache.attach(opened(Id([7; 16]), "other", 1, 0)).await;
+        let other = other.expect("attached");
+        let (done, task) = (Rc::new(Cell::new(false)), world.clone());
+        let tell = Rc::clone(&done);
+        world.spawn(async move {
+            for round in 0..12 {
+                write(&other, 0..200, round).await;
+                publish(&task, &other, usize::MAX).await.expect("dirty");
+            }
+            tell.set(true);
+        });
+        vm.cuts_wanted().await;
+        assert!(!done.get(), "it waits");
+        drop(cut);
+        while !done.get() {
+            world.sleep(Duration::from_millis(10)).await;
+        }
+        let cut = vm.cut_for_fork(cut_seq).await.expect("taken again");
+        expect_cut(&cut, 0..20).await;
     });
     sim.end();
 }

@@ -123,7 +123,8 @@ impl<W: World> Shard<W> {
     pub async fn open(world: W, store: W::Store, config: ShardConfig) -> Result<Self, ShardError> {
         let cache = Box::pin(Cache::open(world.clone(), config.cache)).await?;
         let shelf = Shelf::new(world.clone(), store, config.bucket);
-        let held = cache.volumes().into_iter().filter(is_held);
+        let held = cache.volumes().into_iter();
+        let held = held.filter(|local| is_held(&cache, local));
         let held: Vec<String> = held.map(|local| local.name).collect();
         if let Err(error) = Box::pin(shelf.bucket()).await {
             // Guests that run on what the log holds must not wait for the store. Without any, a
@@ -157,6 +158,7 @@ impl<W: World> Shard<W> {
         for name in held {
             bring_back(&registry, name);
         }
+        bring_back_parents(&registry);
         Ok(Self { registry })
     }
 
@@ -190,6 +192,9 @@ impl<W: World> Shard<W> {
     pub async fn shutdown(&self, drain: Drain) -> Vec<String> {
         let site = self.registry.site();
         site.closing.set(true);
+        // Who waits for something to be opened learns that nothing is any more.
+        site.lineage.news.notify_waiters();
+        site.lineage.wants.notify_one();
         let mut unclear = Vec::new();
         if drain == Drain::Everything {
             answer::drain_all(&self.registry).await;
@@ -203,44 +208,73 @@ impl<W: World> Shard<W> {
 
 /// With an intent open, a detach may not have got through: until it has, nobody else may open the volume. With writes
 /// that are not published and no epoch, a loss was accepted and the process died before the volume was opened again; or
-/// they are salvage, which is said.
-fn is_held(local: &LocalVolume) -> bool {
-    local.attached || !local.intents.is_empty() || local.last > local.published
+/// they are salvage, which is said. With a fork that waits for its cut, nobody else could publish that.
+fn is_held<W: World>(cache: &Cache<W>, local: &LocalVolume) -> bool {
+    let mut forks = local.forks.iter();
+    let is_waited_for = forks.any(|fork| !fork.is_carried && cache.is_pending_fork(fork.child));
+    let has_writes = local.last > local.published;
+    local.attached || !local.intents.is_empty() || has_writes || is_waited_for
 }
 
 /// Opens a volume that this log holds, without a client: its unpublished writes go to the store,
 /// and if nobody comes back, it is detached. Tried until the store answers or a client was faster.
 fn bring_back<W: World>(registry: &Rc<Registry<W>>, name: String) {
     let (registry, world) = (Rc::clone(registry), registry.site().world.clone());
-    let task = world.clone();
     world.spawn(async move {
-        let mut failures = 0;
-        while registry.get(&name).is_none() && !registry.site().closing.get() {
-            let door = registry.door(&name).await;
-            // Somebody who deleted it was in the door: it would be taken back from whoever is to have it.
-            let mut locals = registry.site().cache.volumes().into_iter();
-            if !locals.any(|local| local.name == name && is_held(&local)) {
+        Box::pin(brought_back(&registry, &name)).await;
+        // A fork that waits for it may ask again.
+        registry.site().lineage.settled(&name);
+    });
+}
+
+async fn brought_back<W: World>(registry: &Registry<W>, name: &str) {
+    let site = registry.site();
+    let mut failures = 0;
+    while registry.get(name).is_none() && !site.closing.get() {
+        let door = registry.door(name).await;
+        // Somebody who deleted it was in the door: it would be taken back from whoever is to have it.
+        let mut locals = site.cache.volumes().into_iter();
+        if !locals.any(|local| local.name == name && is_held(&site.cache, &local)) {
+            return;
+        }
+        let opened = Box::pin(registry.opened(name, Wish::default())).await;
+        drop(door);
+        match opened {
+            Ok(_) => return,
+            Err(ConnectError::Unavailable(why)) => {
+                failures += 1;
+                if failures == 1 {
+                    tracing::error!(export = %name, why, "a volume that the cache holds cannot be brought back now; trying again (docs/runbooks/store-unavailable.md)");
+                }
+            }
+            Err(error) => {
+                tracing::error!(export = %name, %error, "a volume that the cache holds could not be brought back (docs/runbooks/volume-read-only.md)");
                 return;
             }
-            let opened = Box::pin(registry.opened(&name, Wish::default())).await;
-            drop(door);
-            match opened {
-                Ok(_) => return,
-                Err(ConnectError::Unavailable(why)) => {
-                    failures += 1;
-                    if failures == 1 {
-                        tracing::error!(export = %name, why, "a volume that the cache holds cannot be brought back now; trying again (docs/runbooks/store-unavailable.md)");
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(export = %name, %error, "a volume that the cache holds could not be brought back (docs/runbooks/volume-read-only.md)");
-                    return;
-                }
+        }
+        let mut chance = [0; 4];
+        site.world.fill_random(&mut chance);
+        let wait = BRING_BACK.wait(failures, u32::from_le_bytes(chance), None);
+        site.world.sleep(wait).await;
+    }
+}
+
+/// Opens parents that forks wait for, until the server ends: such a one was given up because of something that has
+/// passed, as a root that was not there for a moment, and nobody need ever connect to it.
+fn bring_back_parents<W: World>(registry: &Rc<Registry<W>>) {
+    let (registry, world) = (Rc::clone(registry), registry.site().world.clone());
+    world.spawn(async move {
+        let site = registry.site();
+        loop {
+            // Made before the look: what is wanted in between wakes it.
+            let wants = site.lineage.wants.notified();
+            if site.closing.get() {
+                return;
             }
-            let mut chance = [0; 4];
-            task.fill_random(&mut chance);
-            let wait = BRING_BACK.wait(failures, u32::from_le_bytes(chance), None);
-            task.sleep(wait).await;
+            while let Some(name) = site.lineage.take_wanted() {
+                bring_back(&registry, name);
+            }
+            wants.await;
         }
     });
 }

@@ -4,7 +4,8 @@
 #[path = "driver/node.rs"]
 mod node;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -732,6 +733,401 @@ fn a_live_fork_whose_name_is_taken_in_the_store_ends() {
         let seen = a.connect("child").await.expect("the other one");
         assert_eq!(seen.access(), Access::ReadOnly);
         assert_eq!(stamp(&seen, 0).await, 5);
+    });
+}
+
+impl Node {
+    async fn try_delete(
+        &self,
+        name: &str,
+        accept_loss: bool,
+    ) -> Result<ExportDocument, ControlError> {
+        let how = DeleteQuery {
+            accept_loss,
+            ..DeleteQuery::default()
+        };
+        let name = name.to_owned();
+        let request = |reply| Request::Delete(name, how, reply);
+        self.control.ask(request).await
+    }
+
+    async fn try_accept_loss(
+        &self,
+        name: &str,
+        kept_seq: u64,
+    ) -> Result<ExportDocument, ControlError> {
+        let (name, wanted) = (name.to_owned(), AcceptLossDocument { kept_seq });
+        let request = |reply| Request::AcceptLoss(name, wanted, reply);
+        self.control.ask(request).await
+    }
+
+    /// Where writes to it are missing.
+    async fn accept_whatever(&self, name: &str) {
+        if let Some(damage) = self.get(name).await.damage {
+            let accepted = self.try_accept_loss(name, damage.kept_seq).await;
+            accepted.expect("accepted");
+        }
+    }
+
+    async fn has_salvage(&self, name: &str) -> bool {
+        self.salvage().await.iter().any(|it| it.export == name)
+    }
+}
+
+/// Who closed a connection a moment ago may still be counted.
+async fn seen_closed(sim: &Sim) {
+    sim.sleep(Duration::from_secs(1)).await;
+}
+
+/// A node whose log stopped at a failed fsync while a fork of `vm` was on its way. The cut is write 21; behind it page n
+/// of the fork was written by write 22 + n, not flushed. None where the disk has them all.
+async fn stopped_with_a_fork(sim: &Sim) -> Option<Node> {
+    let a = start(sim, "a").await;
+    let host = a.world.host();
+    let device = a.connect("vm").await.expect("created");
+    for n in 0..20 {
+        write(&device, n, 1).await;
+    }
+    a.drain("vm").await;
+    write(&device, 0, 2).await;
+    sim.set_store_outage(Some(host), true);
+    let made = a.fork_live("vm", "child").await;
+    assert_eq!(made.cut_seq, 21);
+    let child = a.connect("child").await.expect("opened");
+    for n in 0..20 {
+        write(&child, n, 3).await;
+    }
+    let faults = DiskFaults {
+        persist_error: Odds::one_in(1),
+        ..DiskFaults::default()
+    };
+    sim.set_disk_faults(host, faults);
+    assert_eq!(child.flush().await, Err(IoError::Io));
+    sim.set_disk_faults(host, DiskFaults::default());
+    seen_closed(sim).await;
+    drop((device, child));
+    a.kill();
+    sim.set_store_outage(Some(host), false);
+    let a = start(sim, "a").await;
+    let is_damaged = a.get("child").await.damage.is_some();
+    is_damaged.then_some(a)
+}
+
+#[test]
+fn the_loss_of_a_live_fork_is_accepted_by_number_and_what_is_kept_is_published() {
+    let mut accepted = 0;
+    for seed in 0..20 {
+        accepted += simulate(seed, |sim| async move {
+            let Some(a) = stopped_with_a_fork(&sim).await else {
+                return 0;
+            };
+            let damage = a.get("child").await.damage.expect("damaged");
+            let refused = a.connect("child").await.expect_err("damaged");
+            assert!(refused.to_string().contains("accept-loss"), "{refused}");
+            let other = a.try_accept_loss("child", damage.kept_seq + 1).await;
+            let other = other.expect_err("that is not what is left");
+            assert_eq!(other.kind, ControlErrorKind::Conflict, "{other}");
+            let open = a.try_accept_loss("child", damage.kept_seq).await;
+            let open = open.expect("accepted");
+            assert_eq!((&*open.role, open.published), ("read-write", false));
+            a.accept_whatever("vm").await;
+            published(&a, "child").await;
+            let child = a.connect("child").await.expect("opened");
+            for n in 0..20 {
+                let expected = match n {
+                    n if 22 + n <= damage.kept_seq => 3,
+                    0 => 2,
+                    _ => 1,
+                };
+                assert_eq!(stamp(&child, n).await, expected, "page {n}");
+            }
+            assert_eq!(a.drain("child").await.published_seq, damage.kept_seq);
+            let gone = a.try_delete("vm", false).await.expect("given up");
+            assert_eq!(gone.role, "closed");
+            1
+        });
+    }
+    assert!(accepted > 5, "{accepted} losses");
+}
+
+#[test]
+fn a_damaged_live_fork_is_dropped_and_its_parent_goes_on_and_is_given_up() {
+    let mut dropped = 0;
+    for seed in 0..20 {
+        dropped += simulate(seed, |sim| async move {
+            let Some(a) = stopped_with_a_fork(&sim).await else {
+                return 0;
+            };
+            a.accept_whatever("vm").await;
+            let device = a.connect("vm").await.expect("opened");
+            assert_eq!(stamp(&device, 0).await, 2);
+            drop(device);
+            seen_closed(&sim).await;
+            let held = a.try_delete("vm", false).await;
+            let held = held.expect_err("its fork would wait for ever");
+            assert_eq!(held.kind, ControlErrorKind::Conflict, "{held}");
+            assert!(held.message.contains("its fork `child`"), "{held}");
+            let kept = a.try_delete("child", false).await;
+            let kept = kept.expect_err("it would be lost");
+            assert_eq!(kept.kind, ControlErrorKind::Conflict, "{kept}");
+            a.try_delete("child", true).await.expect("dropped");
+            let gone = a.try_delete("vm", false).await.expect("given up");
+            assert_eq!(gone.role, "closed");
+            let b = start(&sim, "b").await;
+            let there = b.connect("vm").await.expect("opened");
+            assert_eq!(there.access(), Access::ReadWrite);
+            assert_eq!(stamp(&there, 0).await, 2);
+            assert_eq!(b.snapshots("vm").await, [""; 0], "it went with the fork");
+            1
+        });
+    }
+    assert!(dropped > 5, "{dropped} losses");
+}
+
+/// Nobody opens the parent before somebody has accepted its loss.
+#[test]
+fn a_server_that_ends_does_not_wait_for_a_live_fork_of_a_damaged_parent() {
+    let mut ended = 0;
+    for seed in 0..20 {
+        ended += simulate(seed, |sim| async move {
+            let Some(a) = stopped_with_a_fork(&sim).await else {
+                return 0;
+            };
+            a.accept_whatever("child").await;
+            if a.get("vm").await.damage.is_none() {
+                return 0;
+            }
+            let name = "child".to_owned();
+            let drained = a.control.ask(|reply| Request::Drain(name, reply)).await;
+            let why = drained.expect_err("its parent is damaged").message;
+            assert!(why.contains("its parent `vm`"), "{why}");
+            let owned = a.shard.shutdown(Drain::Everything).await;
+            assert!(owned.contains(&"child".to_owned()), "{owned:?}");
+            a.kill();
+            let a = start(&sim, "a").await;
+            a.accept_whatever("vm").await;
+            published(&a, "child").await;
+            1
+        });
+    }
+    assert!(ended > 5, "{ended} parents");
+}
+
+#[test]
+fn a_live_fork_whose_name_is_still_needed_ends_and_nothing_waits_for_it() {
+    simulate(61, |sim| async move {
+        let a = start(&sim, "a").await;
+        let old = a.connect("child").await.expect("created");
+        write(&old, 0, 5).await;
+        a.fork("child", "heir").await;
+        drop(old);
+        seen_closed(&sim).await;
+        let purged = purge(&a, "child", None).await.expect("purged");
+        assert!(purged.exports[0].note.is_some(), "its fork needs it");
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 0, 1).await;
+        assert!(!a.fork_live("vm", "child").await.published);
+        let child = a.connect("child").await.expect("opened");
+        write(&child, 1, 2).await;
+        sim.sleep(Duration::from_secs(120)).await;
+        assert_eq!(a.get("child").await.role, "fenced");
+        assert!(a.has_salvage("child").await);
+        drop((device, child));
+        seen_closed(&sim).await;
+        let gone = a.try_delete("vm", false).await.expect("given up");
+        assert_eq!(gone.role, "closed");
+        a.shard.shutdown(Drain::Everything).await;
+    });
+}
+
+#[test]
+fn a_live_fork_that_is_dropped_ends_undrained_and_its_parent_waits_for_it_no_more() {
+    simulate(62, |sim| async move {
+        let host = sim.host("a");
+        let a = start_with(&sim, host, config(None)).await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 0, 1).await;
+        a.drain("vm").await;
+        sim.set_store_outage(Some(host), true);
+        a.fork_live("vm", "child").await;
+        let child = a.connect("child").await.expect("opened");
+        write(&child, 1, 3).await;
+        drop(child);
+        seen_closed(&sim).await;
+        let kept = a.try_delete("child", false).await;
+        let kept = kept.expect_err("it cannot be drained");
+        assert_eq!(kept.kind, ControlErrorKind::Unavailable, "{kept}");
+        assert_eq!(a.get("child").await.role, "read-write");
+        a.try_delete("child", true).await.expect("dropped");
+        assert!(!a.has_salvage("child").await, "nobody wants it");
+        sim.set_store_outage(Some(host), false);
+        sim.sleep(Duration::from_secs(60)).await;
+        write(&device, 0, 2).await;
+        a.drain("vm").await;
+        assert_eq!(a.snapshots("vm").await, [""; 0]);
+        assert_eq!(sim.object("nbd/child/root"), None);
+        drop(device);
+        seen_closed(&sim).await;
+        let gone = a.try_delete("vm", false).await.expect("given up");
+        assert_eq!(gone.role, "closed");
+    });
+}
+
+/// A node whose `vm` has just ended, as its root is not there, with a fork on its way; and the store as it was before.
+async fn without_a_root(sim: &Sim) -> (Node, BTreeMap<String, Bytes>) {
+    let a = start(sim, "a").await;
+    let device = a.connect("vm").await.expect("created");
+    for n in 0..10 {
+        write(&device, n, 1).await;
+    }
+    a.drain("vm").await;
+    write(&device, 0, 2).await;
+    sim.set_store_outage(None, true);
+    a.fork_live("vm", "child").await;
+    let child = a.connect("child").await.expect("opened");
+    write(&child, 1, 3).await;
+    write(&device, 2, 4).await;
+    let saved = sim.objects();
+    assert!(sim.delete_object("nbd/vm/root"));
+    sim.set_store_outage(None, false);
+    while a.get("vm").await.role != "vanished" {
+        sim.sleep(Duration::from_millis(100)).await;
+    }
+    (a, saved)
+}
+
+/// Nobody connects to the parent: it is opened again for its fork, and what was read of it before is not gone on with.
+#[test]
+fn a_live_fork_outlives_a_moment_without_its_parents_root() {
+    simulate(63, |sim| async move {
+        let (a, saved) = without_a_root(&sim).await;
+        sim.restore_objects(&saved);
+        published(&a, "child").await;
+        let child = a.connect("child").await.expect("opened");
+        let was = [2, 3, 1, 1, 1, 1, 1, 1, 1, 1];
+        expect(&child, &was).await;
+        let device = a.connect("vm").await.expect("it is back");
+        assert_eq!(stamp(&device, 2).await, 4);
+        write(&device, 3, 5).await;
+        a.drain("vm").await;
+        assert_eq!(a.snapshots("vm").await, [""; 0]);
+        a.drain("child").await;
+        let b = start(&sim, "b").await;
+        let there = b.connect("child").await.expect("published");
+        expect(&there, &was).await;
+    });
+}
+
+#[test]
+fn a_live_fork_whose_parents_root_stays_gone_ends_at_last() {
+    simulate(64, |sim| async move {
+        let (a, _saved) = without_a_root(&sim).await;
+        let child = a.connect("child").await.expect("it is here");
+        sim.sleep(Duration::from_secs(10)).await;
+        assert_eq!(a.get("child").await.role, "read-write", "perhaps a moment");
+        sim.sleep(Duration::from_secs(600)).await;
+        assert_eq!(a.get("child").await.role, "fenced");
+        assert!(a.has_salvage("child").await);
+        drop(child);
+        a.shard.shutdown(Drain::Everything).await;
+    });
+}
+
+/// Who asked does not wait for the answer, and asks again in a way that needs no store: it is the same fork.
+#[test]
+fn a_fork_that_went_to_the_store_does_not_begin_in_the_log_when_it_is_asked_for_again() {
+    simulate(65, |sim| async move {
+        let a = Rc::new(start(&sim, "a").await);
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 0, 1).await;
+        a.drain("vm").await;
+        let wanted = |wait| MakeForkDocument {
+            name: "child".to_owned(),
+            request_id: Some("r-1".to_owned()),
+            wait: Some(wait),
+            ..MakeForkDocument::default()
+        };
+        let (first, asked) = (Rc::clone(&a), wanted(ForkWait::Published));
+        sim.spawn(async move {
+            drop(first.try_fork("vm", asked).await);
+        });
+        while !sim.keys().iter().any(|key| key.starts_with("nbd/vm/pins/")) {
+            sim.sleep(Duration::from_millis(1)).await;
+        }
+        let again = a.try_fork("vm", wanted(ForkWait::Local)).await;
+        assert!(again.expect("the same").published);
+        sim.sleep(Duration::from_secs(60)).await;
+        let later = a.try_fork("vm", wanted(ForkWait::Local)).await;
+        assert!(later.expect("the same").published);
+        let child = a.connect("child").await.expect("opened");
+        write(&child, 0, 2).await;
+        assert_eq!(a.drain("child").await.role, "read-write");
+        // One that began in the log, was published and given up here, is found in the store as well.
+        let wanted = MakeForkDocument {
+            name: "other".to_owned(),
+            ..wanted(ForkWait::Local)
+        };
+        let made = a.try_fork("vm", wanted.clone()).await.expect("forked");
+        assert!(!made.published);
+        published(&a, "other").await;
+        a.try_delete("other", false).await.expect("given up");
+        let again = a.try_fork("vm", wanted).await.expect("the same");
+        assert!(again.published);
+    });
+}
+
+/// The parent cannot be published, as the store has lost what it is to complete a page with. What a fork reads of it steadily
+/// must not keep the log from being reused by others.
+#[test]
+fn a_live_fork_that_reads_on_holds_up_no_writer_of_another_export() {
+    simulate(66, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 50, 1).await;
+        drop(device);
+        seen_closed(&sim).await;
+        a.try_delete("vm", false).await.expect("given up");
+        let mut small = config(None);
+        small.cache = CacheConfig {
+            chunk_bytes: Some(64 << 10),
+            ..CacheConfig::new("/cache", 8 << 20)
+        };
+        let b = start_with(&sim, sim.host("b"), small).await;
+        let device = b.connect("vm").await.expect("taken");
+        let segments = sim.keys().into_iter();
+        for key in segments.filter(|key| key.starts_with("nbd/vm/seg/")) {
+            assert!(sim.delete_object(&key));
+        }
+        let sector = Bytes::from(vec![2; 512]);
+        let written = device.write(50 * PAGE, sector, Fua::No).await;
+        written.expect("written");
+        for n in 0..20 {
+            write(&device, n, 2).await;
+        }
+        b.fork_live("vm", "child").await;
+        let child = b.connect("child").await.expect("opened");
+        let (done, reader) = (Rc::new(Cell::new(false)), sim.clone());
+        let ends = Rc::clone(&done);
+        let reading = async move {
+            while !ends.get() {
+                assert_eq!(stamp(&child, 3).await, 2);
+                reader.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        sim.spawn(reading);
+        let other = b.connect("other").await.expect("created");
+        let mut longest = Duration::ZERO;
+        for round in 0..18 {
+            for n in 0..400 {
+                let began = sim.now();
+                write(&other, n, round).await;
+                longest = longest.max(sim.now() - began);
+            }
+            b.drain("other").await;
+        }
+        done.set(true);
+        assert!(longest < Duration::from_secs(5), "{longest:?}");
+        assert!(!b.get("child").await.published, "its parent cannot");
     });
 }
 
@@ -1839,7 +2235,7 @@ fn a_stop_at_any_moment_loses_nothing_that_was_answered() {
             sim.spawn(writer.clone().write_on(sim.clone(), device));
             let running = Duration::from_millis(sim.chance(|c| c.below(20_000)));
             sim.sleep(running).await;
-            let owned = Rc::new(std::cell::RefCell::new(None));
+            let owned = Rc::new(RefCell::new(None));
             let (shard, told, client) = (Rc::clone(&a.shard), Rc::clone(&owned), writer.clone());
             let clock = sim.clone();
             sim.spawn(async move {
@@ -1876,7 +2272,7 @@ fn a_stop_at_any_moment_loses_nothing_that_was_answered() {
 struct Writer {
     away: Rc<Cell<bool>>,
     /// Of each page the last write that was answered, and the last that was sent.
-    pages: Rc<std::cell::RefCell<std::collections::BTreeMap<u64, (u8, u8)>>>,
+    pages: Rc<RefCell<BTreeMap<u64, (u8, u8)>>>,
 }
 
 impl Writer {
@@ -1994,7 +2390,7 @@ fn a_root_is_never_written_twice_within_the_interval_of_its_store() {
             let mut slow = config(None);
             slow.exports.sync.publish_interval_min = interval;
             let mut node = start_with(&sim, sim.host("a"), slow.clone()).await;
-            let writes = Rc::new(std::cell::RefCell::new(Vec::new()));
+            let writes = Rc::new(RefCell::new(Vec::new()));
             let (seen, clock) = (Rc::clone(&writes), sim.clone());
             sim.spawn(async move {
                 let mut before = None;

@@ -253,6 +253,11 @@ impl<W: World> CacheVolume<W> {
         let lsn = shared.log.borrow().next_lsn - 1;
         shared.commit_wanted.notify_one();
         shared.reached(&shared.committed, lsn).await?;
+        let valid_lsn = {
+            let log = shared.log.borrow();
+            let volume = log.volumes.get(&self.id);
+            volume.map(|volume| volume.state.valid_lsn)
+        };
         let Replayed { pieces, held, .. } = replayed;
         let extents = pieces
             .iter()
@@ -265,7 +270,7 @@ impl<W: World> CacheVolume<W> {
             seq,
             extents,
             pieces,
-            newer: RefCell::new(Newer::since(seq)),
+            newer: RefCell::new(Newer::since(seq, valid_lsn)),
             volume: self.clone(),
             _held: held,
         })

@@ -14,6 +14,7 @@
 use world::World;
 
 use super::cut::part;
+use super::relocate::is_held_by_cuts;
 use super::{Cache, CacheVolume, Cut, Missing, VOLUMES_MAX};
 use crate::extents::{Cover, ExtentMap};
 use crate::index::Found;
@@ -56,6 +57,8 @@ pub struct NewFork {
 pub(super) struct Newer {
     /// Up to here it is known.
     seq: Seq,
+    /// Since when the volume's records count. Once it is forgotten, its seqs may stand for other writes.
+    valid_lsn: Option<u64>,
     pages: ExtentMap<Written>,
 }
 
@@ -69,9 +72,10 @@ impl Cover for Written {
 }
 
 impl Newer {
-    pub(super) fn since(seq: Seq) -> Self {
+    pub(super) fn since(seq: Seq, valid_lsn: Option<u64>) -> Self {
         Self {
             seq,
+            valid_lsn,
             pages: ExtentMap::default(),
         }
     }
@@ -93,7 +97,8 @@ impl<W: World> CacheVolume<W> {
     }
 
     /// The cut of a fork that is noted here, to be read by [`Cut::read_all`]. May be taken while older cuts are
-    /// published, and in the middle of writes.
+    /// published, and in the middle of writes. It is to be given back when others need the room
+    /// ([`CacheVolume::wants_cuts`]), and may be taken again.
     pub async fn cut_for_fork(&self, cut: Seq) -> Result<Cut<W>, CacheError> {
         if let Some(state) = self.state()
             && let Some(what) = state.damage
@@ -101,7 +106,56 @@ impl<W: World> CacheVolume<W> {
             let name = state.name;
             return Err(CacheError::VolumeDamaged { name, what });
         }
-        self.pieces(cut).await
+        let noted = self.noted_at(cut)?;
+        let taken = self.pieces(cut).await?;
+        // Forgotten and attached again meanwhile, its seqs stand for other writes.
+        if self.noted_at(cut)? != noted {
+            return Err(CacheError::UnknownVolume(self.id()));
+        }
+        Ok(taken)
+    }
+
+    /// Since when the records count that a fork's cut is made of. An error if none is to be published at that cut.
+    fn noted_at(&self, cut: Seq) -> Result<u64, CacheError> {
+        let log = self.shared().log.borrow();
+        let volume = log.volumes.get(&self.id());
+        let noted = volume.filter(|volume| {
+            let mut forks = volume.state.forks.iter();
+            forks.any(|fork| fork.cut == cut && !fork.is_carried)
+        });
+        let valid_lsn = noted.map(|volume| volume.state.valid_lsn);
+        valid_lsn.ok_or(CacheError::UnknownVolume(self.id()))
+    }
+
+    /// Whether a fork of it is noted whose cut no snapshot holds: then that cut is here, and nothing behind it is
+    /// published.
+    pub fn holds_cut_of(&self, child: Id) -> bool {
+        let log = self.shared().log.borrow();
+        let volume = log.volumes.get(&self.id());
+        volume.is_some_and(|volume| {
+            let mut forks = volume.state.forks.iter();
+            forks.any(|fork| fork.child == child && !fork.is_carried)
+        })
+    }
+
+    /// Somebody waits for room in the log, and a cut is all that keeps the oldest chunk: whoever can take his cut again
+    /// later gives it back. Chunks go in their order, so one that is held stops the writers of all volumes.
+    pub fn wants_cuts(&self) -> bool {
+        let shared = self.shared();
+        let log = shared.log.borrow();
+        shared.chunks_wanted.get() > log.ready.len() && is_held_by_cuts(&log)
+    }
+
+    /// Returns once [`CacheVolume::wants_cuts`].
+    pub async fn cuts_wanted(&self) {
+        loop {
+            // Made before the look: a writer that comes in between wakes it.
+            let next = self.shared().cuts_wanted.notified();
+            if self.wants_cuts() {
+                return;
+            }
+            next.await;
+        }
     }
 
     /// What a publish did for forks: of some the snapshot is in the root now, others need none any more. To be called
@@ -282,7 +336,8 @@ impl<W: World> Cut<W> {
         if shared.config.planted == Some(super::Planted::ForkReadsIndex) {
             return true;
         }
-        if volume.state.published > self.seq || volume.last < newer.seq || volume.damage.is_some() {
+        let is_same = Some(volume.state.valid_lsn) == newer.valid_lsn && volume.damage.is_none();
+        if !is_same || volume.state.published > self.seq || volume.last < newer.seq {
             return false;
         }
         let next = newer.seq.next();

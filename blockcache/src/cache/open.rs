@@ -282,6 +282,7 @@ impl<W: World> Shared<W> {
             seal_wanted: Notify::new(),
             space_wanted: Notify::new(),
             chunks_wanted: Cell::new(0),
+            cuts_wanted: Notify::new(),
             space_freed: Notify::new(),
             dirty_freed: Notify::new(),
             dirty_grown: Notify::new(),

@@ -15,7 +15,7 @@ use world::{Buf, File, World};
 use super::Shared;
 use super::shared::Pins;
 use crate::chunk::ChunkKind;
-use crate::log::{ChunkNo, ChunkState, Dirty, Log, Spare, Written};
+use crate::log::{Chunk, ChunkNo, ChunkState, Dirty, Log, Spare, Written};
 use crate::record::{Record, Stamp};
 use crate::{CacheError, Id, PAGE_BYTES};
 
@@ -82,18 +82,34 @@ impl<W: World> Shared<W> {
     }
 }
 
-/// The oldest chunk, if unpublished records are all that keeps it, and they fit elsewhere.
-fn source(log: &Log) -> Option<ChunkNo> {
+/// The next chunk to go: the oldest that writes are in (rule 1).
+fn oldest(log: &Log) -> Option<(ChunkNo, &Chunk)> {
     let used = (0..).zip(&log.chunks).filter(|(_, chunk)| {
         let idle = [ChunkState::Free, ChunkState::Ready, ChunkState::Preparing];
         chunk.kind == ChunkKind::Writes && !idle.contains(&chunk.state)
     });
-    let (no, oldest) = used.min_by_key(|(_, chunk)| chunk.ordinal)?;
+    used.min_by_key(|(_, chunk)| chunk.ordinal)
+}
+
+/// Whether moving what is unpublished would win room.
+fn is_worth(log: &Log) -> bool {
     let capacity = log.chunks.len() as u64 * log.chunk_bytes();
-    let worth =
-        log.dirty_bytes <= capacity / 4 * DIRTY_QUARTERS_MAX && log.relocated < log.chunks.len();
+    log.dirty_bytes <= capacity / 4 * DIRTY_QUARTERS_MAX && log.relocated < log.chunks.len()
+}
+
+/// The oldest chunk could go, or be emptied, if no cut held it.
+pub(super) fn is_held_by_cuts(log: &Log) -> bool {
+    oldest(log).is_some_and(|(_, chunk)| {
+        let is_held = chunk.state == ChunkState::Sealed && chunk.cuts > 0;
+        is_held && (chunk.dirty == 0 || is_worth(log))
+    })
+}
+
+/// The oldest chunk, if unpublished records are all that keeps it, and they fit elsewhere.
+fn source(log: &Log) -> Option<ChunkNo> {
+    let (no, oldest) = oldest(log)?;
     let may = oldest.state == ChunkState::Sealed && oldest.dirty > 0 && oldest.cuts == 0;
-    if !may || !worth {
+    if !may || !is_worth(log) {
         return None;
     }
     let pages = |(_, record): &(Id, Dirty)| match record.what {

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use world::{Buf, DiskError, DiskErrorKind, File, World};
 
 use super::open::{put_superblock, write_superblock};
+use super::relocate::is_held_by_cuts;
 use super::{Cache, Shared, Spare};
 use crate::chunk::{ChunkKind, Superblock, Trailer, open_footer};
 use crate::index::Position;
@@ -251,6 +252,9 @@ impl<W: World> Shared<W> {
             Some(victim) => self.evict(victim).await.map(|()| true),
             // Somebody waits, and nothing may go: perhaps because of a few old records at the end.
             None if wanted > 0 && self.chunks_wanted.get() > 0 => {
+                if is_held_by_cuts(&self.log.borrow()) {
+                    self.cuts_wanted.notify_waiters();
+                }
                 Ok(self.relocate().await? || self.states_are_stuck() && self.overgrow())
             }
             None => Ok(false),

@@ -426,6 +426,13 @@ impl<W: World> CacheVolume<W> {
         // Those who wait for their turn follow one by one, as each before them gives up.
     }
 
+    /// The epoch that was given up for lost is held still: its root was gone for a moment alone. Writes are taken again.
+    pub fn unfence(&self) {
+        if let Some(volume) = self.shared().log.borrow_mut().volumes.get_mut(&self.id) {
+            volume.fenced = false;
+        }
+    }
+
     fn is_fenced(&self) -> bool {
         let log = self.shared().log.borrow();
         log.volumes.get(&self.id).is_none_or(|volume| volume.fenced)

@@ -3,6 +3,7 @@
 use super::*;
 use crate::index::{Base, Found};
 use crate::record::Stamp;
+use crate::{ForkBase, PendingFork};
 
 const VOLUME: Id = Id([7; 16]);
 
@@ -121,6 +122,38 @@ fn a_volume_that_is_clean_again_keeps_no_room_for_what_was_dirty() {
         publish(&mut log, before + 80);
         let dirty = &log.volumes[&VOLUME].dirty;
         assert!(dirty.capacity() <= 2 * DIRTY_KEPT_MIN, "round {round}");
+    }
+}
+
+/// A fork of what is lost must not be published as if that were there; one of what is kept goes on. A fork that is not
+/// in the store itself goes on as well: nothing of it can be on its way there.
+#[test]
+fn a_loss_that_is_accepted_ends_the_forks_that_are_made_of_it() {
+    let mut log = log(4);
+    for n in 0..3 {
+        log.append_write(VOLUME, n * PAGE as u64, &[1; PAGE], Instant::default());
+    }
+    let volume = log.volumes.get_mut(&VOLUME).expect("known");
+    volume.dirty.remove(1);
+    volume.damage = Some("write 2 is missing".into());
+    volume.state.forks = vec![fork(1, 1), fork(2, 3)];
+    volume.state.base = Some(ForkBase {
+        parent: Id([9; 16]),
+        name: "image".into(),
+        cut: Seq(0),
+    });
+    log.accept_loss(VOLUME);
+    let volume = &log.volumes[&VOLUME];
+    assert_eq!(volume.state.forks, vec![fork(1, 1)]);
+    assert_eq!((volume.last, volume.damage.clone()), (Seq(1), None));
+    assert!(volume.state.attached);
+}
+
+fn fork(child: u8, cut: u64) -> PendingFork {
+    PendingFork {
+        child: Id([child; 16]),
+        cut: Seq(cut),
+        is_carried: false,
     }
 }
 

@@ -149,7 +149,7 @@ impl<W: World> Frames<W> {
         while let Some(base) = self.base() {
             let version = base.version();
             let read = Box::pin(base.read(self, wanted, whole, out)).await;
-            // It changes twice in its life. What was read or failed before may be of another cut.
+            // It changes a few times in its life. What was read or failed before may be of another cut.
             if base.version() == version {
                 return read;
             }

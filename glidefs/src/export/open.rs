@@ -122,7 +122,7 @@ impl<W: World> Site<W> {
     }
 
     /// What the log knows of a fork that is to come into the store under this name.
-    fn pending_fork(&self, name: &str) -> Option<LocalVolume> {
+    pub(crate) fn pending_fork(&self, name: &str) -> Option<LocalVolume> {
         let known = self.cache.volumes().into_iter();
         let mut pending = known.filter(|local| local.base.is_some() && local.attached);
         pending.find(|local| local.name == name)
@@ -138,8 +138,10 @@ impl<W: World> Site<W> {
         wish.floor
             .check(&local.name, local.epoch, local.published)?;
         if let Some(damage) = &local.damage {
-            let refusal = Refusal::Damaged(damage.clone());
-            return Err(refused(&local.name, refusal));
+            return Err(ConnectError::Refused(format!(
+                "`{0}` is a fork that is not in the store yet, and writes to it are missing in this node's cache ({damage}); it stays closed until you accept their loss: `POST /api/exports/{0}/accept-loss` keeps what is before them, `DELETE /api/exports/{0}?accept_loss=true` drops the fork",
+                local.name
+            )));
         }
         let held = self.cache.volume(local.id).ok_or_else(gone)?;
         let base = Base::new(local.id, local.base.clone().ok_or_else(gone)?);
@@ -169,8 +171,11 @@ impl<W: World> Site<W> {
             Seen::Root(root) => Some(root),
             Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
         };
-        if self.pending_fork(name).is_some() {
-            return Plan::ResumeUnasked;
+        if let Some(fork) = self.pending_fork(name) {
+            return match fork.damage {
+                Some(what) => Plan::Refuse(Refusal::Damaged(what)),
+                None => Plan::ResumeUnasked,
+            };
         }
         let local = self.local_volume(name, root);
         #[cfg(feature = "planted")]
@@ -317,6 +322,8 @@ impl<W: World> Site<W> {
             return Ok(Attempted::Raced);
         };
         adopt(&held, local, &root);
+        // The one that was open before may have ended because this very root was not there for a moment.
+        held.unfence();
         let opened = opened(&root);
         Ok(Attempted::Opened(self.export(
             Role::ReadWrite,
@@ -362,6 +369,7 @@ impl<W: World> Site<W> {
         let Some(held) = self.cache.volume(local.id) else {
             return Ok(Attempted::Raced);
         };
+        held.unfence();
         tracing::warn!(export = %local.name, epoch = %local.epoch, "resumed from the log: the store cannot be asked");
         let opened = Opened {
             id: local.id,

@@ -33,6 +33,8 @@ pub(crate) struct Orders {
     /// Attempts to publish that failed since the export was opened.
     failures: Cell<u64>,
     last_failure: RefCell<String>,
+    /// A fork that waits for something that only a person can bring about.
+    stuck: Cell<bool>,
     /// Why the task ended while the export goes on (the log stopped).
     halted: RefCell<Option<String>>,
     /// To the task: look at the orders.
@@ -191,6 +193,15 @@ impl Orders {
         self.failures.set(self.failures.get() + 1);
         self.last_failure.replace(text);
         self.news.notify_waiters();
+    }
+
+    /// Whoever ends the server does not wait for it.
+    pub(crate) fn stick(&self, is_stuck: bool) {
+        self.stuck.set(is_stuck);
+    }
+
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.stuck.get()
     }
 
     pub(crate) fn halt(&self, text: String) {

@@ -256,6 +256,12 @@ pub(super) async fn leave<W: World>(registry: &Registry<W>, export: &Export<W>) 
     if registry.site().closing.get() {
         return Err(unavailable("the server is shutting down".to_owned()));
     }
+    if let Some(fork) = forks::damaged(registry, export) {
+        let text = format!(
+            "cannot be given up: writes to its fork `{fork}`, which is not in the store yet, are missing in this node's cache; accept their loss (`POST /api/exports/{fork}/accept-loss`), or drop the fork (`DELETE /api/exports/{fork}?accept_loss=true`)"
+        );
+        return Err(conflict(export, &text));
+    }
     export.drain().await.map_err(unavailable)?;
     let failures = export.orders.failures();
     export.orders.leave();
@@ -352,7 +358,7 @@ pub(super) async fn open<W: World>(
 }
 
 /// Returns when everything that was answered before the call is in the store, however long that
-/// takes; what can never be published (fenced, stopped) is not waited for.
+/// takes; what can never be published (fenced, stopped), or not before a person has acted, is not waited for.
 pub(super) async fn drain_all<W: World>(registry: &Registry<W>) -> Vec<ExportDocument> {
     let exports = registry.exports();
     for export in &exports {
@@ -361,8 +367,10 @@ pub(super) async fn drain_all<W: World>(registry: &Registry<W>) -> Vec<ExportDoc
         }
     }
     for export in &exports {
-        // Each turn of the loop is one failed attempt, which the sync task spaces out.
-        while export.drain().await.is_err() && export.halted().is_none() {}
+        // Each turn of the loop is one failed attempt, which the sync task spaces out. A fork whose parent does not come
+        // back before somebody has acted is here at the next start as it is now.
+        let is_hopeless = || export.halted().is_some() || export.orders.is_stuck();
+        while export.drain().await.is_err() && !is_hopeless() {}
     }
     exports.iter().map(|export| of_export(export)).collect()
 }
@@ -432,6 +440,7 @@ pub(super) fn volume_failure(error: &VolumeError) -> ControlError {
     let kind = match error {
         VolumeError::Vanished { .. } => ControlErrorKind::NotFound,
         VolumeError::Invalid(_)
+        | VolumeError::Changed { .. }
         | VolumeError::Exists { .. }
         | VolumeError::Needed { .. }
         | VolumeError::Owned { .. } => ControlErrorKind::Conflict,

@@ -1,16 +1,18 @@
 //! Closing an export for good here: drained, detached, and dropped from the cache. What the store has stays.
 
+use std::rc::Rc;
+
 use blockcache::{Id, LocalVolume};
 use world::World;
 
 use super::answer::{Answer, closed, conflict, leave, refusal};
 use super::loss::{is_loss, not_accepted};
 use crate::control::{ControlError, ControlErrorKind, DeleteQuery, ExportDocument};
-use crate::export::Role;
 use crate::export::decide::{Claim, Plan, Refusal, Seen, claim};
 use crate::export::document::{of_parts, owner_text};
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
+use crate::export::{Export, Role};
 use crate::volume::RootView;
 
 pub(super) async fn run<W: World>(
@@ -49,9 +51,9 @@ pub(super) async fn delete<W: World>(
         Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
     };
     // Of a fork that the store does not have yet the log alone knows which it is.
-    let mut pending = site.local_volumes(name, root).into_iter();
-    let pending = pending.find(|local| site.cache.is_pending_fork(local.id));
-    let there = root.map(|root| root.volume).or(pending.map(|it| it.id));
+    let pending = site.pending_fork(name);
+    let there = root.map(|root| root.volume);
+    let there = there.or(pending.as_ref().map(|it| it.id));
     if let Some(other) = there.filter(|there| !is_meant(how, *there)) {
         return Err(not_meant(name, other));
     }
@@ -63,7 +65,9 @@ pub(super) async fn delete<W: World>(
         .as_ref()
         .is_some_and(|e| matches!(e.role(), Role::ReadWrite | Role::Leaving));
     let is_deleted = plan == Plan::Refuse(Refusal::Deleted);
-    let is_over = !syncs && (is_loss(&plan) || is_deleted);
+    // A fork that is not in the store may wait for something that never comes: who accepts the loss need not wait with it.
+    let is_given_up = pending.is_some() && how.accept_loss;
+    let is_over = is_given_up || !syncs && (is_loss(&plan) || is_deleted);
     // Ours is also one whose detach was given up, its answer lost: the log has noted it, the root has not.
     let claim = claim(root, &locals, site.owner.cache);
     let drains = syncs || !is_over && claim == Claim::Ours;
@@ -85,6 +89,7 @@ pub(super) async fn delete<W: World>(
     }
     if is_over {
         // It can never be drained: the operator says that the local copy may go, or there is nothing to lose.
+        end(open.filter(|_| is_given_up));
         registry.remove(name);
     } else if open.is_some() || drains {
         let export = Box::pin(registry.opened(name, Wish::default())).await;
@@ -108,6 +113,13 @@ pub(super) async fn delete<W: World>(
         ..before
     };
     Ok(Deleted { before, volume })
+}
+
+/// Of a fork that is given up: its task does nothing more in its name, whatever it waits for now.
+fn end<W: World>(export: Option<Rc<Export<W>>>) {
+    if let Some(export) = export {
+        export.end(Role::Closed);
+    }
 }
 
 /// The refusal where only the id of the cache says that the volume is ours.
@@ -139,5 +151,10 @@ async fn forget<W: World>(registry: &Registry<W>, local: &LocalVolume) -> Answer
         tracing::warn!(export = %local.name, bytes = local.dirty_bytes, from_seq = local.published.0 + 1, to_seq = local.last.0, "unpublished writes dropped from the cache log, as the operator asked");
     }
     let forgotten = registry.site().cache.forget(local.id).await;
-    forgotten.map_err(|error| ControlError::new(ControlErrorKind::Failed, error.to_string()))
+    forgotten.map_err(|error| ControlError::new(ControlErrorKind::Failed, error.to_string()))?;
+    if let Some(base) = &local.base {
+        // What its parent holds for it goes with the next publish.
+        registry.site().lineage.left(base);
+    }
+    Ok(())
 }

@@ -73,6 +73,10 @@ pub(super) async fn fork<W: World>(
         drain(registry, name).await?;
     }
     let bucket = registry.site().shelf.bucket().await.map_err(failed)?;
+    if wanted.request_id.is_some() {
+        // The answer may be lost, and the fork be made all the same.
+        registry.site().lineage.sent(id);
+    }
     let child = Box::pin(bucket.fork(&fork)).await.map_err(failed)?;
     tracing::info!(export = name, fork = %wanted.name, cut = %child.cut, "forked");
     Ok(document(name, wanted, child))
@@ -97,6 +101,17 @@ fn is_lost<W: World>(registry: &Registry<W>, id: Id) -> bool {
     let cache = &registry.site().cache;
     let state = cache.volume(id).and_then(|volume| volume.state());
     state.is_some_and(|state| state.base.is_some()) && !cache.is_pending_fork(id)
+}
+
+/// One of its forks that is not in the store, and does not get there before somebody accepts a loss.
+pub(super) fn damaged<W: World>(registry: &Registry<W>, parent: &Export<W>) -> Option<String> {
+    let cache = &registry.site().cache;
+    let forks = parent.local_state()?.forks;
+    forks.iter().find_map(|fork| {
+        let state = cache.volume(fork.child)?.state()?;
+        let is_due = state.damage.is_some() && cache.is_pending_fork(fork.child);
+        is_due.then_some(state.name)
+    })
 }
 
 /// Its cut and its snapshot would have to wait for its own root.
@@ -131,7 +146,7 @@ async fn fork_live<W: World>(
     let Some(parent) = parent.filter(|it| may_be_live(registry, it)) else {
         return Ok(None);
     };
-    let is_known = site.cache.volume(id).is_some();
+    let is_known = site.cache.volume(id).is_some() || site.lineage.was_sent(id);
     if is_known || is_taken(registry, &wanted.name, id) || registry.get(&wanted.name).is_some() {
         // The store tells what was made before from what is in the way.
         return Ok(None);
@@ -161,7 +176,11 @@ async fn fork_live<W: World>(
         }
         Err(error) => return Err(unavailable(format!("`{name}` cannot be forked: {error}"))),
     };
-    // From here on it is there, whether this very answer arrives or not.
+    // From here on it is there, whether this very answer arrives or not. Should it be published and then given up here,
+    // the same request finds it in the store.
+    if wanted.request_id.is_some() {
+        site.lineage.sent(id);
+    }
     let opened = Box::pin(registry.opened(&wanted.name, Wish::default())).await;
     opened.map_err(refusal)?;
     tracing::info!(export = name, fork = %wanted.name, %cut, "forked; it is published in the background");
@@ -183,9 +202,10 @@ fn may_be_live<W: World>(registry: &Registry<W>, parent: &Export<W>) -> bool {
     let most = registry.site().config.sync.cut_extents_max;
     let records = usize::try_from(state.last.0.saturating_sub(state.published.0));
     let volume = parent.frames().volume();
+    let noted = state.forks.iter().filter(|fork| !fork.is_carried).count();
     records.is_ok_and(|records| records <= most)
         && state.forks.len() < FORKS_MAX
-        && volume.is_none_or(|volume| volume.has_room_for_fork())
+        && volume.is_none_or(|volume| volume.has_room_for_fork(noted))
 }
 
 fn local_document(parent: &str, fork: &LocalVolume, published: bool) -> ForkDocument {

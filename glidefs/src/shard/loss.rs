@@ -28,7 +28,9 @@ pub(super) async fn accept_loss<W: World>(
         Seen::Root(root) => Some(root),
         Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
     };
-    let Some(local) = site.local_volume(name, root) else {
+    let pending = site.pending_fork(name);
+    let is_fork = pending.is_some();
+    let Some(local) = pending.or_else(|| site.local_volume(name, root)) else {
         let text = format!("this node's cache holds nothing of `{name}`");
         return Err(ControlError::new(ControlErrorKind::NotFound, text));
     };
@@ -39,6 +41,8 @@ pub(super) async fn accept_loss<W: World>(
     };
     match site.plan(name, Wish::default(), &seen) {
         Plan::Damaged { .. } => {}
+        // Of a fork that is not in the store the log alone decides.
+        Plan::Refuse(Refusal::Damaged(_)) if is_fork => {}
         Plan::Refuse(refusal) => return Err(super::answer::refusal(refused(name, refusal))),
         _ => return Err(conflict(format!("no write of `{name}` is missing here"))),
     }

@@ -45,6 +45,9 @@ pub enum VolumeError {
         "volume `{name}` was deleted, and is still needed by {by}: its name is free once those are deleted too"
     )]
     Needed { name: String, by: String },
+    /// What a fork is made of, or its name, was changed by others meanwhile: the next try finds what is there now.
+    #[error("volume `{name}` was changed while it was forked: try again")]
+    Changed { name: String },
     /// Bytes in the store are not what was published.
     #[error("object `{key}` is damaged: {what}")]
     Damaged { key: String, what: String },

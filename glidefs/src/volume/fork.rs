@@ -61,6 +61,8 @@ pub struct Fork {
 pub(crate) enum Born {
     /// Its root is there, or was: whoever made it looks at it.
     Made,
+    /// The root of its parent is not there: deleted by accident, or for a moment alone. Nothing is known by one answer.
+    Orphan,
     /// It can never be: why.
     Never(String),
 }
@@ -220,7 +222,8 @@ impl<W: World> Bucket<W> {
         };
         let parent = match self.forkable(&fork).await {
             Ok(parent) => parent,
-            Err(VolumeError::Vanished { .. } | VolumeError::Invalid(_)) => {
+            Err(VolumeError::Vanished { .. }) => return Ok(Born::Orphan),
+            Err(VolumeError::Invalid(_)) => {
                 return never(format!("its parent `{}` is deleted", fork.parent));
             }
             Err(error) => return Err(error),
@@ -237,25 +240,13 @@ impl<W: World> Bucket<W> {
             return never(format!("the name `{}` was used in between", fork.child));
         }
         begun.set(Some(over));
-        let made = match over {
-            None => Box::pin(self.fork_as(&fork, None)).await,
-            Some(_) => {
-                let vacant = Box::pin(self.vacant(&fork.child)).await?;
-                if over != Some(Id(vacant.root.nonce)) {
-                    return Err(changed(&fork));
-                }
-                Box::pin(self.fork_as(
-                    &Fork {
-                        over,
-                        ..fork.clone()
-                    },
-                    Some(vacant),
-                ))
-                .await
-            }
-        };
-        match made {
+        match Box::pin(self.bear_over(&fork, over)).await {
             Ok(there) => Ok(born(&there)),
+            Err(VolumeError::Vanished { .. }) => Ok(Born::Orphan),
+            // Its name is not free, or nothing can be made of its parent: the store says the same for ever.
+            Err(error @ (VolumeError::Needed { .. } | VolumeError::Invalid(_))) => {
+                never(error.to_string())
+            }
             Err(VolumeError::Exists { .. }) => {
                 // Nobody can create the child any more, so its pin holds nothing.
                 let key = fork.pin(None).key(fork.parent.as_str());
@@ -264,6 +255,22 @@ impl<W: World> Bucket<W> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// In the place of the tombstone with this nonce, or where there must be nothing.
+    async fn bear_over(&self, fork: &Fork, over: Option<Id>) -> Result<Stored, VolumeError> {
+        if over.is_none() {
+            return Box::pin(self.fork_as(fork, None)).await;
+        }
+        let vacant = Box::pin(self.vacant(&fork.child)).await?;
+        if over != Some(Id(vacant.root.nonce)) {
+            return Err(changed(fork));
+        }
+        let fork = Fork {
+            over,
+            ..fork.clone()
+        };
+        Box::pin(self.fork_as(&fork, Some(vacant))).await
     }
 
     /// One try, in the place of `tomb` or where there must be nothing.
@@ -492,10 +499,8 @@ fn born(there: &Stored) -> Born {
 }
 
 fn changed(fork: &Fork) -> VolumeError {
-    VolumeError::Invalid(format!(
-        "volume `{}` was changed while it was forked: try again",
-        fork.parent
-    ))
+    let name = fork.parent.to_string();
+    VolumeError::Changed { name }
 }
 
 /// Size and content with which the child begins, and the snapshot that they are of.

@@ -79,12 +79,14 @@ impl<W: World> Volume<W> {
         now.stored.root.snapshots.iter().any(|it| it.id == id.0)
     }
 
-    /// Whether the cut of one more fork can be held, and the fork be made of it.
-    pub(crate) fn has_room_for_fork(&self) -> bool {
+    /// Whether the cut of one more fork can be held, and the fork be made of it. `noted` forks are to come before it, with
+    /// no snapshot so far. Left-over ones count too: nobody knows here whether a fork elsewhere needs them.
+    pub(crate) fn has_room_for_fork(&self, noted: usize) -> bool {
         let now = self.inner.state.borrow();
         let root = &now.stored.root;
         let held = root.snapshots.iter().filter(|it| is_of_fork(&it.name));
-        held.count() < LISTED_MAX - SNAPSHOTS_MAX && root.volumes.len() < super::root::VOLUMES_MAX
+        let due = held.count().saturating_add(noted);
+        due < LISTED_MAX - SNAPSHOTS_MAX && root.volumes.len() < super::root::VOLUMES_MAX
     }
 
     /// Oldest first, as last read or published.

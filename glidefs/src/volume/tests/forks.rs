@@ -1,5 +1,7 @@
 //! Forks: what they hold, what they cost, what they leave in the parent's folder.
 
+use std::cell::Cell;
+
 use super::collect::overwrite;
 use super::*;
 
@@ -220,6 +222,55 @@ fn a_pin_that_cannot_be_read_hides_no_other_fork_and_blocks_the_collector() {
     node.world.run(collected).expect_err("a pin");
     let gone = before.iter().filter(|key| !store.keys().contains(*key));
     assert_eq!(gone.count(), 0);
+}
+
+/// As its parent's owner does for a fork that is open before the store knows it.
+fn carry(node: &Node, parent: &Volume<TestWorld>, number: u8) {
+    let id = Id([number; 16]);
+    let mut change = node.change(parent, Vec::new());
+    change.snapshots = vec![SnapshotChange::Take {
+        id,
+        name: fork_snapshot(id),
+    }];
+    node.try_publish(parent, &change).expect("published");
+}
+
+fn bear(node: &Node, child: &'static str, number: u8) -> Born {
+    let bucket = node.bucket.clone();
+    let born = async move {
+        let fork = Fork::live("parent", child, Id([number; 16]), Id([!number; 16]))?;
+        let (owner, begun) = (Node::owner(1), Cell::default());
+        Box::pin(bucket.bear(&fork, &owner, &begun)).await
+    };
+    node.world.run(born).expect("the store answers")
+}
+
+#[test]
+fn a_live_fork_ends_where_its_name_is_needed_and_waits_where_its_parent_is_gone_for_a_moment() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let parent = node.create("parent");
+    node.sync(&parent, vec![data(1, &[1])]);
+    carry(&node, &parent, 1);
+    let before = node.create("child");
+    node.sync(&before, vec![data(1, &[2])]);
+    try_fork(&node, &fork_of("child", None, "heir", 2)).expect("forked");
+    purge(&node, &before, "child");
+    let Born::Never(why) = bear(&node, "child", 1) else {
+        panic!("the name is not free");
+    };
+    assert!(why.contains("heir"), "{why}");
+
+    let root = store.object("nbd/parent/root");
+    store.remove("nbd/parent/root");
+    assert_eq!(bear(&node, "other", 1), Born::Orphan);
+    store.set("nbd/parent/root", root);
+    assert_eq!(bear(&node, "other", 1), Born::Made);
+    assert_eq!(bear(&node, "other", 1), Born::Made, "it is the same");
+    let Born::Never(why) = bear(&node, "more", 3) else {
+        panic!("nothing holds its cut");
+    };
+    assert!(why.contains("no snapshot"), "{why}");
 }
 
 /// The root of `lost` is gone, by accident, and its fork lives on what it has in its folder. A fork of something else

@@ -79,6 +79,19 @@ fn names_are_given_once_and_the_list_is_bounded() {
     );
 }
 
+/// Ten are left over, or on their way: noted ones are not in the list yet.
+#[test]
+fn room_for_the_cuts_of_forks_counts_those_that_are_still_to_come() {
+    let store = TestStore::default();
+    let node = Node::new(1, &store, None);
+    let volume = node.create("a");
+    assert!(volume.has_room_for_fork(15));
+    let held = (1..=10).map(|n| take(n, &fork_snapshot(Id([n; 16]))));
+    publish(&node, &volume, 1, &held.collect::<Vec<_>>());
+    assert!(volume.has_room_for_fork(5));
+    assert!(!volume.has_room_for_fork(6));
+}
+
 #[test]
 fn a_lost_answer_neither_loses_nor_doubles_a_snapshot() {
     for fault in [
