@@ -244,7 +244,7 @@ mod planted {
 
     #[test]
     fn a_newer_cut_that_takes_what_an_older_one_uploaded_is_found() {
-        found(Plant::Rule2Kept, Scenario::Weather, 60);
+        found(Plant::Rule2Kept, Scenario::Weather, 300);
     }
 
     #[test]

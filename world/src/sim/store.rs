@@ -60,8 +60,9 @@ const LATE: Spread = Spread::micros(50_000, 30_000_000);
 /// How long it takes to notice that the store cannot be reached.
 const OUTAGE: Spread = Spread::micros(1_000, 2_000_000);
 
-/// How long a store asks to be left alone, in whole seconds as they say it: every other time so short that the
-/// request is repeated where it was made, else so long that whoever made it hears of it.
+/// How long a store asks to be left alone, in whole seconds as they say it: mostly so short that the request is
+/// repeated where it was made, now and then so long that whoever made it hears of it.
+const ASKS_LONG_ONE_IN: u64 = 8;
 const ASKS_SHORT_S_MAX: u64 = 2;
 const ASKS_LONG_S_MAX: u64 = RETRY_AFTER_MAX.as_secs();
 
@@ -121,10 +122,10 @@ impl StoreFaults {
 }
 
 fn asked(chance: &mut Chance) -> Duration {
-    let longest = if chance.one_in(2) {
-        ASKS_SHORT_S_MAX
-    } else {
+    let longest = if chance.one_in(ASKS_LONG_ONE_IN) {
         ASKS_LONG_S_MAX
+    } else {
+        ASKS_SHORT_S_MAX
     };
     Duration::from_secs(chance.between(1, longest))
 }
