@@ -19,7 +19,7 @@ use world::{DiskError, ETag, Instant, World};
 
 use crate::chunk::Superblock;
 use crate::log::{ChunkState, Log, Open, Spare, Volume};
-use crate::record::{INTENTS_MAX, LOSSES_MAX, TEXT_BYTES_MAX, VolumeState};
+use crate::record::{INTENTS_MAX, TEXT_BYTES_MAX, VolumeState};
 use crate::watermark::Watermark;
 use crate::{CacheError, Epoch, Id, PageRange, Seq};
 
@@ -31,11 +31,13 @@ mod reader;
 mod relocate;
 mod shared;
 mod tasks;
+mod together;
 mod volume;
 
 pub use cut::{Cut, CutContent, CutExtent};
 pub use fork::{ForkBase, NewFork, PendingFork};
 pub(crate) use reader::{Reader, is_fill, recovered};
+pub use together::{CutPart, NewIntent};
 
 /// The largest single write; a client's request is at most this long.
 pub const WRITE_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -74,6 +76,10 @@ pub enum Planted {
     ForkCutPassed,
     /// Rule 2: a fork reads what its parent is now, and not its cut.
     ForkReadsIndex,
+    /// Rule 30: volumes that are cut together are cut one after the other, and written in between.
+    CutsApart,
+    /// Rule 30: the bound of a cut counts for each volume by itself.
+    BoundsApart,
 }
 
 impl CacheConfig {
@@ -455,41 +461,6 @@ impl<W: World> Cache<W> {
             volume.last = volume.last.max(volume.state.published);
             log.append_state(opened.id)
         };
-        self.shared.flush_to(lsn).await
-    }
-
-    /// Accepts that all writes of a damaged volume after `kept` are lost, and keeps those up to there
-    /// (rule 8). Durable when it returns; the volume may be attached then. Refused if the volume is
-    /// not damaged, or its unbroken run ends elsewhere: who accepts a loss must have seen which.
-    pub async fn accept_loss(&self, volume: Id, kept: Seq) -> Result<(), CacheError> {
-        self.shared.room_for_state().await?;
-        let lsn = {
-            let mut log = self.shared.log.borrow_mut();
-            let damaged = log.volumes.get(&volume);
-            let damaged = damaged.ok_or(CacheError::UnknownVolume(volume))?;
-            let refused = |why: String| {
-                let name = damaged.state.name.clone();
-                Err(CacheError::LossRefused { name, why })
-            };
-            if damaged.damage.is_none() {
-                return refused("no write of it is missing".to_owned());
-            }
-            if damaged.kept() != kept {
-                return refused(format!(
-                    "what is left of it ends with write {}, not {kept}",
-                    damaged.kept()
-                ));
-            }
-            if damaged.state.losses.len() == LOSSES_MAX {
-                return refused(format!(
-                    "{LOSSES_MAX} losses were accepted already, and this log can keep apart no more; save what is left by reading it, then drop it (`DELETE` with `accept_loss=true`)"
-                ));
-            }
-            log.accept_loss(volume);
-            log.append_state(volume)
-        };
-        self.shared.dirty_freed.notify_waiters();
-        self.shared.space_wanted.notify_one();
         self.shared.flush_to(lsn).await
     }
 

@@ -30,9 +30,9 @@ mod watermark;
 #[cfg(feature = "planted")]
 pub use cache::Planted;
 pub use cache::{
-    Cache, CacheConfig, CacheStats, CacheVolume, Cut, CutContent, CutExtent, FillKey, ForkBase,
-    Intent, Known, LocalVolume, Looked, Missing, NewFork, Opened, Patch, PendingFork, VolumeCounts,
-    WRITE_BYTES_MAX,
+    Cache, CacheConfig, CacheStats, CacheVolume, Cut, CutContent, CutExtent, CutPart, FillKey,
+    ForkBase, Intent, Known, LocalVolume, Looked, Missing, NewFork, NewIntent, Opened, Patch,
+    PendingFork, VolumeCounts, WRITE_BYTES_MAX,
 };
 pub use error::CacheError;
 pub use extents::{Cover, ExtentMap};

@@ -11,6 +11,7 @@
 //! (`oldest_live`) tells a start which chunks count.
 
 mod append;
+mod together;
 mod volume;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -123,6 +124,7 @@ pub(crate) struct Dirty {
     pub(crate) what: Written,
     pub(crate) chunk: ChunkNo,
     pub(crate) log_bytes: u32,
+    /// Of its write, and of no other: see [`Log::moment`]. What a start found has one together.
     pub(crate) since: Instant,
     /// Taken along from a chunk that had to go: what was written after it may lie before it.
     pub(crate) moved: bool,
@@ -162,6 +164,8 @@ pub(crate) struct Volume {
     pub(crate) noted: Seq,
     /// Why nothing may be written: records that should be there are not (rule 8).
     pub(crate) damage: Option<String>,
+    /// Damaged, and of a group: what is left of it is what was published (rule 30).
+    pub(crate) rolls_back: bool,
     /// Another epoch exists: writers must not wait for room that no publish will make.
     pub(crate) fenced: bool,
     /// To who waits for the first unpublished write.
@@ -187,6 +191,7 @@ impl Volume {
             state_chunk: 0,
             noted: Seq(0),
             damage: None,
+            rolls_back: false,
             fenced: false,
             dirtied: Rc::default(),
             turns: VecDeque::new(),
@@ -276,6 +281,8 @@ pub(crate) struct Log {
     /// The newest state or moved record: must be durable before a chunk is reused.
     pub(crate) last_kept_lsn: u64,
     pub(crate) dirty_bytes: u64,
+    /// Of the newest write, or of the start.
+    last_moment: Instant,
     /// Chunks whose unpublished records were moved since anybody got room or anything was published:
     /// once around the log wins all that there is to win.
     pub(crate) relocated: usize,
@@ -317,6 +324,7 @@ impl Log {
             durable_lsn: next_lsn - 1,
             last_kept_lsn: 0,
             dirty_bytes: 0,
+            last_moment: Instant::default(),
             relocated: 0,
             batch: None,
             building: None,
@@ -694,6 +702,7 @@ impl Log {
         // Of a fork that is not in the store none can be.
         volume.state.attached = volume.state.base.is_some();
         volume.damage = None;
+        volume.rolls_back = false;
         volume.last = kept;
         // What they are made of is lost, and must not be published as if it were not.
         volume.state.forks.retain(|fork| fork.cut <= kept);
@@ -717,6 +726,7 @@ impl Log {
         // What they are made of goes.
         volume.state.forks.clear();
         volume.damage = None;
+        volume.rolls_back = false;
         self.dirty_bytes -= volume.dirty_bytes;
         self.relocated = 0;
         volume.dirty_bytes = 0;

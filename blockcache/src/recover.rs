@@ -121,6 +121,7 @@ pub(crate) async fn replay<W: World>(
     known: Known,
     now: Instant,
 ) -> Result<Outcome, CacheError> {
+    log.begin_at(now);
     let mut accepting = Accepting::new(plan, known, now);
     for (no, header) in &plan.writes {
         accepting.offer(log, reader, *no, *header).await?;
@@ -250,11 +251,14 @@ fn finish(log: &mut Log, lost: Lost) -> bool {
             "the cache log is damaged: cached data that the store also holds is dropped; replace the disk of `cache.dir` if it says so again (docs/runbooks/fsync-failed.md)"
         );
     }
-    let mut damaged = false;
     for volume in log.volumes.values_mut() {
         if volume.damage.is_none() {
             volume.damage = damage(volume, lost);
         }
+    }
+    log.spread_damage();
+    let mut damaged = false;
+    for volume in log.volumes.values_mut() {
         if drop_clean || volume.damage.is_some() {
             // Without what lies behind a hole: what is left of a damaged volume reads as one cut.
             let kept = volume.kept();

@@ -407,6 +407,8 @@ fn an_unreadable_chunk_with_unpublished_writes_is_damage() {
                 let other = Opened {
                     id: Id([2; 16]),
                     name: "other".into(),
+                    // One that it shared would make them a group.
+                    nonce: Id([2; 16]),
                     ..opened(Seq(0))
                 };
                 cache

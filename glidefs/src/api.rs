@@ -7,6 +7,7 @@
 //! nothing. Deliberately absent: TLS (bind to loopback, or put a proxy in front).
 
 mod error;
+mod groups;
 mod guard;
 mod server;
 #[cfg(test)]
@@ -111,6 +112,17 @@ impl Api {
             .route("/api/exports/{name}/forks", get(list_forks))
             .route("/api/exports/{name}/restore", post(restore))
             .route("/api/exports/{name}/renew-data", post(renew_data))
+            .route("/api/groups", get(groups::list).post(groups::form))
+            .route(
+                "/api/groups/{which}",
+                get(groups::get_one).delete(groups::end),
+            )
+            .route("/api/groups/{which}/fork", post(groups::fork))
+            .route(
+                "/api/groups/{which}/snapshots",
+                get(groups::list_snapshots).post(groups::take_snapshot),
+            )
+            .route("/api/groups/{which}/restore", post(groups::restore))
             .route("/api/salvage", get(list_salvage))
             .route("/api/salvage/{id}", get(salvage_ranges))
             .route("/api/salvage/{id}/data", get(salvage_data))

@@ -14,6 +14,7 @@ mod client;
 mod export;
 mod fork;
 mod gc;
+mod group;
 mod key;
 mod operation;
 pub(crate) mod output;
@@ -109,6 +110,12 @@ enum Command {
     },
     /// Make a new export that begins as another one, or as a snapshot of it (EXPORT@SNAPSHOT), and copies nothing
     Fork(ForkArguments),
+    /// Make groups of exports whose writes keep their order among each other (a database's log and data disks), and look at,
+    /// snapshot, restore, fork and end them as one
+    Group {
+        #[command(subcommand)]
+        command: GroupCommand,
+    },
     /// Look at and save what a server's log still holds of exports that another node has taken
     Salvage {
         #[command(subcommand)]
@@ -327,6 +334,103 @@ enum SnapshotCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum GroupCommand {
+    /// Make a group of 2 to 16 exports that no client is connected to; they are drained and given up for that
+    Make {
+        #[command(flatten)]
+        group: OfGroup,
+        /// Its members
+        #[arg(required = true, num_args = 2..=16)]
+        members: Vec<String>,
+        /// Return at once; `glidefs gc show` tells how far it is
+        #[arg(long)]
+        no_wait: bool,
+        /// Any text: asked again with the same one, it is the same group
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+    },
+    /// Show a group and its members
+    Show {
+        #[command(flatten)]
+        group: OfGroup,
+    },
+    /// List the groups in the store
+    List {
+        #[command(flatten)]
+        remote: Remote,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a snapshot of all members, at one moment; without a name it gets the date. Clients may go on writing meanwhile
+    Snapshot {
+        #[command(flatten)]
+        group: OfGroup,
+        /// Its name
+        #[arg(conflicts_with = "list")]
+        name: Option<String>,
+        /// Take none, and list those that all members have, oldest first
+        #[arg(long, conflicts_with = "request_id")]
+        list: bool,
+        /// Any text: asked again with the same one, no second snapshot is taken
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+    },
+    /// Make all members what they were, while no client is connected; what they were until now is kept as a snapshot
+    Restore {
+        #[command(flatten)]
+        group: OfGroup,
+        /// The snapshot to restore
+        name: String,
+        /// The name under which the state until now is kept; without it, `before-` and the date
+        #[arg(long, value_name = "NAME")]
+        before: Option<String>,
+        /// Return at once; `glidefs gc show` tells how far it is
+        #[arg(long)]
+        no_wait: bool,
+        /// Any text: asked again with the same one, it is not restored a second time
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+    },
+    /// Make a new group that begins as this one, or as a snapshot of it (GROUP@SNAPSHOT), and copies nothing
+    Fork {
+        #[command(flatten)]
+        group: OfGroup,
+        /// The new group
+        name: String,
+        /// For each member, its name and that of its fork
+        #[arg(required = true, num_args = 2..=16, value_name = "MEMBER=FORK")]
+        members: Vec<String>,
+        /// Any text: asked again with the same one, no second fork is made and none is in the way
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+    },
+    /// Make exports of its members that are in no group, while no client is connected
+    End {
+        #[command(flatten)]
+        group: OfGroup,
+        /// Return at once; `glidefs gc show` tells how far it is
+        #[arg(long)]
+        no_wait: bool,
+        /// Any text: asked again with the same one, it is the same operation
+        #[arg(long, value_name = "ID")]
+        request_id: Option<String>,
+    },
+}
+
+/// A group at a server.
+#[derive(Debug, Args)]
+struct OfGroup {
+    /// The group: its name, or its id once it is there
+    group: String,
+    #[command(flatten)]
+    remote: Remote,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -604,6 +708,7 @@ fn dispatch(
         Command::Export { command } => export::run(command),
         Command::Snapshot { command } => snapshot::run(command),
         Command::Fork(arguments) => fork::run(arguments),
+        Command::Group { command } => group::run(command),
         Command::Salvage { command } => salvage::run(command),
         Command::Gc { command } => gc::run(command),
         Command::Key { command } => key::run(command, environment),

@@ -5,6 +5,8 @@
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use world::sync::{Receiver, Sender, channel, oneshot};
@@ -54,6 +56,8 @@ pub enum Request {
     Forks(String, String, Reply<Vec<ForkedDocument>>),
     /// A new volume that begins as this one, or as a snapshot of it.
     Fork(String, MakeForkDocument, Reply<ForkDocument>),
+    /// Exports whose order among each other is kept.
+    Group(GroupRequest),
     /// What the log holds that nobody will publish.
     Salvage(Reply<Vec<SalvageDocument>>),
     /// Which bytes there are, from an offset on.
@@ -70,6 +74,26 @@ pub enum Request {
     Server(Reply<ServerDocument>),
     /// Everything that is counted, at one moment.
     Meters(Reply<MetersDocument>),
+}
+
+/// What may be asked about groups. Each is named by its id, or by its name.
+#[derive(Debug)]
+pub enum GroupRequest {
+    /// A page of all groups of the prefix: of the ids behind this one.
+    List(String, Reply<Vec<GroupDocument>>),
+    Get(String, Reply<GroupDocument>),
+    /// Gives the members up, and makes a group of them. Returns at once.
+    Form(FormGroupDocument, Reply<OperationDocument>),
+    /// Gives the members up, and makes exports of them that are in no group. Returns at once.
+    End(String, EndGroupQuery, Reply<OperationDocument>),
+    /// A new group that begins as this one, or as a snapshot of it.
+    Fork(String, ForkGroupDocument, Reply<GroupDocument>),
+    /// Those that all members have, oldest first.
+    Snapshots(String, Reply<Vec<GroupSnapshotDocument>>),
+    /// Returns once the store lists it.
+    TakeSnapshot(String, TakeSnapshotDocument, Reply<GroupSnapshotDocument>),
+    /// Gives the members up, and makes them what they were. Returns at once.
+    Restore(String, RestoreDocument, Reply<OperationDocument>),
 }
 
 pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
@@ -118,6 +142,9 @@ pub struct ExportDocument {
     /// The export that it was forked from.
     #[serde(default)]
     pub parent: Option<String>,
+    /// The group that it is a member of, as far as this node knows.
+    #[serde(default)]
+    pub group: Option<GroupNameDocument>,
     /// It is in the store. False: a fork that only this node has so far.
     #[serde(default = "is_published")]
     pub published: bool,
@@ -143,6 +170,13 @@ pub struct ExportDocument {
     #[serde(default)]
     pub warm: Option<WarmDocument>,
     pub io: IoDocument,
+}
+
+/// A group as its members name it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct GroupNameDocument {
+    pub id: String,
+    pub name: String,
 }
 
 /// How far an export's way into the cache is, before it is promoted. Bytes are those that the cache spends on it: with
@@ -469,7 +503,7 @@ pub struct OperationDocument {
     pub kind: String,
     pub state: OperationState,
     pub dry_run: bool,
-    /// Exports that are done, of so many; and the one that it is at. Of a purge: objects that are deleted, and 0.
+    /// Exports that are done, or were given up, of so many; and the one that it is at. Of a purge: objects that are deleted, and 0.
     pub done: u64,
     pub total: u64,
     pub at: String,
@@ -563,6 +597,63 @@ pub enum ForkWait {
     Local,
 }
 
+/// Exports that are cut, published, taken and given up together, so that the order of writes between them is kept.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct GroupDocument {
+    pub id: String,
+    pub name: String,
+    /// `forming`, `formed`, `dissolved` (and not tidied up after), `given-up` (before it was formed).
+    pub state: String,
+    /// In the group's order.
+    pub members: Vec<ExportDocument>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct FormGroupDocument {
+    pub name: String,
+    /// Exports.
+    pub members: Vec<String>,
+    /// Asked again with the same one, it is the same group.
+    #[serde(default)]
+    pub request_id: Option<String>,
+}
+
+/// What may stand behind the `?` of a DELETE of a group.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct EndGroupQuery {
+    /// Repeated, it is the same operation, as long as this server runs.
+    pub request_id: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct ForkGroupDocument {
+    /// Of the new group.
+    pub name: String,
+    /// Of each member the name of its fork.
+    pub members: BTreeMap<String, String>,
+    /// Without it: the group as it is now.
+    #[serde(default)]
+    pub snapshot: Option<String>,
+    /// Asked again with the same one, the answer is the same group and not an error.
+    #[serde(default)]
+    pub request_id: Option<String>,
+}
+
+/// A snapshot of all members, of one moment.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct GroupSnapshotDocument {
+    /// The group's name.
+    pub group: String,
+    pub name: String,
+    pub id: String,
+    pub taken_at: String,
+    /// Of each member, in the group's order.
+    pub members: Vec<SnapshotDocument>,
+}
+
 /// A refusal or a failure, with the HTTP status that fits it.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, thiserror::Error)]
 #[error("{message}")]
@@ -572,6 +663,9 @@ pub struct ControlError {
     pub message: String,
     /// The numbers that a refusal rests on.
     pub export: Option<Box<ExportDocument>>,
+    /// Of a member of a group: those of all members.
+    #[serde(default)]
+    pub members: Vec<ExportDocument>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -595,6 +689,7 @@ impl ControlError {
             kind,
             message: message.into(),
             export: None,
+            members: Vec::new(),
         }
     }
 

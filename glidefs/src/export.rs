@@ -13,6 +13,8 @@
 //! Prepared  ── (prepared again) replaced by a newer one; promoted: replaced by a ReadWrite export
 //! ```
 //!
+//! Those of a group (rule 30) are opened together, and have one role from then on ([`group`]).
+//!
 //! A role never goes back. An export that is opened again is a new [`Export`]: connections that
 //! were told "read-only" stay so, at their cut. Only those to one that was prepared go on with what takes its place.
 //!
@@ -27,6 +29,7 @@ pub mod connection;
 pub(crate) mod decide;
 pub mod document;
 pub(crate) mod frames;
+pub(crate) mod group;
 pub(crate) mod meter;
 pub(crate) mod open;
 pub(crate) mod orders;
@@ -56,6 +59,7 @@ use base::Base;
 use causes::Causes;
 use clients::Clients;
 use frames::{Frames, index};
+use group::Fellows;
 use meter::Meter;
 use orders::Orders;
 use warm::Warm;
@@ -108,6 +112,8 @@ pub struct Export<W: World> {
     /// The server ends: nobody waits for the store, or for a promotion, any more.
     stops: Cell<bool>,
     pub(crate) clients: Clients,
+    /// What was opened together with it.
+    pub(crate) fellows: Fellows<W>,
     pub(crate) orders: Orders,
     pub(crate) causes: Causes,
     /// Of one that is prepared.
@@ -166,6 +172,7 @@ impl<W: World> Export<W> {
             meter: parts.meter,
             read_wait: parts.read_wait,
             stops: Cell::new(false),
+            fellows: Fellows::default(),
             orders: Orders::default(),
             causes: Causes::default(),
             warm: Warm::default(),
@@ -277,16 +284,12 @@ impl<W: World> Export<W> {
         self.successor.get()
     }
 
-    /// The last client is gone for good and all is published: from here on nobody writes, so the
-    /// detach on its way says the whole truth. False if that is not so.
-    pub(crate) fn begin_leaving(&self) -> bool {
+    /// The last client is gone for good and all is published: once its right to write has ended, a detach says the
+    /// whole truth.
+    pub(crate) fn may_leave(&self) -> bool {
         let clean = self.local_state().is_some_and(|l| l.last <= l.published);
-        let is_forking = self.orders.is_forking();
-        if self.role.get() != Role::ReadWrite || self.clients.count() > 0 || !clean || is_forking {
-            return false;
-        }
-        self.end(Role::Leaving);
-        true
+        let is_held = self.clients.count() > 0 || self.orders.is_forking();
+        self.role.get() == Role::ReadWrite && clean && !is_held
     }
 
     /// Waits until everything answered before this call is in the store. An error once an attempt

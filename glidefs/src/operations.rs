@@ -69,6 +69,11 @@ impl Operations {
         });
     }
 
+    /// One more is done, of which there is nothing to tell.
+    pub(crate) fn passed(&self, id: &str) {
+        self.change(id, |it| it.done += 1);
+    }
+
     /// Of a purge, of which nobody knows before how much there is.
     pub(crate) fn deleted(&self, id: &str, export: &str, objects: u64) {
         self.change(id, |it| {

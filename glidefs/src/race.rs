@@ -30,6 +30,19 @@ where
     .await
 }
 
+/// Returns once one of them is done; the others are dropped where they stand.
+pub(crate) async fn any<F: Future<Output = ()>>(futures: Vec<F>) {
+    let mut waiting: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        let is_done = waiting.iter_mut().any(|it| it.as_mut().poll(cx).is_ready());
+        match is_done {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+}
+
 /// Drives all futures to their end within this task, so that none is left behind if it ends.
 pub(crate) async fn join_all<F: Future<Output = ()>>(futures: Vec<F>) {
     let mut running: Vec<_> = futures.into_iter().map(Box::pin).collect();

@@ -9,6 +9,7 @@ mod answer;
 mod delete;
 mod forks;
 mod gc;
+mod groups;
 mod leave;
 mod loss;
 mod meters;
@@ -231,13 +232,13 @@ async fn brought_back<W: World>(registry: &Registry<W>, name: &str) {
     let site = registry.site();
     let mut failures = 0;
     while registry.get(name).is_none() && !site.closing.get() {
-        let door = registry.door(name).await;
+        let mut door = registry.door(name).await;
         // Somebody who deleted it was in the door: it would be taken back from whoever is to have it.
         let mut locals = site.cache.volumes().into_iter();
         if !locals.any(|local| local.name == name && is_held(&site.cache, &local)) {
             return;
         }
-        let opened = Box::pin(registry.opened(name, Wish::default())).await;
+        let opened = Box::pin(registry.opened(&mut door, name, Wish::default())).await;
         drop(door);
         match opened {
             Ok(_) => return,

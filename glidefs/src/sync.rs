@@ -1,5 +1,5 @@
-//! Brings what was written to the store: one task per read-write export, the only one that
-//! publishes its root.
+//! Brings what was written to the store: one task for each root, the only one that publishes it. That is the root of one
+//! read-write export, or of those of a group (rule 30).
 //!
 //! ```text
 //! (dirty for `delay`, pressed, or asked) -> cut -> plan -> read, complete -> upload -> publish
@@ -15,7 +15,9 @@
 pub(crate) mod attempt;
 pub(crate) mod backoff;
 mod fork;
+mod member;
 pub mod plan;
+mod prove;
 pub(crate) mod uploads;
 
 use std::cell::Cell;
@@ -25,16 +27,14 @@ use std::time::Duration;
 use blockcache::{CacheError, CacheVolume, Id, LocalVolume};
 use world::{Instant, World};
 
-use crate::export::decide::{Ours, Plan, Records, Seen, decide};
 use crate::export::frames::{ReadError, is_temporary};
-use crate::export::open::adopt;
-use crate::export::shelf::Trouble;
 use crate::export::site::Site;
 use crate::export::{Export, Role};
-use crate::race::{First, race};
-use crate::volume::{Tidied, Tidy, Volume, VolumeError};
+use crate::race::{First, any, race};
+use crate::volume::{Members, Tidied, Tidy, Volume, VolumeError};
 use attempt::{Attempt, Kept};
 use backoff::Backoff;
+use member::Member;
 
 const BACKOFF: Backoff = Backoff {
     first: Duration::from_secs(1),
@@ -48,10 +48,6 @@ pub(crate) const ENDING_ASKED_MAX: Duration = Duration::from_secs(5);
 
 /// A step of a sync that takes longer is said to. Several times what a slow store takes for the largest.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-
-/// How often in all the store may answer with an unreadable root, before an export that was resumed
-/// without asking it ends: what it serves may be over since long (promise 7).
-const UNREADABLE_ANSWERS_MAX: u32 = 3;
 
 /// When to sync, and how much at a time.
 #[derive(Clone, Debug)]
@@ -116,12 +112,12 @@ impl SyncError {
     }
 }
 
-/// The sync task of one export.
+/// The sync task of one root.
 #[derive(Debug)]
 pub(crate) struct Syncer<W: World> {
     site: Rc<Site<W>>,
-    export: Rc<Export<W>>,
-    local: CacheVolume<W>,
+    /// One export, or those of all members of a group; from the moment on when the store was reached in its order.
+    members: Vec<Member<W>>,
     /// Not before this may the root be written again (rule 29).
     turn: Cell<Instant>,
     /// The intent of which the store has not heard, and never will if it is taken back.
@@ -143,7 +139,7 @@ enum Task {
     Ends,
 }
 
-/// What an error means for the export.
+/// What an error means for the exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// Try again later, with everything kept.
@@ -154,16 +150,25 @@ enum Verdict {
     Halt,
 }
 
-/// Starts the task. It ends with the role `ReadWrite` of the export, and leaves nothing behind.
-pub(crate) fn start<W: World>(site: &Rc<Site<W>>, export: &Rc<Export<W>>) {
-    let local = export.local().expect("only read-write exports sync");
+/// Starts the task of an export, or of those of all members of a group: all `ReadWrite`, all with their volumes, or all
+/// resumed without the store. It ends with that role of all of them, and leaves nothing behind.
+pub(crate) fn start<W: World>(site: &Rc<Site<W>>, exports: &[Rc<Export<W>>]) {
+    assert!(!exports.is_empty(), "a task has something to publish");
     // The open wrote the root a moment ago, or the process before this one may have.
     let turn = site.world.now() + site.config.sync.publish_interval_min;
-    site.lineage.opened(local.id(), export);
+    let mut members = Vec::with_capacity(exports.len());
+    for export in exports {
+        let local = export.local().expect("only read-write exports sync");
+        site.lineage.opened(local.id(), export);
+        members.push(Member {
+            site: Rc::clone(site),
+            export: Rc::clone(export),
+            local: local.clone(),
+        });
+    }
     let syncer = Syncer {
         site: Rc::clone(site),
-        export: Rc::clone(export),
-        local: local.clone(),
+        members,
         turn: Cell::new(turn),
         unsent: Cell::default(),
     };
@@ -171,20 +176,21 @@ pub(crate) fn start<W: World>(site: &Rc<Site<W>>, export: &Rc<Export<W>>) {
 }
 
 impl<W: World> Syncer<W> {
-    async fn run(self) {
-        let proved = match self.export.frames().base() {
+    async fn run(mut self) {
+        let proved = match self.export().frames().base() {
             Some(base) => Box::pin(self.publish_fork(base)).await,
-            None if self.export.root().is_none() => Box::pin(self.prove()).await,
+            None if self.export().root().is_none() => Box::pin(self.prove()).await,
             None => Task::GoesOn,
         };
         if proved == Task::Ends {
             return;
         }
+        self.put_in_order();
         loop {
             match self.next_work().await {
                 Work::Sync => {}
-                // Whoever connects from now on opens the volume anew, after this task has ended.
-                Work::Leave if self.export.begin_leaving() => {}
+                // Whoever connects from now on opens the volumes anew, after this task has ended.
+                Work::Leave if self.begin_leaving() => {}
                 Work::Leave => continue,
                 Work::End => return,
             }
@@ -194,26 +200,63 @@ impl<W: World> Syncer<W> {
         }
     }
 
+    /// The first: what is said once for all is said of it.
+    fn lead(&self) -> &Member<W> {
+        self.members.first().expect("one at least")
+    }
+
+    fn export(&self) -> &Rc<Export<W>> {
+        &self.lead().export
+    }
+
+    fn locals(&self) -> Vec<CacheVolume<W>> {
+        self.members.iter().map(|it| it.local.clone()).collect()
+    }
+
+    /// Of all, for people.
+    fn names(&self) -> String {
+        let names: Vec<&str> = self.members.iter().map(|it| it.export.name()).collect();
+        names.join(", ")
+    }
+
+    fn states(&self) -> Vec<LocalVolume> {
+        self.members.iter().map(Member::state).collect()
+    }
+
+    /// What they are in the store, as one.
+    fn together(&self) -> Result<Members<W>, VolumeError> {
+        Members::of(self.members.iter().map(Member::volume).collect())
+    }
+
+    /// In the order in which the store has them. Where they are not what is published together, each publish says so.
+    fn put_in_order(&mut self) {
+        let Ok(together) = self.together() else {
+            return;
+        };
+        let order: Vec<Id> = ids(together.volumes());
+        let place = |member: &Member<W>| order.iter().position(|id| *id == member.local.id());
+        self.members.sort_by_key(place);
+    }
+
     /// Looks at the state after every event until there is something to do.
     async fn next_work(&self) -> Work {
         loop {
-            if self.export.role() != Role::ReadWrite {
+            if !self.members.iter().all(Member::is_writable) {
                 return Work::End;
             }
-            let (now, state) = (self.site.world.now(), self.state());
-            let dirty = state.last > state.published;
-            let age = self.local.dirty_age();
+            let (now, states) = (self.site.world.now(), self.states());
+            let dirty = states.iter().any(|state| state.last > state.published);
+            let ages = self.members.iter().map(|it| it.local.dirty_age());
+            let age = ages.max().unwrap_or_default();
             let delay = self.site.config.sync.delay;
-            let leave_at = self.leave_at().filter(|_| !self.has_forks(&state));
+            let mut all = self.members.iter().zip(&states);
+            let has_forks = all.any(|(member, state)| member.has_forks(state));
+            let leave_at = self.leave_at().filter(|_| !has_forks);
             let leaving = leave_at.is_some_and(|at| at <= now);
-            let orders = &self.export.orders;
-            let ordered = orders.drain_to() > state.published
-                || orders.has_snapshots()
-                || orders.has_data_key()
-                || orders.is_carrying()
-                || self.forks_wait(&state)
-                || self.must_grow();
-            if ordered || dirty && (leaving || age >= delay || self.local.pressed()) {
+            let mut all = self.members.iter().zip(&states);
+            let ordered = all.any(|(member, state)| member.is_ordered(state));
+            let pressed = self.members.iter().any(|it| it.local.pressed());
+            if ordered || dirty && (leaving || age >= delay || pressed) {
                 return Work::Sync;
             }
             if leaving && !dirty {
@@ -225,19 +268,30 @@ impl<W: World> Syncer<W> {
         }
     }
 
-    /// When the export is to be given up, if nobody connects before; none while somebody is here.
+    /// When all are to be given up, if nobody connects before; none while somebody is at one of them. The order to one is
+    /// an order to all: the right to write is theirs together.
     fn leave_at(&self) -> Option<Instant> {
-        let since = self.export.clients.none_since()?;
-        if self.export.orders.is_leaving() {
-            return Some(since);
-        }
-        // The grace time is not to end in the middle of a shutdown, which gives the order itself.
-        (!self.site.closing.get()).then(|| since + self.site.config.grace)
+        let mut members = self.members.iter();
+        let is_ordered = members.any(|it| it.export.orders.is_leaving());
+        let each = self.members.iter().map(|it| it.leave_at(is_ordered));
+        let each: Option<Vec<Instant>> = each.collect();
+        each?.into_iter().max()
     }
 
-    fn must_grow(&self) -> bool {
-        let size = self.export.size_bytes();
-        self.export.orders.grow_to().is_some_and(|to| to > size)
+    /// In one step: from here on nobody writes to any. False if one cannot go yet.
+    fn begin_leaving(&self) -> bool {
+        let may_leave = self.members.iter().all(|it| it.export.may_leave());
+        if may_leave {
+            self.end(Role::Leaving);
+        }
+        may_leave
+    }
+
+    /// Ends the right to write of all.
+    fn end(&self, role: Role) {
+        for member in &self.members {
+            member.export.end(role);
+        }
     }
 
     async fn wait(&self, dirty: bool, until: Option<Instant>) {
@@ -247,14 +301,8 @@ impl<W: World> Syncer<W> {
                 None => std::future::pending().await,
             }
         };
-        let news = async {
-            if dirty {
-                self.local.wait_pressed().await;
-            } else {
-                self.local.wait_dirty().await;
-            }
-        };
-        race(self.export.orders.wake.notified(), race(timer, news)).await;
+        let news = self.members.iter().map(|it| it.news(dirty)).collect();
+        race(timer, any(news)).await;
     }
 
     /// One cut, or one change of the root without one, until it is published or never will be.
@@ -266,7 +314,9 @@ impl<W: World> Syncer<W> {
             match self.watched(self.step(&mut attempt, &kept)).await {
                 Ok(()) => {
                     let took = self.site.world.now() - began;
-                    self.export.meter().sync.record(took);
+                    for member in &self.members {
+                        member.export.meter().sync.record(took);
+                    }
                     self.recovered();
                     return self.after_publish();
                 }
@@ -298,8 +348,8 @@ impl<W: World> Syncer<W> {
 
     /// Of uploads that no publish will name any more.
     async fn give_back(&self, kept: &Kept) {
-        if let Some(volume) = self.export.frames().volume() {
-            Box::pin(volume.give_back_uploads(kept.uploaded())).await;
+        for (member, uploaded) in self.members.iter().zip(kept.uploaded()) {
+            member.give_back(uploaded).await;
         }
     }
 
@@ -308,7 +358,11 @@ impl<W: World> Syncer<W> {
         let mut step = Box::pin(step);
         let world = &self.site.world;
         loop {
-            let uploaded = || self.export.meter().io.get().uploaded_segments;
+            let uploaded = || -> u64 {
+                let each = self.members.iter();
+                each.map(|it| it.export.meter().io.get().uploaded_segments)
+                    .sum()
+            };
             let before = uploaded();
             if let First::Left(done) = race(&mut step, world.sleep(SILENCE_MAX)).await {
                 return done;
@@ -318,11 +372,14 @@ impl<W: World> Syncer<W> {
                 break;
             }
         }
-        let (export, causes) = (&self.export, &self.export.causes);
-        if causes.raise("sync", world.now()) {
-            tracing::warn!(export = %export.name(), waited_s = SILENCE_MAX.as_secs(), dirty_bytes = self.state().dirty_bytes, "the store takes long for the sync; writes stay in the cache");
+        if self.export().causes.raise("sync", world.now()) {
+            tracing::warn!(export = %self.names(), waited_s = SILENCE_MAX.as_secs(), dirty_bytes = self.dirty_bytes(), "the store takes long for the sync; writes stay in the cache");
         }
         step.await
+    }
+
+    fn dirty_bytes(&self) -> u64 {
+        self.states().iter().map(|state| state.dirty_bytes).sum()
     }
 
     /// A page that is to be completed may be gone from the store because another owner has collected it: then this
@@ -334,7 +391,8 @@ impl<W: World> Syncer<W> {
             }
             _ => false,
         };
-        let volume = self.export.frames().volume();
+        // Whoever takes one of a group has taken all.
+        let volume = self.export().frames().volume();
         match volume.filter(|_| is_missing) {
             Some(volume) => match Box::pin(volume.check_epoch()).await {
                 Ok(()) => error,
@@ -347,7 +405,7 @@ impl<W: World> Syncer<W> {
     /// What a failed step leaves in `attempt` is taken up by the next.
     async fn step(&self, attempt: &mut Option<Attempt<W>>, kept: &Kept) -> Result<(), SyncError> {
         if attempt.is_none() {
-            *attempt = self.begin(kept).await?;
+            *attempt = Box::pin(self.begin(kept)).await?;
         }
         let Some(attempt) = attempt else {
             return Ok(());
@@ -357,134 +415,106 @@ impl<W: World> Syncer<W> {
     }
 
     fn after_publish(&self) -> Task {
-        if self.export.role() != Role::Leaving {
-            self.export.orders.news.notify_waiters();
-            self.tidy();
+        if self.export().role() != Role::Leaving {
+            for member in &self.members {
+                member.export.orders.news.notify_waiters();
+                member.tidy();
+            }
             return Task::GoesOn;
         }
-        self.discard();
-        tracing::info!(export = %self.export.name(), "drained and detached: any node may open the volume now");
-        self.export.end(Role::Closed);
+        for member in &self.members {
+            member.discard();
+            tracing::info!(export = %member.export.name(), "drained and detached: any node may open the volume now");
+        }
+        self.end(Role::Closed);
         Task::Ends
     }
 
-    /// Keeps the map short and gives space back, beside the next syncs, which carry the result.
-    fn tidy(&self) {
-        let Some(volume) = self.export.frames().volume() else {
-            return;
-        };
-        let (export, tidy) = (Rc::clone(&self.export), self.site.config.sync.tidy);
-        self.site.world.spawn(async move {
-            match Box::pin(volume.tidy(&tidy)).await {
-                Ok(tidied) => {
-                    export.causes.settle("map");
-                    count(&export, &tidied);
-                }
-                Err(error) if export.causes.raise("map", export.world().now()) => {
-                    tracing::warn!(export = %export.name(), %error, "the volume in the store is not tidied; tried again after the next sync");
-                }
-                Err(_told) => {}
-            }
-        });
-    }
-
-    /// Work on the map that was under way is lost with the detach; what it wrote is not left behind.
-    fn discard(&self) {
-        let Some(volume) = self.export.frames().volume() else {
-            return;
-        };
-        let export = Rc::clone(&self.export);
-        self.site.world.spawn(async move {
-            if let Err(error) = Box::pin(volume.discard_fresh()).await {
-                tracing::info!(export = %export.name(), %error, "objects that nobody needs stay in the store: `glidefs gc run` sweeps them");
-            }
-        });
-    }
-
     fn recovered(&self) {
-        let causes = &self.export.causes;
+        let causes = &self.export().causes;
         if causes.settle("sync") | causes.settle("sync fails") {
-            tracing::info!(export = %self.export.name(), "sync to the store works again");
+            tracing::info!(export = %self.names(), "sync to the store works again");
         }
     }
 
     /// Says it once per outage, to the log and to those who wait for a drain.
     async fn failed(&self, error: &SyncError) -> Task {
-        self.export.count(|io| io.sync_errors += 1);
+        for member in &self.members {
+            member.export.count(|io| io.sync_errors += 1);
+        }
         let task = self.judge(error).await;
-        // Forks of it wait for what failed.
-        if self
-            .local
-            .state()
-            .is_some_and(|state| !state.forks.is_empty())
-        {
+        // Forks of them wait for what failed.
+        let mut states = self.members.iter().filter_map(|it| it.local.state());
+        if states.any(|state| !state.forks.is_empty()) {
             self.site.lineage.news.notify_waiters();
         }
         task
     }
 
     async fn judge(&self, error: &SyncError) -> Task {
-        let name = self.export.name();
         let text = error.to_string();
         match verdict(error) {
             Verdict::Again => {
                 self.say_failure(error);
-                self.export.orders.failed(text);
+                self.tell_failure(&text);
                 return Task::GoesOn;
             }
             Verdict::Fenced => {
-                tracing::error!(export = %name, %error, dirty_bytes = self.state().dirty_bytes, "fenced: this node stops serving the volume; unpublished writes are kept in its log (docs/runbooks/export-fenced.md)");
-                self.export.end(Role::Fenced);
-                self.give_up_epoch().await;
+                tracing::error!(export = %self.names(), %error, dirty_bytes = self.dirty_bytes(), "fenced: this node stops serving the volume; unpublished writes are kept in its log (docs/runbooks/export-fenced.md)");
+                self.end(Role::Fenced);
+                self.give_up_epochs().await;
             }
             Verdict::Vanished => {
-                tracing::error!(export = %name, %error, "the volume is gone from the store; it is not created again (docs/runbooks/volume-vanished.md)");
-                self.export.end(Role::Vanished);
+                tracing::error!(export = %self.names(), %error, "the volume is gone from the store; it is not created again (docs/runbooks/volume-vanished.md)");
+                self.end(Role::Vanished);
             }
             Verdict::Halt => {
-                tracing::error!(export = %name, %error, "the cache log has stopped; nothing more is published (docs/runbooks/fsync-failed.md)");
-                self.export.orders.halt(text.clone());
+                tracing::error!(export = %self.names(), %error, "the cache log has stopped; nothing more is published (docs/runbooks/fsync-failed.md)");
+                for member in &self.members {
+                    member.export.orders.halt(text.clone());
+                }
                 // Who waits for the detach must not wait for a task that has ended.
-                if self.export.role() == Role::Leaving {
-                    self.export.end(Role::Closed);
+                if self.export().role() == Role::Leaving {
+                    self.end(Role::Closed);
                 }
             }
         }
-        self.export.orders.failed(text);
+        self.tell_failure(&text);
         Task::Ends
+    }
+
+    /// To those who wait for one of them.
+    fn tell_failure(&self, text: &str) {
+        for member in &self.members {
+            member.export.orders.failed(text.to_owned());
+        }
+    }
+
+    async fn give_up_epochs(&self) {
+        for member in &self.members {
+            member.give_up_epoch().await;
+        }
     }
 
     /// Apart from each other: an outage must not hide that credentials ran out in it.
     fn say_failure(&self, error: &SyncError) {
-        let (name, causes) = (self.export.name(), &self.export.causes);
+        let (names, causes) = (self.names(), &self.export().causes);
         let now = self.site.world.now();
         if is_passing(error) {
             if causes.raise("sync", now) {
-                tracing::warn!(export = %name, %error, "the store does not take the sync; writes stay in the cache and are retried");
+                tracing::warn!(export = %names, %error, "the store does not take the sync; writes stay in the cache and are retried");
             }
         } else if causes.raise("sync fails", now) {
             if let SyncError::Cache(CacheError::Damaged { .. }) = error {
-                tracing::error!(export = %name, %error, "a write that is not in the store yet cannot be read back from the cache disk, and what came after it waits; replace the disk, and restart to see what is left (docs/runbooks/fsync-failed.md)");
+                tracing::error!(export = %names, %error, "a write that is not in the store yet cannot be read back from the cache disk, and what came after it waits; replace the disk, and restart to see what is left (docs/runbooks/fsync-failed.md)");
             } else {
-                tracing::error!(export = %name, %error, "the sync fails; writes stay in the cache and are retried (docs/runbooks/store-unavailable.md)");
+                tracing::error!(export = %names, %error, "the sync fails; writes stay in the cache and are retried (docs/runbooks/store-unavailable.md)");
             }
         }
     }
 
-    /// So that no restart during an outage resumes an epoch that is known to be over.
-    async fn give_up_epoch(&self) {
-        if let Err(error) = self.local.detached().await {
-            tracing::error!(export = %self.export.name(), %error, "the end of the epoch could not be noted in the log (docs/runbooks/fsync-failed.md)");
-        }
-    }
-
-    fn state(&self) -> LocalVolume {
-        let state = self.local.state();
-        state.expect("a volume is dropped from the log only after its export has ended")
-    }
-
     /// Waits before the next attempt. A detach that does not get through is given up as soon as
-    /// somebody wants to open the volume: opening raises the epoch, so it cannot land later.
+    /// somebody wants to open one of the volumes: opening raises the epochs, so it cannot land later.
     async fn back_off(&self, failures: u32, asked: Option<Duration>) -> Task {
         let world = &self.site.world;
         let mut chance = [0; 4];
@@ -493,12 +523,15 @@ impl<W: World> Syncer<W> {
         let began = world.now();
         self.say_asked(asked, began);
         loop {
-            let is_leaving = self.export.role() == Role::Leaving;
-            if is_leaving && self.export.orders.is_staying() {
-                self.export.end(Role::Closed);
+            let is_leaving = self.export().role() == Role::Leaving;
+            let mut members = self.members.iter();
+            if is_leaving && members.any(|it| it.export.orders.is_staying()) {
+                self.end(Role::Closed);
                 return Task::Ends;
             }
-            let wake = self.export.orders.wake.notified();
+            let members = self.members.iter();
+            let wakes = members.map(|it| it.export.orders.wake.notified());
+            let woken = any(wakes.collect());
             // Looked at again after each order: the server may end in the middle of a minute that was asked for.
             let kept = match asked {
                 Some(asked) if is_leaving && self.site.closing.get() => {
@@ -507,7 +540,7 @@ impl<W: World> Syncer<W> {
                 asked => asked,
             };
             let deadline = began + BACKOFF.wait(failures, chance, kept);
-            if let First::Left(()) = race(world.sleep_until(deadline), wake).await {
+            if let First::Left(()) = race(world.sleep_until(deadline), woken).await {
                 return Task::GoesOn;
             }
         }
@@ -516,110 +549,20 @@ impl<W: World> Syncer<W> {
     /// That a detach waits because the store wants it: whoever waits for the volume elsewhere would look in vain for a
     /// fault.
     fn say_asked(&self, asked: Option<Duration>, now: Instant) {
-        let is_leaving = self.export.role() == Role::Leaving;
+        let is_leaving = self.export().role() == Role::Leaving;
         let Some(asked) = asked.filter(|_| is_leaving) else {
             return;
         };
-        if self.export.causes.raise("detach waits", now) {
-            tracing::warn!(export = %self.export.name(), asked_s = asked.as_secs(), at_the_end_s = ENDING_ASKED_MAX.as_secs(), "the store asks to be left alone: the detach waits as long as it says, and no other node can open the volume before without force; a server that is told to end waits `at_the_end_s` at most. Whoever opens the volume here has it at once");
+        if self.export().causes.raise("detach waits", now) {
+            tracing::warn!(export = %self.names(), asked_s = asked.as_secs(), at_the_end_s = ENDING_ASKED_MAX.as_secs(), "the store asks to be left alone: the detach waits as long as it says, and no other node can open the volume before without force; a server that is told to end waits `at_the_end_s` at most. Whoever opens the volume here has it at once");
         }
     }
+}
 
-    /// After a start without the store: asks it until it answers, and believes the log only if the
-    /// root agrees (rule 14).
-    async fn prove(&self) -> Task {
-        let mut failures = 0;
-        let mut unreadable = 0;
-        loop {
-            let asked = self.site.shelf.ask(self.export.name()).await;
-            match asked.seen {
-                // The password was changed elsewhere while the store was out of reach: guests go on as in the outage, and a
-                // person puts it right.
-                Seen::Unreadable(why) if asked.trouble == Trouble::Keys => {
-                    failures += 1;
-                    let (name, causes) = (self.export.name(), &self.export.causes);
-                    if causes.raise("sync fails", self.site.world.now()) {
-                        tracing::error!(export = %name, error = %why, "the store's keys cannot be opened; the volume is served from the cache, and nothing is published: give this node the current password, and start it again with two SIGTERMs (docs/runbooks/store-unavailable.md)");
-                    }
-                    self.export.orders.failed(why);
-                    if self.back_off(failures, asked.retry_after).await == Task::Ends {
-                        return Task::Ends;
-                    }
-                }
-                // Once may be something on the way that answers in the store's place.
-                Seen::Unreadable(why) => {
-                    unreadable += 1;
-                    tracing::error!(export = %self.export.name(), error = %why, "what the store holds of the volume cannot be read; restore the object that is named (docs/runbooks/volume-vanished.md)");
-                    if unreadable == UNREADABLE_ANSWERS_MAX {
-                        self.export.end(Role::Vanished);
-                        return Task::Ends;
-                    }
-                    self.export.orders.failed(why);
-                    if self.back_off(unreadable, asked.retry_after).await == Task::Ends {
-                        return Task::Ends;
-                    }
-                }
-                Seen::Unreachable(why) => {
-                    failures += 1;
-                    let (name, causes) = (self.export.name(), &self.export.causes);
-                    let now = self.site.world.now();
-                    let is_refused = asked.trouble == Trouble::Refused;
-                    if is_refused && causes.raise("sync fails", now) {
-                        tracing::error!(export = %name, error = %why, "the store refuses to be asked; the volume is served from the cache (docs/runbooks/store-unavailable.md)");
-                    } else if !is_refused && causes.raise("sync", now) {
-                        tracing::warn!(export = %name, error = %why, "the store cannot be asked; the volume is served from the cache");
-                    }
-                    self.export.orders.failed(why);
-                    if self.back_off(failures, asked.retry_after).await == Task::Ends {
-                        return Task::Ends;
-                    }
-                }
-                Seen::Absent => {
-                    tracing::error!(export = %self.export.name(), "the volume is gone from the store; it is not created again (docs/runbooks/volume-vanished.md)");
-                    self.export.end(Role::Vanished);
-                    return Task::Ends;
-                }
-                Seen::Root(_) => {
-                    let volume = asked.volume.expect("a root comes with its volume");
-                    if self.agree(volume) {
-                        self.recovered();
-                        // The root may hold more than the log had noted: nothing may be left to
-                        // publish, and so nothing else would tell those who wait for a drain.
-                        self.export.orders.news.notify_waiters();
-                        return Task::GoesOn;
-                    }
-                    self.export.end(Role::Fenced);
-                    self.give_up_epoch().await;
-                    return Task::Ends;
-                }
-            }
-        }
-    }
-
-    /// True if the root is what this log made of it: then the store is read from now on.
-    fn agree(&self, volume: Volume<W>) -> bool {
-        let (root, state) = (volume.root(), self.state());
-        let ours = Ours {
-            cache: self.site.owner.cache,
-            local: Some(&state),
-            create_bytes: None,
-            over_deleted: false,
-        };
-        let plan = decide(&Seen::Root(root.clone()), ours);
-        let records = Records::Keep;
-        if plan != (Plan::Resume { records })
-            || volume.resume(&self.site.owner, state.epoch).is_err()
-        {
-            tracing::error!(export = %self.export.name(), epoch = %state.epoch, root_epoch = %root.epoch, dirty_bytes = state.dirty_bytes, "fenced: somebody else changed the volume since; unpublished writes are kept in the log (docs/runbooks/export-fenced.md)");
-            return false;
-        }
-        // In one step: what counts as clean must be readable from the map.
-        self.export.frames().set_volume(volume);
-        adopt(&self.local, &state, &root);
-        self.export
-            .set_size(root.size_bytes.max(self.export.size_bytes()));
-        true
-    }
+/// The volumes, by what the log calls them too.
+fn ids<W: World>(volumes: &[Volume<W>]) -> Vec<Id> {
+    let ids = volumes.iter().map(|volume| volume.root().volume);
+    ids.collect()
 }
 
 /// What a pass did, for the meters.
@@ -658,3 +601,6 @@ fn is_passing(error: &SyncError) -> bool {
         SyncError::Cache(_) => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

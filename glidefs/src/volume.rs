@@ -12,7 +12,10 @@
 //!                        segments: frames of pages                   segment.rs sealed.rs
 //! ```
 //!
-//! Deciding is pure (`merge.rs`, `runs.rs`, `tail.rs`, all formats); acting is `bucket.rs`,
+//! Volumes may be changed together, as a group (`group.rs`): then one object holds the roots of all, and only `home.rs`
+//! knows where a root lies.
+//!
+//! Deciding is pure (`merge.rs`, `runs.rs`, `tail.rs`, all formats); acting is `bucket.rs`, `home.rs`, `members.rs`,
 //! `publish.rs`, `lookup.rs`, `compact.rs`. Deliberately absent: any cache of data (blockcache),
 //! any clock that decides, deletion of anything.
 
@@ -27,12 +30,17 @@ mod error;
 mod extent;
 mod flatten;
 mod fork;
+mod form;
+mod group;
+mod group_fork;
+mod home;
 mod keyring;
 mod keys;
 mod leaf;
 mod ledger;
 mod lookup;
 mod lru;
+mod members;
 mod merge;
 mod metered;
 mod name;
@@ -94,6 +102,12 @@ pub enum Planted {
     SweepByAge,
     /// Rule 21: also of a tombstone, which names nothing.
     SweepTombstone,
+    /// Rule 30: a reader believes what it read of the members of a group at several moments.
+    ReadsApart,
+    /// Rule 30: whoever takes a group raises the epoch of the member that was asked for alone.
+    EpochOfOne,
+    /// Rule 30: a member of a group that is forming changes hands, and that is not given up.
+    OpensForming,
 }
 
 pub use audit::Audit;
@@ -104,8 +118,12 @@ pub use error::VolumeError;
 pub use flatten::Flattened;
 pub(crate) use fork::Born;
 pub use fork::{Fork, ForkView};
+pub use form::Form;
+pub use group::{GROUP_MEMBERS_MAX, GROUP_MEMBERS_MIN, GroupState, GroupView, MemberView};
+pub use group_fork::GroupFork;
 pub use keyring::{KeyringCost, SlotView};
 pub use ledger::Totals;
+pub use members::Members;
 pub use metered::Metered;
 pub use name::VolumeName;
 pub use publish::Published;
@@ -156,7 +174,18 @@ pub struct RootView {
     pub cut_time: UnixTime,
     /// Of the last change.
     pub nonce: Id,
+    /// Of the object that says so: the volume's own, or that of its group.
     pub etag: ETag,
+    /// The group that it is a member of. None while that is forming, and once it is dissolved.
+    pub group: Option<GroupName>,
+}
+
+/// A group, as its members name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupName {
+    pub id: Id,
+    /// For people.
+    pub name: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

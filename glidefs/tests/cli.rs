@@ -12,10 +12,10 @@ use std::process::{Command, Output};
 use glidefs::api::{self, Api};
 use glidefs::control::{
     CacheDocument, CollectedDocument, Control, ControlError, ControlErrorKind, ExportDocument,
-    ExportMeters, ForkDocument, ForkWait, ForkedDocument, GcDocument, IoDocument,
-    LatenciesDocument, MetersDocument, OperationDocument, OperationState, PrepareDocument, Request,
-    SalvageDocument, SalvageKind, SalvageRange, SalvageRanges, ServerDocument, SnapshotDocument,
-    WarmDocument, WarmState,
+    ExportMeters, ForkDocument, ForkWait, ForkedDocument, GcDocument, GroupDocument, GroupRequest,
+    GroupSnapshotDocument, IoDocument, LatenciesDocument, MetersDocument, OperationDocument,
+    OperationState, PrepareDocument, Request, SalvageDocument, SalvageKind, SalvageRange,
+    SalvageRanges, ServerDocument, SnapshotDocument, WarmDocument, WarmState,
 };
 use glidefs::meter::store::StoreUse;
 use serde_json::Value;
@@ -69,7 +69,15 @@ fn help_and_version_go_to_stdout_and_exit_0() {
         stdout(&version),
         format!("glidefs {}\n", env!("CARGO_PKG_VERSION"))
     );
-    for command in ["run", "init", "check", "status", "export", "completions"] {
+    for command in [
+        "run",
+        "init",
+        "check",
+        "status",
+        "export",
+        "group",
+        "completions",
+    ] {
         let help = glidefs(dir.path(), &[command, "--help"]);
         assert_eq!(code(&help), 0, "{command}");
     }
@@ -504,6 +512,58 @@ fn fork_commands_speak_to_the_api() {
 }
 
 #[test]
+fn group_commands_speak_to_the_api() {
+    let dir = folder();
+    let server = Server::start(Vec::from([export("log", 0), export("data", 0)]), None);
+    let run = |arguments: &[&str]| {
+        let mut words = Vec::from(["group"]);
+        words.extend(arguments);
+        words.extend(["--api", &server.url]);
+        glidefs(dir.path(), &words)
+    };
+    let json = |arguments: &[&str]| -> Value {
+        let output = run(&[arguments, &["--json"]].concat());
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        serde_json::from_str(&stdout(&output)).expect("JSON")
+    };
+    let made = stdout(&run(&["make", "db", "log", "data"]));
+    assert!(made.contains("formed") && made.contains("log"), "{made}");
+    assert_eq!(
+        json(&["make", "db", "log", "data"])["members"][1]["name"],
+        "data"
+    );
+    assert_eq!(json(&["show", "db"])["name"], "db");
+    assert_eq!(code(&run(&["show", "other"])), 1);
+    let list = stdout(&run(&["list"]));
+    assert!(list.contains("log, data"), "{list}");
+    assert_eq!(json(&["list"])[0]["state"], "formed");
+    let taken = stdout(&run(&["snapshot", "db", "mine"]));
+    assert!(taken.contains("log@mine, data@mine"), "{taken}");
+    assert_eq!(json(&["snapshot", "db"])["name"], "dated");
+    assert_eq!(json(&["snapshot", "db", "--list"])[0]["name"], "s1");
+    let forked = json(&["fork", "db@s1", "db2", "log=log2", "data=data2"]);
+    assert_eq!(forked["members"][0]["name"], "data2");
+    let restored = stdout(&run(&["restore", "db", "s1"]));
+    assert!(restored.contains("db@s1"), "{restored}");
+    assert_eq!(code(&run(&["restore", "db", "s2"])), 1);
+    assert_eq!(code(&run(&["end", "db", "--request-id", "a b"])), 0);
+    let refused = run(&["end", "used"]);
+    assert_eq!(code(&refused), 1);
+    let said = stderr(&refused);
+    assert!(
+        said.contains("export log: ") && said.contains("export data: "),
+        "{said}"
+    );
+    for words in [
+        &["make", "db", "log"][..],
+        &["fork", "db", "db2", "log"],
+        &["snapshot", "db", "mine", "--list"],
+    ] {
+        assert_eq!(code(&run(words)), 2, "{words:?}");
+    }
+}
+
+#[test]
 fn gc_waits_and_tells_what_it_gave_back() {
     let dir = folder();
     let server = Server::start(Vec::new(), None);
@@ -601,6 +661,7 @@ fn export(name: &str, dirty_bytes: u64) -> ExportDocument {
         epoch: 1,
         owner: "node-a".into(),
         parent: None,
+        group: None,
         published: true,
         clients: 1,
         dirty_bytes,
@@ -817,7 +878,73 @@ fn answer_operations(request: Request) -> bool {
             let found = (id == operation(None).id).then(|| operation(None));
             reply.send(found.ok_or_else(missing)).is_ok()
         }
+        Request::Group(request) => answer_groups(request),
         other => panic!("{other:?} is answered elsewhere"),
+    }
+}
+
+fn group(name: &str, members: &[&str]) -> GroupDocument {
+    GroupDocument {
+        id: "0a".repeat(16),
+        name: name.to_owned(),
+        state: "formed".to_owned(),
+        members: members.iter().map(|member| export(member, 0)).collect(),
+    }
+}
+
+/// One is there, `db`, of which no snapshot but `s1` can be restored.
+fn answer_groups(request: GroupRequest) -> bool {
+    let taken = |name: &str| GroupSnapshotDocument {
+        group: "db".to_owned(),
+        name: name.to_owned(),
+        id: "06".repeat(16),
+        taken_at: "2026-11-20T00:00:00.000Z".to_owned(),
+        members: vec![snapshot("log", name), snapshot("data", name)],
+    };
+    match request {
+        GroupRequest::List(after, reply) => {
+            let mut all = vec![group("db", &["log", "data"])];
+            all.retain(|it| it.id > after);
+            reply.send(Ok(all)).is_ok()
+        }
+        GroupRequest::Get(which, reply) => {
+            let missing = || ControlError::new(ControlErrorKind::NotFound, "no such group");
+            let found = (which == "db").then(|| group("db", &["log", "data"]));
+            reply.send(found.ok_or_else(missing)).is_ok()
+        }
+        GroupRequest::Form(_, reply) => reply.send(Ok(operation(None))).is_ok(),
+        GroupRequest::End(which, _, reply) => {
+            let mut refusal = ControlError::new(ControlErrorKind::Conflict, "in use");
+            refusal.members = group(&which, &["log", "data"]).members;
+            let answer = match which.as_str() {
+                "used" => Err(refusal),
+                _ => Ok(operation(None)),
+            };
+            reply.send(answer).is_ok()
+        }
+        GroupRequest::Fork(_, wanted, reply) => {
+            let members: Vec<&str> = wanted.members.values().map(String::as_str).collect();
+            reply.send(Ok(group(&wanted.name, &members))).is_ok()
+        }
+        GroupRequest::Snapshots(_, reply) => reply.send(Ok(vec![taken("s1")])).is_ok(),
+        GroupRequest::TakeSnapshot(_, wanted, reply) => {
+            let name = wanted.name.unwrap_or_else(|| "dated".to_owned());
+            reply.send(Ok(taken(&name))).is_ok()
+        }
+        GroupRequest::Restore(_, wanted, reply) => {
+            let done = operation(None);
+            let failed = OperationDocument {
+                state: OperationState::Failed,
+                error: Some("no such snapshot".to_owned()),
+                ..operation(None)
+            };
+            let answer = if wanted.snapshot == "s1" {
+                done
+            } else {
+                failed
+            };
+            reply.send(Ok(answer)).is_ok()
+        }
     }
 }
 

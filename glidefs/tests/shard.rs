@@ -1702,6 +1702,22 @@ fn another_volume_of_the_same_name_is_not_mixed_up_in_an_outage() {
     }
 }
 
+/// Behind the door of the name a silent store is waited for, and who connects would wait with it.
+#[test]
+fn a_delete_under_a_client_is_refused_without_the_store() {
+    simulate(7, |sim| async move {
+        let a = start(&sim, "a").await;
+        let device = a.connect("vm").await.expect("created");
+        write(&device, 1, 1).await;
+        a.drain("vm").await;
+        sim.sleep(Duration::from_secs(20)).await;
+        let before = sim.store_stats();
+        let refused = a.try_delete("vm", false).await.expect_err("a client");
+        assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
+        assert_eq!(sim.store_stats(), before);
+    });
+}
+
 /// The detach of an idle export meets a disk that fails: who connects then must not wait for a task
 /// that has ended.
 #[test]

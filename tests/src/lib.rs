@@ -2,7 +2,8 @@
 //!
 //! `s3` is a real S3 endpoint, `server` the real binary as a process, `blocking_client` a small NBD
 //! client, `http` what asks the API, `openmetrics` what reads its metrics, `guest` a Linux kernel that
-//! uses the disk; `pages` and `history` judge what is read back, `kill` puts them together, `moves` has two nodes.
+//! uses the disk; `pages` and `history` judge what is read back, `kill` puts them together, `moves` has two nodes, `databases` a
+//! group on two nodes.
 //! `overwrites` and `sizes` have large volumes and a `bucket` that is listed; `space` is what is said of it, `marks` where.
 //! `names` may stop to resolve under one server alone. `corrupt` attacks everything that a volume has in the
 //! store, `crashpoints` records real work and judges what crashes would leave of it. For simulation: `nbd_client` speaks over any world, `memory_exports` answers
@@ -13,6 +14,7 @@ pub mod blocking_client;
 pub mod bucket;
 pub mod corrupt;
 pub mod crashpoints;
+pub mod databases;
 pub mod endpoint;
 pub mod faults;
 pub mod guest;

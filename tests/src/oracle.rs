@@ -19,21 +19,27 @@
 //!
 //! The check is exact, which a comparison with brute force over small histories shows.
 //!
+//! Volumes of a group are judged as one disk: [`Windows`].
+//!
 //! Deliberately absent: torn sectors (nothing may ever show one), and writes that shrink or grow
 //! the volume.
 
 mod history;
 mod stamp;
 mod verdict;
+mod windows;
 
 #[cfg(test)]
 mod tests;
+
+use std::ops::Range;
 
 use bytes::Bytes;
 
 use history::{Content, History};
 pub use stamp::SECTOR_BYTES;
 pub use verdict::{Survivors, Violation, Why};
+pub use windows::Windows;
 
 /// A write of an oracle; numbers grow in the order of submission, over all lives of the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,7 +110,7 @@ impl Oracle {
         self.history.submit(sectors, Content::Zero)
     }
 
-    fn sectors(&self, at: u64, len: u64) -> std::ops::Range<u64> {
+    fn sectors(&self, at: u64, len: u64) -> Range<u64> {
         let end = at + len;
         assert!(
             end <= self.size_bytes,
@@ -138,6 +144,12 @@ impl Oracle {
     /// That flush was answered with success.
     pub fn flush_done(&mut self, begun: Moment) {
         self.history.flushed = self.history.flushed.max(begun);
+    }
+
+    /// The same where it was asked of one volume of several, which has this window: it hardens what lies there.
+    pub fn flush_done_within(&mut self, begun: Moment, window: &Range<u64>) {
+        let sectors = self.sectors(window.start, window.end - window.start);
+        self.history.harden_within(begun, &sectors);
     }
 
     /// Something begins that publishes at least what is answered by now: a drain, or waiting until

@@ -5,25 +5,31 @@
 //! A [`Scenario`] is one kind of trouble. All of them end alike: the trouble stops, everything is
 //! drained, the node is lost with its disk, and another node must find exactly what was answered.
 //!
-//! - `stage`: what a scenario stands on: settings, nodes, guests, the judgement;
+//! - `stage`: what a scenario stands on: settings, nodes, guests;
+//! - `look`: what clients see, and the judgement of it;
 //! - `node`: a server as one process of a host;
-//! - `guest`: one client process and its load;
+//! - `guest`: one client process and its load, on the `disks` that all is about;
+//! - `plant`: rules that are broken on purpose;
 //! - the rest: the scenarios.
 //!
 //! Deliberately absent: the HTTP API and the config file (the edge), and more than one volume in a
-//! log but for one that keeps it busy.
+//! log but for forks, and members of a group.
 
 mod age;
 mod answers;
 mod copies;
 mod crash;
 mod damage;
+mod disks;
 mod fsync;
+mod group;
 mod guest;
 mod livefork;
+mod look;
 mod loss;
 mod migrate;
 pub(crate) mod node;
+mod plant;
 mod snapshots;
 mod space;
 mod stage;
@@ -71,10 +77,12 @@ pub enum Scenario {
     LiveFork,
     /// A running guest is moved from node to node, with both ends dying on the way.
     Migrate,
+    /// Databases on several volumes that are published together, through all of this.
+    Group,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Crash,
         Self::Evict,
         Self::Loss,
@@ -88,6 +96,7 @@ impl Scenario {
         Self::Snapshots,
         Self::Migrate,
         Self::LiveFork,
+        Self::Group,
     ];
 
     pub fn name(self) -> &'static str {
@@ -105,6 +114,7 @@ impl Scenario {
             Self::Snapshots => "snapshots",
             Self::Migrate => "migrate",
             Self::LiveFork => "livefork",
+            Self::Group => "group",
         }
     }
 
@@ -162,12 +172,22 @@ pub enum Plant {
     Rule2Fork,
     /// A snapshot goes with whatever cut is published next, also one from before it was asked for.
     Rule22,
+    /// Members of a group are cut one after the other, and written in between.
+    CutsApart,
+    /// The bound of a cut counts for each member of a group by itself.
+    BoundsApart,
+    /// A reader believes what it read of the members of a group at two moments.
+    ReadsApart,
+    /// Whoever takes a group raises the epoch of the one member that was asked for.
+    EpochOfOne,
+    /// A member of a group that is forming is opened, and the group is formed all the same.
+    OpensForming,
     /// A sync waits ten times as long as it is told to.
     Late,
 }
 
 impl Plant {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 23] = [
         Self::Rule1,
         Self::Rule2,
         Self::Rule2Kept,
@@ -185,6 +205,11 @@ impl Plant {
         Self::Rule22,
         Self::Rule22Fork,
         Self::Rule2Fork,
+        Self::CutsApart,
+        Self::BoundsApart,
+        Self::ReadsApart,
+        Self::EpochOfOne,
+        Self::OpensForming,
         Self::Late,
     ];
 
@@ -207,6 +232,11 @@ impl Plant {
             Self::Rule22 => "rule22",
             Self::Rule22Fork => "rule22-fork",
             Self::Rule2Fork => "rule2-fork",
+            Self::CutsApart => "cuts-apart",
+            Self::BoundsApart => "bounds-apart",
+            Self::ReadsApart => "reads-apart",
+            Self::EpochOfOne => "epoch-of-one",
+            Self::OpensForming => "opens-forming",
             Self::Late => "late",
         }
     }
@@ -315,6 +345,7 @@ impl Run {
             Scenario::Age => age::play(&stage).await?,
             Scenario::Migrate => migrate::play(&stage).await?,
             Scenario::LiveFork => livefork::play(&stage).await?,
+            Scenario::Group => Box::pin(group::play(&stage)).await?,
         }
         Ok(stage.answers())
     }

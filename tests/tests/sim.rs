@@ -53,6 +53,11 @@ fn forks_of_a_live_volume_are_exact_before_and_after_they_are_published() {
 }
 
 #[test]
+fn members_of_a_group_are_one_moment_whoever_looks_and_whatever_dies() {
+    slice(Scenario::Group);
+}
+
+#[test]
 fn of_two_owners_one_is_fenced_and_nothing_of_it_is_seen() {
     slice(Scenario::Takeover);
 }
@@ -245,6 +250,31 @@ mod planted {
     #[test]
     fn a_newer_cut_that_takes_what_an_older_one_uploaded_is_found() {
         found(Plant::Rule2Kept, Scenario::Weather, 300);
+    }
+
+    #[test]
+    fn members_that_are_cut_one_after_the_other_are_found() {
+        found(Plant::CutsApart, Scenario::Group, 40);
+    }
+
+    #[test]
+    fn a_bound_of_each_member_by_itself_is_found() {
+        found(Plant::BoundsApart, Scenario::Group, 60);
+    }
+
+    #[test]
+    fn a_reader_of_two_moments_is_found() {
+        found(Plant::ReadsApart, Scenario::Group, 60);
+    }
+
+    #[test]
+    fn a_take_that_raises_one_epoch_is_found() {
+        found(Plant::EpochOfOne, Scenario::Group, 40);
+    }
+
+    #[test]
+    fn an_open_that_does_not_give_a_forming_group_up_is_found() {
+        found(Plant::OpensForming, Scenario::Group, 120);
     }
 
     #[test]

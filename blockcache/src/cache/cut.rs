@@ -10,11 +10,11 @@ use std::rc::Rc;
 use world::{ETag, World};
 
 use super::fork::Newer;
-use super::{CacheVolume, Intent, Missing, Shared};
+use super::together::{End, NewIntent};
+use super::{CacheVolume, Missing, Shared};
 use crate::extents::{Cover, ExtentMap};
 use crate::index::{Base, FULL_MASK, Overlay, Position, covered, prune};
 use crate::log::{Log, Written};
-use crate::record::{INTENTS_MAX, TEXT_BYTES_MAX};
 use crate::{CacheError, Id, PAGE_BYTES, PageNo, PageRange, Seq};
 
 /// Dirty records that a cut goes through between two yields.
@@ -121,10 +121,9 @@ impl<W: World> CacheVolume<W> {
     /// that begins at the published cut (rule 22).
     ///
     /// Only who publishes takes cuts, one at a time, so nothing is published meanwhile. A fork's cut is taken beside it:
-    /// [`CacheVolume::cut_for_fork`].
+    /// [`CacheVolume::cut_for_fork`]. What is committed together is cut together: [`Cache::cut_together`](super::Cache::cut_together).
     ///
-    /// `nonce` is new each time: in a copy of this log an earlier one stands for an earlier cut (rule 11). `unsent`
-    /// is that of an earlier call of which the store never heard, and which is forgotten.
+    /// `nonce` and `unsent` as in [`NewIntent`].
     pub async fn cut(
         &self,
         nonce: Id,
@@ -132,6 +131,19 @@ impl<W: World> CacheVolume<W> {
         unsent: Option<Id>,
         extents_max: usize,
     ) -> Result<Option<Cut<W>>, CacheError> {
+        let intent = NewIntent {
+            nonce,
+            replaces,
+            unsent,
+        };
+        let alone = std::slice::from_ref(self);
+        let parts = self.cache.cut_together(alone, &intent, extents_max).await?;
+        let only = parts.and_then(|mut parts| parts.pop());
+        Ok(only.and_then(|part| part.cut))
+    }
+
+    /// Where its next cut ends. None if there is nothing to cut, or nothing that may be published.
+    pub(super) async fn cut_end(&self, extents_max: usize) -> Result<Option<End>, CacheError> {
         let Some(state) = self.state().filter(|state| state.last > state.published) else {
             return Ok(None);
         };
@@ -142,18 +154,13 @@ impl<W: World> CacheVolume<W> {
             return Ok(None);
         }
         // Every record is one extent, or a few where it splits an older one.
-        let few = end.0 - state.published.0 <= extents_max as u64;
-        let until = if few {
-            None
-        } else {
-            // Looked for without holding what it reads: an intent waits for room in the log, and
-            // what is held cannot make room.
-            let (_, end) = self.replay(None, end, extents_max).await?;
-            Some(end)
-        };
-        let intent = (nonce, replaces);
-        let seq = self.intend_until(intent, unsent, until).await?;
-        self.pieces(seq).await.map(Some)
+        if end.0 - state.published.0 <= extents_max as u64 {
+            return Ok(Some(End::Last));
+        }
+        // Looked for without holding what it reads: an intent waits for room in the log, and
+        // what is held cannot make room.
+        let (_, end) = self.replay(None, end, extents_max).await?;
+        Ok(Some(End::At(end)))
     }
 
     /// The cut at `seq` once more, with the extents that it had. For one that was dropped because it
@@ -175,60 +182,40 @@ impl<W: World> CacheVolume<W> {
 
     /// Makes an intent to publish everything written so far durable, or everything up to where a fork begins that no
     /// snapshot holds, and returns that cut. For a publish that only changes other fields of the root, or when nothing is
-    /// dirty. `nonce` and `unsent` as for
-    /// [`CacheVolume::cut`].
+    /// dirty. `nonce` and `unsent` as in [`NewIntent`].
     pub async fn intend(
         &self,
         nonce: Id,
         replaces: ETag,
         unsent: Option<Id>,
     ) -> Result<Seq, CacheError> {
-        self.intend_until((nonce, replaces), unsent, None).await
+        let intent = NewIntent {
+            nonce,
+            replaces,
+            unsent,
+        };
+        let alone = std::slice::from_ref(self);
+        let cuts = self.cache.intend_together(alone, &intent).await?;
+        cuts.first()
+            .copied()
+            .ok_or(CacheError::UnknownVolume(self.id))
     }
 
-    async fn intend_until(
-        &self,
-        (nonce, replaces): (Id, ETag),
-        unsent: Option<Id>,
-        until: Option<Seq>,
-    ) -> Result<Seq, CacheError> {
-        assert!(
-            replaces.0.len() <= TEXT_BYTES_MAX,
-            "the store seam bounds ETags"
-        );
-        let shared = &self.cache.shared;
-        shared.room_for_state().await?;
-        let (seq, lsn) = {
-            let mut log = shared.log.borrow_mut();
-            let Some(volume) = log.volumes.get_mut(&self.id) else {
-                return Err(CacheError::UnknownVolume(self.id));
-            };
-            volume
-                .state
-                .intents
-                .retain(|intent| Some(intent.nonce) != unsent);
-            // A longer list means that the outcome of so many publishes is unknown: the oldest are
-            // those whose requests have long ended.
-            if volume.state.intents.len() == INTENTS_MAX {
-                volume.state.intents.remove(0);
-            }
-            let cut = until.unwrap_or(volume.last);
-            #[cfg(feature = "planted")]
-            let passes = self.passes_forks();
-            #[cfg(not(feature = "planted"))]
-            let passes = false;
-            // One may have been noted since the cut was thought of.
-            let fork_cut = volume.fork_cut().filter(|_| !passes);
-            let cut = fork_cut.map_or(cut, |fork_cut| cut.min(fork_cut));
-            volume.state.intents.push(Intent {
-                nonce,
-                cut,
-                replaces,
-            });
-            (cut, log.append_state(self.id))
+    /// Where its cut ends that was to end there: a fork may have been noted since that was thought of.
+    pub(super) fn end_now(&self, end: End) -> Result<Seq, CacheError> {
+        #[cfg(feature = "planted")]
+        let passes = self.passes_forks();
+        #[cfg(not(feature = "planted"))]
+        let passes = false;
+        let log = self.cache.shared.log.borrow();
+        let volume = log.volumes.get(&self.id);
+        let volume = volume.ok_or(CacheError::UnknownVolume(self.id))?;
+        let cut = match end {
+            End::Last => volume.last,
+            End::At(cut) => cut,
         };
-        shared.flush_to(lsn).await?;
-        Ok(seq)
+        let fork_cut = volume.fork_cut().filter(|_| !passes);
+        Ok(fork_cut.map_or(cut, |fork_cut| cut.min(fork_cut)))
     }
 
     /// Where the oldest fork begins that no snapshot holds.

@@ -37,7 +37,8 @@ impl<W: World> CacheVolume<W> {
         // No await from here to the end of the append: all pieces of a write are in one cut or none.
         let appended = {
             let mut log = self.shared().log.borrow_mut();
-            log.append_write(self.id, at, &data, self.shared().world.now())
+            let now = log.moment(self.shared().world.now());
+            log.append_write(self.id, at, &data, now)
         };
         drop((turn, data));
         self.commit(appended).await
@@ -48,8 +49,8 @@ impl<W: World> CacheVolume<W> {
         assert!(at.is_multiple_of(SECTOR_BYTES) && len.is_multiple_of(SECTOR_BYTES) && len > 0);
         let turn = self.admit(3).await?;
         let appended = {
-            let now = self.shared().world.now();
             let mut log = self.shared().log.borrow_mut();
+            let now = log.moment(self.shared().world.now());
             let (end, first) = (at + len, at.next_multiple_of(PAGE_BYTES));
             let last = (at + len) / PAGE_BYTES * PAGE_BYTES;
             let sectors = |log: &mut Log, from: u64, to: u64| {

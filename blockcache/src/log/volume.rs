@@ -43,10 +43,14 @@ impl Volume {
         cuts.filter(|cut| *cut >= self.state.published).min()
     }
 
-    /// The last write of the unbroken run of those that are there. Of a volume without damage, the last.
+    /// The last write of the unbroken run of those that are there. Of a volume without damage, the last; of one whose
+    /// group is damaged, the last that is published.
     pub(crate) fn kept(&self) -> Seq {
         if self.damage.is_none() {
             return self.last;
+        }
+        if self.rolls_back {
+            return self.state.published;
         }
         let mut kept = self.state.published;
         for record in self.dirty.iter().filter(|d| d.seq > self.state.published) {

@@ -31,6 +31,9 @@ pub struct ErrorBody {
     /// The export whose numbers a refusal rests on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<Box<ExportDocument>>,
+    /// Of a member of a group: all members.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<ExportDocument>,
 }
 
 impl ApiError {
@@ -41,6 +44,7 @@ impl ApiError {
                 kind: kind.to_owned(),
                 message: message.into(),
                 export: None,
+                members: Vec::new(),
             },
         }
     }
@@ -61,6 +65,7 @@ impl From<ControlError> for ApiError {
         };
         let mut answer = Self::new(status, kind, error.message);
         answer.body.export = error.export;
+        answer.body.members = error.members;
         answer
     }
 }
@@ -98,7 +103,7 @@ impl IntoResponse for ApiError {
 pub(super) async fn no_such_route(uri: Uri) -> ApiError {
     let message = format!(
         "no route {}; there are /api/exports, /api/exports/{{name}}[/drain|/prepare|/promote|/metrics], \
-         /api/server, /healthz and /metrics",
+         /api/groups, /api/server, /healthz and /metrics",
         uri.path()
     );
     ApiError::new(StatusCode::NOT_FOUND, "not_found", message)

@@ -11,8 +11,9 @@ use world::sync::Receiver;
 
 use super::*;
 use crate::control::{
-    CollectedDocument, ControlErrorKind, ExportMeters, ForkWait, OperationState, PrepareDocument,
-    RenewDataDocument, SalvageKind, SalvageRange, WarmDocument, WarmState, testing,
+    CollectedDocument, ControlErrorKind, ExportMeters, ForkWait, GroupDocument, GroupNameDocument,
+    GroupRequest, GroupSnapshotDocument, OperationState, PrepareDocument, RenewDataDocument,
+    SalvageKind, SalvageRange, WarmDocument, WarmState, testing,
 };
 
 fn export(name: &str) -> ExportDocument {
@@ -24,6 +25,7 @@ fn export(name: &str) -> ExportDocument {
         epoch: 2,
         owner: "node-a 0011".into(),
         parent: None,
+        group: None,
         published: true,
         clients: 1,
         dirty_bytes: 8192,
@@ -279,7 +281,78 @@ fn answer_operations(request: Request) -> bool {
             reply.send(found.ok_or_else(missing)).is_ok()
         }
         Request::RenewData(name, wanted, reply) => reply.send(Ok(data_key(name, wanted))).is_ok(),
+        Request::Group(request) => answer_groups(request),
         other => panic!("{other:?} is answered elsewhere"),
+    }
+}
+
+fn group(name: &str, members: &[&str]) -> GroupDocument {
+    let name = name.to_owned();
+    let id = "0a".repeat(16);
+    let named = Some(GroupNameDocument {
+        id: id.clone(),
+        name: name.clone(),
+    });
+    let members = members.iter().map(|member| ExportDocument {
+        group: named.clone(),
+        ..export(member)
+    });
+    GroupDocument {
+        id,
+        name,
+        state: "formed".to_owned(),
+        members: members.collect(),
+    }
+}
+
+/// One is there, `db`. What is asked for is shown in the answer.
+fn answer_groups(request: GroupRequest) -> bool {
+    let missing = || ControlError::new(ControlErrorKind::NotFound, "no group of this name");
+    let begun = |kind: &str, at: String| OperationDocument {
+        kind: kind.to_owned(),
+        at,
+        ..operation(Some(&GcDocument::default()))
+    };
+    let taken = |name: &str| GroupSnapshotDocument {
+        group: "db".to_owned(),
+        name: name.to_owned(),
+        id: "06".repeat(16),
+        taken_at: "2026-11-20T00:00:00.000Z".to_owned(),
+        members: vec![snapshot("log", name), snapshot("data", name)],
+    };
+    match request {
+        GroupRequest::List(after, reply) => {
+            let mut all = vec![group("db", &["log", "data"])];
+            all.retain(|it| it.id > after);
+            reply.send(Ok(all)).is_ok()
+        }
+        GroupRequest::Get(which, reply) => {
+            let found = (which == "db").then(|| group("db", &["log", "data"]));
+            reply.send(found.ok_or_else(missing)).is_ok()
+        }
+        GroupRequest::Form(wanted, reply) => {
+            let at = format!("{} {}", wanted.name, wanted.members.join(" "));
+            reply.send(Ok(begun("group-form", at))).is_ok()
+        }
+        GroupRequest::End(which, how, reply) => {
+            // A member has clients.
+            let mut refusal = ControlError::new(ControlErrorKind::Conflict, format!("{how:?}"));
+            refusal.members = group(&which, &["log", "data"]).members;
+            reply.send(Err(refusal)).is_ok()
+        }
+        GroupRequest::Fork(_, wanted, reply) => {
+            let members: Vec<&str> = wanted.members.values().map(String::as_str).collect();
+            reply.send(Ok(group(&wanted.name, &members))).is_ok()
+        }
+        GroupRequest::Snapshots(_, reply) => reply.send(Ok(vec![taken("s1")])).is_ok(),
+        GroupRequest::TakeSnapshot(_, wanted, reply) => {
+            let name = wanted.name.unwrap_or_else(|| "dated".to_owned());
+            reply.send(Ok(taken(&name))).is_ok()
+        }
+        GroupRequest::Restore(which, wanted, reply) => {
+            let at = format!("{which}@{}", wanted.snapshot);
+            reply.send(Ok(begun("group-restore", at))).is_ok()
+        }
     }
 }
 
@@ -716,4 +789,48 @@ async fn a_taken_port_names_the_key() {
     let error = bind(address).await.expect_err("taken");
     let said = error.to_string();
     assert!(said.contains("`servers.api.address`") && said.contains("in use"));
+}
+
+#[tokio::test]
+async fn groups_are_made_shown_copied_and_ended_by_name() {
+    let api = Fixture::new(None, None);
+    let (status, all) = api.json("GET", "/api/groups", "").await;
+    assert_eq!((status, &all[0]["name"]), (StatusCode::OK, &json!("db")));
+    let behind = format!("/api/groups?after={}", "0a".repeat(16));
+    let (_, none) = api.json("GET", &behind, "").await;
+    assert_eq!(none, json!([]));
+    let (status, one) = api.json("GET", "/api/groups/db", "").await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(one["members"][1]["name"], "data");
+    assert_eq!(one["members"][1]["group"]["name"], "db");
+    let (status, _) = api.json("GET", "/api/groups/other", "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let body = "{\"name\": \"db\", \"members\": [\"log\", \"data\"], \"request_id\": \"r\"}";
+    let (status, begun) = api.json("POST", "/api/groups", body).await;
+    let told = (status, &begun["kind"], &begun["at"]);
+    let expected = (StatusCode::OK, &json!("group-form"), &json!("db log data"));
+    assert_eq!(told, expected);
+    let body = "{\"name\": \"db2\", \"members\": {\"log\": \"log2\", \"data\": \"data2\"}}";
+    let (_, forked) = api.json("POST", "/api/groups/db/fork", body).await;
+    assert_eq!(forked["members"][0]["name"], "data2");
+    let (_, taken) = api.json("POST", "/api/groups/db/snapshots", "").await;
+    assert_eq!(taken["name"], "dated");
+    let (_, listed) = api.json("GET", "/api/groups/db/snapshots", "").await;
+    assert_eq!(listed[0]["members"][0]["export"], "log");
+    let body = "{\"snapshot\": \"s1\"}";
+    let (_, begun) = api.json("POST", "/api/groups/db/restore", body).await;
+    assert_eq!(begun["at"], "db@s1");
+    // The numbers of all members, where a refusal rests on them.
+    let (status, refused) = api.json("DELETE", "/api/groups/db?request_id=r", "").await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert_eq!(refused["error"]["members"][0]["name"], "log");
+    for (method, path) in [
+        ("POST", "/api/groups"),
+        ("POST", "/api/groups/db/fork"),
+        ("POST", "/api/groups/db/restore"),
+        ("GET", "/api/groups?name=db"),
+    ] {
+        let (status, body) = api.json(method, path, "").await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {body}");
+    }
 }

@@ -42,6 +42,8 @@ pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) message: String,
     pub(super) export: Option<Box<ExportDocument>>,
+    /// Of a member of a group: all members.
+    pub(super) members: Vec<ExportDocument>,
 }
 
 impl<'a> Client<'a> {
@@ -185,11 +187,13 @@ fn refusal(status: StatusCode, bytes: &[u8]) -> Refusal {
             status,
             message: document.error.message,
             export: document.error.export,
+            members: document.error.members,
         },
         Err(_not_ours) => Refusal {
             status,
             message: format!("{status}: {}", String::from_utf8_lossy(bytes)),
             export: None,
+            members: Vec::new(),
         },
     }
 }
@@ -207,14 +211,15 @@ impl<T> Said<T> {
 impl Refusal {
     pub(super) fn into_failure(self) -> Failure {
         let mut message = self.message;
-        if let Some(export) = self.export {
+        let one = self.export.as_deref().filter(|_| self.members.is_empty());
+        for export in self.members.iter().chain(one) {
             message.push_str(&format!(
                 " (export {}: {}, owner {}, epoch {}, {}, {} clients)",
                 export.name,
                 export.role,
                 export.owner,
                 export.epoch,
-                dirty_text(&export),
+                dirty_text(export),
                 export.clients
             ));
         }

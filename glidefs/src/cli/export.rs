@@ -192,11 +192,18 @@ fn list_text(exports: &[ExportDocument]) -> String {
                 export.role.clone(),
                 export.clients.to_string(),
                 dirty_text(export),
+                group_text(export),
                 export.owner.clone(),
             ]
         })
         .collect();
-    table(["NAME", "SIZE", "ROLE", "CLIENTS", "DIRTY", "OWNER"], &rows)
+    let columns = ["NAME", "SIZE", "ROLE", "CLIENTS", "DIRTY", "GROUP", "OWNER"];
+    table(columns, &rows)
+}
+
+fn group_text(export: &ExportDocument) -> String {
+    let group = export.group.as_ref();
+    group.map_or_else(|| "none".to_owned(), |group| group.name.clone())
 }
 
 fn export_text(export: &ExportDocument) -> String {
@@ -209,6 +216,7 @@ fn export_text(export: &ExportDocument) -> String {
             "fork of".into(),
             export.parent.clone().unwrap_or_else(|| "nothing".into()),
         ],
+        ["group".into(), group_text(export)],
         ["clients".into(), export.clients.to_string()],
         ["dirty".into(), dirty_text(export)],
         [

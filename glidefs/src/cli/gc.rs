@@ -93,6 +93,9 @@ fn text(operation: &OperationDocument) -> String {
             operation.id
         );
     }
+    if operation.exports.is_empty() && operation.kind != "gc" {
+        return format!("{}: {}", operation.kind, state_text(operation));
+    }
     if operation.exports.is_empty() {
         return "no export is open here for writing: name one, or run it where it is open"
             .to_owned();

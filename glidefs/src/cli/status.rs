@@ -172,6 +172,7 @@ mod tests {
             epoch: 1,
             owner: String::new(),
             parent: None,
+            group: None,
             published: true,
             clients: 1,
             dirty_bytes,

@@ -41,6 +41,7 @@ pub(crate) fn export(name: &str) -> ExportMeters {
             epoch: 3,
             owner: "node-a (cache 00)".into(),
             parent: None,
+            group: None,
             published: true,
             clients: 2,
             dirty_bytes: 4096,

@@ -211,6 +211,7 @@ mod tests {
             epoch: 1,
             owner: String::new(),
             parent: None,
+            group: None,
             published: true,
             clients: 0,
             dirty_bytes,

@@ -262,7 +262,8 @@ impl<W: World> Lineage<W> {
         self.sent.borrow().contains(&fork)
     }
 
-    /// A fork waits for its parent, which is to be opened. While somebody tries to, asking again changes nothing.
+    /// A fork waits for its parent, which is to be opened; or one was closed, to be opened with others. While somebody tries
+    /// to, asking again changes nothing.
     pub(crate) fn want(&self, parent: &str) {
         if self.wanted.borrow_mut().insert(parent.to_owned()) {
             self.unheard.borrow_mut().push_back(parent.to_owned());

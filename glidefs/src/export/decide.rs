@@ -12,6 +12,7 @@
 //! ```
 //!
 //! Where unpublished records are missing, "resume" and "take" become "damaged": read-only.
+//! Volumes that are published together have one plan for all of them: [`join`].
 //!
 //! (*) Unpublished records are salvage then (rule 11): the volume stays closed here until an
 //! operator accepts their loss, so that nothing answered is dropped in silence. A root whose last
@@ -28,6 +29,10 @@ use crate::volume::{RootView, VolumeState};
 
 /// What the store answered about a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, on the stack of a request"
+)]
 pub(crate) enum Seen {
     Root(RootView),
     Absent,
@@ -179,6 +184,49 @@ fn decide_with_root(root: &RootView, ours: Ours<'_>) -> Plan {
     } else {
         Plan::Take { records }
     }
+}
+
+/// What is done with all volumes that are published together (rule 30), the mildest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Joint {
+    Resume,
+    Take,
+    Damaged,
+    ReadOnly,
+}
+
+/// Why some volumes are not opened together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unfit {
+    /// The place of the one that it is about.
+    pub(crate) number: usize,
+    pub(crate) refusal: Refusal,
+}
+
+/// What the plans for volumes that are published together come to, and what becomes of the records of each: one that
+/// cannot be opened keeps the others closed, one that has to be taken has them taken, and what is missing of one makes
+/// them all read-only. The other way round an order between them would be lost.
+pub(crate) fn join(plans: Vec<Plan>) -> Result<(Joint, Vec<Records>), Unfit> {
+    let mut joint = Joint::Resume;
+    let mut all = Vec::with_capacity(plans.len());
+    for (number, plan) in plans.into_iter().enumerate() {
+        let (one, records) = match plan {
+            Plan::Resume { records } => (Joint::Resume, records),
+            Plan::Take { records } => (Joint::Take, records),
+            Plan::Damaged { records } => (Joint::Damaged, records),
+            Plan::ReadOnly => (Joint::ReadOnly, Records::Keep),
+            Plan::Refuse(refusal) => return Err(Unfit { number, refusal }),
+            // It has a root, so all that this can be is a fork of the same name, which is here alone.
+            Plan::ResumeUnasked | Plan::Create { .. } => {
+                let why = "a fork of the same name is on its way to the store here".to_owned();
+                let refusal = Refusal::Unavailable(why);
+                return Err(Unfit { number, refusal });
+            }
+        };
+        joint = joint.max(one);
+        all.push(records);
+    }
+    Ok((joint, all))
 }
 
 /// What this log may give up of a volume.

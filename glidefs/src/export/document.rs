@@ -6,7 +6,7 @@ use blockcache::LocalVolume;
 use world::{UnixTime, World};
 
 use super::{Export, Role};
-use crate::control::{DamageDocument, ExportDocument, IoDocument};
+use crate::control::{DamageDocument, ExportDocument, GroupNameDocument, IoDocument};
 use crate::volume::{Owner, RootView, VolumeState};
 
 /// What an open export shows.
@@ -55,6 +55,12 @@ pub(crate) fn of_parts(
             let base = local.and_then(|local| local.base.as_ref());
             base.map(|base| base.name.clone())
         }),
+        group: root
+            .and_then(|r| r.group.as_ref())
+            .map(|group| GroupNameDocument {
+                id: group.id.to_string(),
+                name: group.name.clone(),
+            }),
         published: local.is_none_or(|local| local.base.is_none()),
         clients: 0,
         dirty_bytes: local.map_or(0, |l| l.dirty_bytes),

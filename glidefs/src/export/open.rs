@@ -4,6 +4,9 @@
 //! over them; the intent to take a volume is durable before the compare-and-swap; the new
 //! epoch is durable in the log before the first write can be answered. A crash between any two
 //! leaves a root that names this cache as owner, and the next open takes it again.
+//!
+//! What is published together is opened together (rule 30): of a group each step is done for all members before the
+//! next one, and there is one take of all. A volume in no group is one of one.
 
 use std::rc::Rc;
 
@@ -11,16 +14,17 @@ use blockcache::{CacheError, CacheVolume, Epoch, Id, LocalVolume, Opened, Seq};
 use world::World;
 
 use super::base::Base;
-use super::decide::{Ours, Plan, Records, Refusal, Seen, decide};
+use super::decide::{Joint, Ours, Plan, Records, Refusal, Seen, Unfit, decide, join};
 use super::document::owner_text;
-use super::reader;
+use super::group::bind;
+use super::reader::{self, Reading};
 use super::registry::check_name;
 use super::shelf::Asked;
 use super::site::Site;
 use super::{Export, Parts, Role};
 use crate::device::ConnectError;
 use crate::sync;
-use crate::volume::{RootView, Volume, VolumeError};
+use crate::volume::{Members, RootView, Volume, VolumeError};
 
 /// How often an open that lost a race looks again.
 const OPEN_ATTEMPTS_MAX: u32 = 4;
@@ -73,33 +77,56 @@ impl Floor {
     }
 }
 
+/// What became of an open.
+pub(super) enum Opening<W: World> {
+    /// All that are published together, the one that was asked for first.
+    Opened(Vec<Rc<Export<W>>>),
+    /// Nothing was done: others are opened with it, whose doors are needed too. And what was seen.
+    Needs(Vec<String>, Box<Asked<Members<W>>>),
+}
+
 /// How an attempt ended.
 enum Attempted<W: World> {
-    Opened(Rc<Export<W>>),
+    /// In any order.
+    Opened(Vec<Rc<Export<W>>>),
     /// Somebody else changed the root meanwhile: look again.
     Raced,
 }
 
 impl<W: World> Site<W> {
-    /// Opens a volume, read-write if it may be, and starts its sync task.
-    pub(crate) async fn open(
+    /// Opens a volume with all that is published with it, read-write if it may be, and starts their sync task. `together`
+    /// are names whose doors the caller has, and for which there is room; `asked` is what was seen just now, if it was.
+    pub(super) async fn open(
         self: &Rc<Self>,
         name: &str,
         wish: Wish,
-    ) -> Result<Rc<Export<W>>, ConnectError> {
+        together: &[String],
+        mut asked: Option<Asked<Members<W>>>,
+    ) -> Result<Opening<W>, ConnectError> {
         // The store cannot know it yet.
         if let Some(local) = self.pending_fork(name) {
-            return self.open_fork(local, wish);
+            let fork = self.open_fork(local, wish)?;
+            return Ok(Opening::Opened(vec![fork]));
         }
         for _attempt in 0..OPEN_ATTEMPTS_MAX {
-            let asked = self.shelf.ask(name).await;
+            let asked = match asked.take() {
+                Some(asked) => asked,
+                None => Box::pin(self.shelf.ask_all(name)).await,
+            };
+            let names = self.names_of(name, &asked.seen, asked.volume.as_ref());
+            if names.iter().any(|it| !together.contains(it)) {
+                return Ok(Opening::Needs(names, Box::new(asked)));
+            }
             #[cfg(feature = "planted")]
             let wish = self.unasked(wish, &asked.seen);
-            if let Attempted::Opened(export) = self.perform(name, wish, asked).await? {
-                if export.role() == Role::ReadWrite {
-                    sync::start(self, &export);
+            let attempted = Box::pin(self.perform(name, wish, asked)).await?;
+            if let Attempted::Opened(mut exports) = attempted {
+                exports.sort_by_key(|export| export.name() != name);
+                bind(&exports);
+                if exports.iter().all(|it| it.role() == Role::ReadWrite) {
+                    sync::start(self, &exports);
                 }
-                return Ok(export);
+                return Ok(Opening::Opened(exports));
             }
         }
         let text = format!("`{name}`: others change its root all the time; try again");
@@ -161,7 +188,7 @@ impl<W: World> Site<W> {
             base: Some(base),
             read_wait: self.config.read_wait,
         });
-        sync::start(self, &export);
+        sync::start(self, std::slice::from_ref(&export));
         Ok(export)
     }
 
@@ -224,59 +251,78 @@ impl<W: World> Site<W> {
         }
     }
 
+    /// In all attempts the roots are of one moment.
     async fn perform(
         &self,
         name: &str,
         wish: Wish,
-        asked: Asked<W>,
+        asked: Asked<Members<W>>,
     ) -> Result<Attempted<W>, ConnectError> {
-        let (seen, volume) = (asked.seen, asked.volume);
-        let plan = self.plan(name, wish, &seen);
-        let root = match &seen {
-            Seen::Root(root) => Some(root),
-            Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
+        let Some(members) = asked.volume else {
+            return self.perform_unseen(name, wish, &asked.seen).await;
         };
-        let local = self.local_volume(name, root);
-        // Before anything is dropped or taken. Where the store cannot be asked, the log speaks for it.
-        let known = match (&seen, &local) {
-            (Seen::Root(root), _) => Some((root.epoch, root.cut)),
-            (Seen::Unreachable(_), Some(local)) => Some((local.epoch, local.published)),
-            (Seen::Unreachable(_), None) | (Seen::Absent | Seen::Unreadable(_), _) => None,
-        };
-        if let Some((epoch, cut)) = known {
-            wish.floor.check(name, epoch, cut)?;
+        let root = members.asked().root();
+        // Before anything is dropped or taken.
+        wish.floor.check(name, root.epoch, root.cut)?;
+        let plans = self.plans(&members, wish);
+        if let [Plan::Create { size_bytes }] = plans.as_slice() {
+            return self.create(name, *size_bytes).await;
         }
-        match (plan, volume, local) {
-            (Plan::Refuse(refusal), _, _) => Err(refused(name, refusal)),
-            (Plan::Create { size_bytes }, _, _) => self.create(name, size_bytes).await,
-            (Plan::ResumeUnasked, _, Some(local)) => self.resume_unasked(local).await,
-            (Plan::Resume { records }, Some(volume), Some(local)) => {
-                self.resume(volume, &local, records).await
-            }
-            (Plan::Take { .. }, Some(volume), _) if wish.purpose == Purpose::Prepare => {
-                self.read_only(volume, Role::Prepared).await
-            }
-            (Plan::Take { records }, Some(volume), local) => {
-                let local = local.filter(|local| local.id == volume.root().volume);
-                if let (Some(local), Records::Drop) = (&local, records) {
-                    self.forget(local).await?;
-                }
-                self.take(volume, wish.force, local.is_some()).await
-            }
-            (Plan::Damaged { records }, Some(volume), Some(local)) => {
-                Ok(Attempted::Opened(self.damaged(volume, &local, records)))
-            }
-            (Plan::ReadOnly, Some(volume), _) => {
+        let (joint, records) = join(plans).map_err(|unfit| unfit_text(&members, unfit))?;
+        match joint {
+            Joint::ReadOnly => {
                 let role = match wish.prepared {
                     true => Role::Prepared,
                     false => Role::ReadOnly,
                 };
-                self.read_only(volume, role).await
+                self.read_only(members, role).await
             }
-            (plan, volume, local) => {
-                unreachable!("{plan:?} with volume {volume:?} and local {local:?}")
+            Joint::Damaged => Ok(Attempted::Opened(self.damaged(&members, &records))),
+            Joint::Resume => self.resume(&members, &records).await,
+            Joint::Take if wish.purpose == Purpose::Prepare => {
+                self.read_only(members, Role::Prepared).await
             }
+            Joint::Take => self.take(&members, &records, wish.force).await,
         }
+    }
+
+    /// Where there is no root to go by.
+    async fn perform_unseen(
+        &self,
+        name: &str,
+        wish: Wish,
+        seen: &Seen,
+    ) -> Result<Attempted<W>, ConnectError> {
+        let plan = self.plan(name, wish, seen);
+        let local = self.local_volume(name, None);
+        // Where the store cannot be asked, the log speaks for it.
+        if let (Seen::Unreachable(_), Some(local)) = (seen, &local) {
+            wish.floor.check(name, local.epoch, local.published)?;
+        }
+        match (plan, local) {
+            (Plan::Refuse(refusal), _) => Err(refused(name, refusal)),
+            (Plan::Create { size_bytes }, _) => self.create(name, size_bytes).await,
+            (Plan::ResumeUnasked, Some(local)) => Ok(self.resume_unasked(&local)),
+            (plan, local) => unreachable!("{plan:?} without a root, and local {local:?}"),
+        }
+    }
+
+    /// What opening each would mean. The force that ends the epoch of the one that was asked for ends those of all.
+    fn plans(&self, members: &Members<W>, wish: Wish) -> Vec<Plan> {
+        let is_forced = wish.force == Some(members.asked().root().epoch);
+        let plans = members.volumes().iter().map(|volume| {
+            let root = volume.root();
+            let force = is_forced.then_some(root.epoch);
+            let name = root.name.clone();
+            self.plan(&name, Wish { force, ..wish }, &Seen::Root(root))
+        });
+        plans.collect()
+    }
+
+    /// What the log knows of the volume of a root.
+    fn local_of(&self, root: &RootView) -> Option<LocalVolume> {
+        let found = self.local_volume(&root.name, Some(root));
+        found.filter(|local| local.id == root.volume)
     }
 
     async fn create(&self, name: &str, size_bytes: u64) -> Result<Attempted<W>, ConnectError> {
@@ -286,7 +332,8 @@ impl<W: World> Site<W> {
         match Box::pin(bucket.create(name, size_bytes, &self.owner, nonce)).await {
             Ok(volume) => {
                 tracing::info!(export = name, size_bytes, "created");
-                self.attach(volume.root(), Some(volume)).await
+                let export = self.attach(volume.root(), volume).await?;
+                Ok(Attempted::Opened(vec![export]))
             }
             Err(error @ VolumeError::Needed { .. }) => {
                 Err(ConnectError::Refused(error.to_string()))
@@ -302,106 +349,130 @@ impl<W: World> Site<W> {
         }
     }
 
-    /// Goes on with the epoch that log and root agree on. Intents whose requests may still be on
+    /// Goes on with the epochs that log and roots agree on. Intents whose requests may still be on
     /// their way stay known: one that lands later is then ours, and not a stranger's.
     async fn resume(
         &self,
-        volume: Volume<W>,
-        local: &LocalVolume,
-        records: Records,
+        members: &Members<W>,
+        records: &[Records],
     ) -> Result<Attempted<W>, ConnectError> {
-        let root = volume.root();
-        if volume.resume(&self.owner, local.epoch).is_err() {
-            return Ok(Attempted::Raced);
-        }
-        if records == Records::Drop {
-            self.forget(local).await?;
-            return self.attach(root, Some(volume)).await;
-        }
-        let Some(held) = self.cache.volume(local.id) else {
+        let roots = members.volumes().iter().map(Volume::root);
+        let locals: Option<Vec<LocalVolume>> = roots.map(|root| self.local_of(&root)).collect();
+        let Some(locals) = locals else {
             return Ok(Attempted::Raced);
         };
-        adopt(&held, local, &root);
-        // The one that was open before may have ended because this very root was not there for a moment.
-        held.unfence();
-        let opened = opened(&root);
-        Ok(Attempted::Opened(self.export(
-            Role::ReadWrite,
-            opened,
-            Some(held),
-            Some(volume),
-        )))
+        let epochs: Vec<Epoch> = locals.iter().map(|local| local.epoch).collect();
+        let Ok(roots) = members.resume(&self.owner, &epochs) else {
+            return Ok(Attempted::Raced);
+        };
+        let mut exports = Vec::with_capacity(roots.len());
+        let all = members.volumes().iter().zip(roots).zip(&locals);
+        for (((volume, root), local), records) in all.zip(records) {
+            let volume = volume.clone();
+            if *records == Records::Drop {
+                self.forget(local).await?;
+                exports.push(self.attach(root, volume).await?);
+                continue;
+            }
+            let Some(held) = self.cache.volume(local.id) else {
+                return Ok(Attempted::Raced);
+            };
+            adopt(&held, local, &root);
+            // The one that was open before may have ended because this very root was not there for a moment.
+            held.unfence();
+            let role = Role::ReadWrite;
+            exports.push(self.export(role, opened(&root), Some(held), Some(volume)));
+        }
+        Ok(Attempted::Opened(exports))
     }
 
     async fn take(
         &self,
-        volume: Volume<W>,
+        members: &Members<W>,
+        records: &[Records],
         force: Option<Epoch>,
-        known: bool,
     ) -> Result<Attempted<W>, ConnectError> {
-        let before = volume.root();
+        // One for all: by that the log knows who belongs together.
         let nonce = Id(self.world.random_id());
-        if known {
-            // Should we die between the two: the next start knows that the new epoch is its own.
-            let intent = Opened {
-                nonce,
-                ..opened(&before)
-            };
-            let intended = self.cache.intend_open(&intent).await;
-            intended.map_err(|error| self.cache_failed(&before.name, &error))?;
+        for (volume, records) in members.volumes().iter().zip(records) {
+            self.intend_take(&volume.root(), *records, nonce).await?;
         }
+        let before = members.asked().root();
         let force = force.filter(|_| owned_elsewhere(&before.owner, self.owner.cache));
-        match Box::pin(volume.take(&self.owner, nonce, force)).await {
-            Ok(root) => {
-                tracing::info!(export = %root.name, epoch = %root.epoch, from = %owner_text(before.owner.as_ref()), cut = %root.cut, cut_time = %root.cut_time, "taken");
-                self.attach(root, Some(volume)).await
-            }
+        let taken = Box::pin(members.take(&self.owner, nonce, force)).await;
+        let roots = match taken {
+            Ok(roots) => roots,
             Err(
                 VolumeError::Fenced { .. }
                 | VolumeError::Owned { .. }
                 | VolumeError::Vanished { .. },
-            ) => Ok(Attempted::Raced),
-            Err(error) => Err(unavailable(&before.name, &error)),
+            ) => return Ok(Attempted::Raced),
+            Err(error) => return Err(unavailable(&before.name, &error)),
+        };
+        let from = owner_text(before.owner.as_ref());
+        let mut exports = Vec::with_capacity(roots.len());
+        for (volume, root) in members.volumes().iter().zip(roots) {
+            tracing::info!(export = %root.name, epoch = %root.epoch, %from, cut = %root.cut, cut_time = %root.cut_time, "taken");
+            exports.push(self.attach(root, volume.clone()).await?);
         }
+        Ok(Attempted::Opened(exports))
     }
 
-    async fn resume_unasked(&self, local: LocalVolume) -> Result<Attempted<W>, ConnectError> {
-        let Some(held) = self.cache.volume(local.id) else {
-            return Ok(Attempted::Raced);
+    /// What is stale goes, and the new epoch is intended.
+    async fn intend_take(
+        &self,
+        before: &RootView,
+        records: Records,
+        nonce: Id,
+    ) -> Result<(), ConnectError> {
+        let Some(local) = self.local_of(before) else {
+            return Ok(());
         };
-        held.unfence();
-        tracing::warn!(export = %local.name, epoch = %local.epoch, "resumed from the log: the store cannot be asked");
-        let opened = Opened {
-            id: local.id,
-            name: local.name,
-            size_bytes: local.size_bytes,
-            epoch: local.epoch,
-            nonce: local.nonce,
-            published: local.published,
+        if records == Records::Drop {
+            self.forget(&local).await?;
+        }
+        // Should we die between the two: the next start knows that the new epoch is its own.
+        let intent = Opened {
+            nonce,
+            ..opened(before)
         };
-        Ok(Attempted::Opened(self.export(
-            Role::ReadWrite,
-            opened,
-            Some(held),
-            None,
-        )))
+        let intended = self.cache.intend_open(&intent).await;
+        intended.map_err(|error| self.cache_failed(&before.name, &error))
+    }
+
+    /// All that the log may go on with. Where it does not know all members, the rest is closed until the store answers, and
+    /// then nothing is published by these alone (`sync/prove.rs`).
+    fn resume_unasked(&self, local: &LocalVolume) -> Attempted<W> {
+        let mut exports = Vec::new();
+        for local in self.known_together(local) {
+            let Some(held) = self.cache.volume(local.id) else {
+                return Attempted::Raced;
+            };
+            held.unfence();
+            tracing::warn!(export = %local.name, epoch = %local.epoch, "resumed from the log: the store cannot be asked");
+            let opened = Opened {
+                id: local.id,
+                name: local.name,
+                size_bytes: local.size_bytes,
+                epoch: local.epoch,
+                nonce: local.nonce,
+                published: local.published,
+            };
+            exports.push(self.export(Role::ReadWrite, opened, Some(held), None));
+        }
+        Attempted::Opened(exports)
     }
 
     async fn attach(
         &self,
         root: RootView,
-        volume: Option<Volume<W>>,
-    ) -> Result<Attempted<W>, ConnectError> {
+        volume: Volume<W>,
+    ) -> Result<Rc<Export<W>>, ConnectError> {
         self.retire_namesakes(&root).await?;
         let opened = opened(&root);
         let attached = Box::pin(self.cache.attach(opened.clone())).await;
         let local = attached.map_err(|error| self.cache_failed(&root.name, &error))?;
-        Ok(Attempted::Opened(self.export(
-            Role::ReadWrite,
-            opened,
-            Some(local),
-            volume,
-        )))
+        Ok(self.export(Role::ReadWrite, opened, Some(local), Some(volume)))
     }
 
     /// Another volume that had this name is over. A start during an outage knows names alone, and must
@@ -419,19 +490,30 @@ impl<W: World> Site<W> {
         Ok(())
     }
 
-    /// What is left of a volume of which unpublished writes are missing.
-    fn damaged(&self, volume: Volume<W>, local: &LocalVolume, records: Records) -> Rc<Export<W>> {
-        let root = volume.root();
-        let held = match records {
-            Records::Keep => self.cache.volume(local.id),
-            // The store has more than that.
-            Records::Drop => None,
-        };
+    /// What is left of volumes of which, or of one of which, unpublished writes are missing.
+    fn damaged(&self, members: &Members<W>, records: &[Records]) -> Vec<Rc<Export<W>>> {
+        let each = members.volumes().iter().zip(records);
+        let exports = each.map(|(volume, records)| {
+            let root = volume.root();
+            let local = self.local_of(&root);
+            let held = match records {
+                Records::Keep => local.as_ref().and_then(|local| self.cache.volume(local.id)),
+                // The store has more than that.
+                Records::Drop => None,
+            };
+            if let Some(local) = local.filter(|local| local.damage.is_some()) {
+                self.say_damaged(&root.name, &local);
+            }
+            self.export(Role::Damaged, opened(&root), held, Some(volume.clone()))
+        });
+        exports.collect()
+    }
+
+    fn say_damaged(&self, name: &str, local: &LocalVolume) {
         // Each client that connects opens it anew.
-        if let Some(held_back) = self.news("damaged", &root.name) {
-            tracing::error!(export = %root.name, damage = local.damage, kept_seq = local.kept.0, held_back, "opened read-only: unpublished writes are missing; look at what is left, then accept the loss with `POST /api/exports/{}/accept-loss` (docs/runbooks/fsync-failed.md)", root.name);
+        if let Some(held_back) = self.news("damaged", name) {
+            tracing::error!(export = %name, damage = local.damage, kept_seq = local.kept.0, held_back, "opened read-only: unpublished writes are missing; look at what is left, then accept the loss with `POST /api/exports/{name}/accept-loss` (docs/runbooks/fsync-failed.md)");
         }
-        self.export(Role::Damaged, opened(&root), held, Some(volume))
     }
 
     fn export(
@@ -456,27 +538,46 @@ impl<W: World> Site<W> {
     }
 
     /// As `ReadOnly` or `Prepared`.
-    async fn read_only(&self, volume: Volume<W>, role: Role) -> Result<Attempted<W>, ConnectError> {
-        let root = volume.root();
+    async fn read_only(
+        &self,
+        members: Members<W>,
+        role: Role,
+    ) -> Result<Attempted<W>, ConnectError> {
+        for volume in members.volumes() {
+            self.note_taken(&volume.root()).await?;
+        }
+        let root = members.asked().root();
+        if let (Role::ReadOnly, Some(held_back)) = (role, self.news("read-only", &root.name)) {
+            tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, held_back, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
+        }
+        #[cfg(feature = "planted")]
+        let apart = Box::pin(members.read_apart()).await;
+        #[cfg(feature = "planted")]
+        let members = apart.map_err(|error| unavailable(&root.name, &error))?;
+        let pinned = Box::pin(members.pin_to_read(&self.owner.host)).await;
+        let Some(pin) = pinned.map_err(|error| unavailable(&root.name, &error))? else {
+            return Ok(Attempted::Raced);
+        };
+        let exports = members.volumes().iter().map(|volume| {
+            let opened = opened(&volume.root());
+            self.export(role, opened, None, Some(volume.clone()))
+        });
+        let exports: Vec<Rc<Export<W>>> = exports.collect();
+        reader::watch(self, &exports, Reading::Volumes(members), pin);
+        Ok(Attempted::Opened(exports))
+    }
+
+    /// Where another node owns it, the epoch is over: no start during an outage may go on with it.
+    async fn note_taken(&self, root: &RootView) -> Result<(), ConnectError> {
         if owned_elsewhere(&root.owner, self.owner.cache)
             && let Some(local) = self.cache.volume(root.volume)
             && local.state().is_some_and(|state| state.attached)
         {
-            // The epoch is over: no start during an outage may go on with it.
             let noted = local.detached().await;
             noted.map_err(|error| self.cache_failed(&root.name, &error))?;
             tracing::error!(export = %root.name, dirty_bytes = local.state().map_or(0, |s| s.dirty_bytes), "another node took the volume; unpublished writes of this node are kept in its log (docs/runbooks/export-fenced.md)");
         }
-        if let (Role::ReadOnly, Some(held_back)) = (role, self.news("read-only", &root.name)) {
-            tracing::info!(export = %root.name, owner = %owner_text(root.owner.as_ref()), epoch = %root.epoch, cut = %root.cut, held_back, "opened read-only: another node owns the volume; `POST /api/exports/{}/promote` takes it", root.name);
-        }
-        let pinned = Box::pin(volume.pin_to_read(&self.owner.host)).await;
-        let Some(pin) = pinned.map_err(|error| unavailable(&root.name, &error))? else {
-            return Ok(Attempted::Raced);
-        };
-        let export = self.export(role, opened(&root), None, Some(volume.clone()));
-        reader::watch(self, &export, volume, pin);
-        Ok(Attempted::Opened(export))
+        Ok(())
     }
 
     /// Opens a snapshot for reading.
@@ -520,7 +621,8 @@ impl<W: World> Site<W> {
             ..opened(&volume.root())
         };
         let export = self.export(Role::ReadOnly, opened, None, Some(volume.clone()));
-        reader::watch(self, &export, volume, pin);
+        let reading = Reading::Snapshot(volume);
+        reader::watch(self, std::slice::from_ref(&export), reading, pin);
         Ok(export)
     }
 
@@ -564,6 +666,28 @@ fn opened(root: &RootView) -> Opened {
 
 fn owned_elsewhere(owner: &Option<crate::volume::Owner>, here: Id) -> bool {
     owner.as_ref().is_some_and(|owner| owner.cache != here)
+}
+
+/// Why some are not opened, for who asked for one of them.
+fn unfit_text<W: World>(members: &Members<W>, unfit: Unfit) -> ConnectError {
+    let found = members.volumes().get(unfit.number);
+    let name = found.map_or_else(|| members.asked().root().name, |it| it.root().name);
+    let refusal = refused(&name, unfit.refusal);
+    let Some(group) = members.group() else {
+        return refusal;
+    };
+    let text = |why: String| {
+        format!(
+            "all of group `{}` are opened together, or none: {why}",
+            group.name
+        )
+    };
+    match refusal {
+        ConnectError::Unknown(why) => ConnectError::Unknown(text(why)),
+        ConnectError::Refused(why) => ConnectError::Refused(text(why)),
+        ConnectError::Unavailable(why) => ConnectError::Unavailable(text(why)),
+        ConnectError::Invalid(_) | ConnectError::ShuttingDown => refusal,
+    }
 }
 
 fn unavailable(name: &str, error: &VolumeError) -> ConnectError {

@@ -1,10 +1,10 @@
 //! Names to exports: who may connect to what, and what the operator may change.
 //!
-//! Every change of what a name stands for happens behind the name's door, one at a time. A
-//! connection to an export that is open passes without waiting for the store.
+//! Every change of what a name stands for happens behind the name's door, one at a time; of a group, behind the doors of
+//! all its members. A connection to an export that is open passes without waiting for the store.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
@@ -14,11 +14,23 @@ use world::{Peer, World};
 use super::clients::Sharing;
 use super::connection::Connection;
 use super::decide::{Plan, Seen};
-use super::open::{Purpose, Wish, refused};
+use super::group::Door;
+use super::open::{Opening, Purpose, Wish, refused};
+use super::shelf::Asked;
 use super::site::Site;
 use super::{Export, Role, warm};
 use crate::device::{Access, ConnectError, Exports, Look};
-use crate::volume::{RootView, VolumeName};
+use crate::volume::{Members, RootView, Volume, VolumeName};
+
+/// How often an open finds that a volume is published together with others than a moment ago.
+const GROUPS_MAX: u32 = 8;
+
+/// What there was under the name of another member of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    IsFree,
+    Waited,
+}
 
 /// The exports of one shard.
 #[derive(Debug)]
@@ -57,68 +69,220 @@ impl<W: World> Registry<W> {
     }
 
     /// One change of a name at a time. Held over the whole change.
-    pub(crate) async fn door(&self, name: &str) -> OwnedSemaphorePermit {
-        let door = {
-            let mut doors = self.doors.borrow_mut();
-            doors.retain(|_name, door| door.strong_count() > 0);
-            let door = doors.get(name).and_then(Weak::upgrade);
-            door.unwrap_or_else(|| {
-                let door = Arc::new(Semaphore::new(1));
-                doors.insert(name.to_owned(), Arc::downgrade(&door));
-                door
-            })
-        };
-        door.acquire_owned().await.expect("never closed")
+    pub(crate) async fn door(&self, name: &str) -> Door {
+        let permit = self.semaphore(name).acquire_owned().await;
+        Door {
+            permits: vec![permit.expect("never closed")],
+            names: vec![name.to_owned()],
+            together: vec![name.to_owned()],
+        }
     }
 
-    /// The export behind a name, opened if it is not. The caller holds the door.
+    /// The same of several names, whatever they are to each other.
+    pub(crate) async fn doors(&self, names: &[String]) -> Door {
+        let mut door = Door::default();
+        self.widen(&mut door, names).await;
+        door.together.clear();
+        door
+    }
+
+    /// The doors of all that are published together, beside those that are held. False if somebody was waited for: then
+    /// whatever was known has to be looked at again.
+    async fn widen(&self, door: &mut Door, names: &[String]) -> bool {
+        door.together = names.to_vec();
+        let lacking = names.iter().filter(|name| !door.names.contains(name));
+        let lacking: Vec<String> = lacking.cloned().collect();
+        let now = lacking.iter().map(|name| self.semaphore(name));
+        let now: Result<Vec<OwnedSemaphorePermit>, _> =
+            now.map(Semaphore::try_acquire_owned).collect();
+        if let Ok(now) = now {
+            door.permits.extend(now);
+            door.names.extend(lacking);
+            return true;
+        }
+        let mut all: BTreeSet<String> = std::mem::take(&mut door.names).into_iter().collect();
+        all.extend(lacking);
+        // None is held while another one is waited for but those before it, or two might wait for each other.
+        door.permits.clear();
+        for name in all {
+            let permit = self.semaphore(&name).acquire_owned().await;
+            door.permits.push(permit.expect("never closed"));
+            door.names.push(name);
+        }
+        false
+    }
+
+    fn semaphore(&self, name: &str) -> Arc<Semaphore> {
+        let mut doors = self.doors.borrow_mut();
+        doors.retain(|_name, door| door.strong_count() > 0);
+        let door = doors.get(name).and_then(Weak::upgrade);
+        door.unwrap_or_else(|| {
+            let door = Arc::new(Semaphore::new(1));
+            doors.insert(name.to_owned(), Arc::downgrade(&door));
+            door
+        })
+    }
+
+    /// What the store says of a name, behind the doors of all that are published with it.
+    pub(crate) async fn ask_behind_doors(
+        &self,
+        name: &str,
+    ) -> Result<(Door, Asked<Volume<W>>), ConnectError> {
+        let mut door = self.door(name).await;
+        for _ in 0..GROUPS_MAX {
+            let asked = Box::pin(self.site.shelf.ask(name)).await;
+            let names = Box::pin(self.site.names_seen(name, &asked.seen)).await?;
+            if self.widen(&mut door, &names).await {
+                return Ok((door, asked));
+            }
+        }
+        Err(regrouped(name))
+    }
+
+    /// The export behind a name, opened if it is not, with all that are published with it. The caller holds the door,
+    /// which is widened for that, if need be.
     pub(crate) async fn opened(
         &self,
+        door: &mut Door,
         name: &str,
         wish: Wish,
     ) -> Result<Rc<Export<W>>, ConnectError> {
+        let mut asked = None;
+        for _ in 0..GROUPS_MAX {
+            let opening = self.open(&door.together, name, wish, asked.take());
+            let opening = Box::pin(opening).await?;
+            match opening {
+                Opening::Opened(exports) => {
+                    let first = exports.into_iter().next();
+                    return Ok(first.expect("what was asked for is among them"));
+                }
+                Opening::Needs(names, seen) => {
+                    asked = self.widen(door, &names).await.then_some(*seen);
+                }
+            }
+        }
+        Err(regrouped(name))
+    }
+
+    /// Of several that are opened the one that was asked for is the first.
+    /// `together` are the names of all that are opened with it, as of the last look at it, which `asked` is, if it was just now.
+    async fn open(
+        &self,
+        together: &[String],
+        name: &str,
+        wish: Wish,
+        mut asked: Option<Asked<Members<W>>>,
+    ) -> Result<Opening<W>, ConnectError> {
         let mut wish = Wish {
             prepared: wish.purpose == Purpose::Prepare,
             ..wish
         };
         if let Some(export) = self.get(name) {
-            match export.role() {
-                Role::ReadWrite => return Ok(export),
-                Role::Prepared if wish.purpose == Purpose::Serve => return Ok(export),
-                Role::Prepared => wish.prepared = true,
-                Role::Leaving => self.wait_left(&export).await,
-                // A read-only connection sees the cut that is current when it connects.
-                Role::ReadOnly | Role::Damaged | Role::Closed => {}
+            let is_open = match export.role() {
+                Role::ReadWrite => true,
+                Role::Prepared if wish.purpose == Purpose::Serve => true,
+                // A read-only connection sees the cut that is current when it connects. But all members of a group are
+                // shown at one moment for as long as somebody sees one of them: else two would see it torn.
+                Role::ReadOnly => {
+                    wish.purpose == Purpose::Serve && export.has_fellows() && export.is_used()
+                }
+                Role::Prepared => {
+                    wish.prepared = true;
+                    false
+                }
+                Role::Leaving => {
+                    self.wait_left(&export).await;
+                    false
+                }
+                Role::Damaged | Role::Closed => false,
                 Role::Fenced => {
                     return Err(still_used(&export, "is fenced: another epoch of it exists"));
                 }
                 Role::Vanished => return Err(still_used(&export, "has vanished from the store")),
+            };
+            if is_open {
+                return Ok(Opening::Opened(vec![export]));
             }
         }
-        let export = self.site.open(name, wish).await.inspect_err(|error| {
+        for other in together.iter().filter(|other| *other != name) {
+            if self.make_way(other, wish).await? == Way::Waited {
+                asked = None;
+            }
+        }
+        let opened = Box::pin(self.site.open(name, wish, together, asked)).await;
+        let opening = opened.inspect_err(|error| {
             if let (ConnectError::Unavailable(why), Some(held_back)) =
                 (error, self.site.news("unavailable", name))
             {
                 tracing::warn!(export = name, why, held_back, "the volume cannot be opened");
             }
         })?;
-        if let Some(before) = self.get(name) {
-            let is_same = before.root().map(|r| r.etag) == export.root().map(|r| r.etag);
-            if is_same && before.role() == export.role() && export.role() != Role::ReadWrite {
-                export.end(Role::Closed);
-                return Ok(before);
+        Ok(match opening {
+            Opening::Opened(exports) => Opening::Opened(vec![self.put_in_place(name, exports)]),
+            needs @ Opening::Needs(..) => needs,
+        })
+    }
+
+    /// What there is under the name of another member of the group is over, or can be replaced.
+    async fn make_way(&self, other: &str, wish: Wish) -> Result<Way, ConnectError> {
+        let Some(export) = self.get(other) else {
+            return Ok(Way::IsFree);
+        };
+        match export.role() {
+            Role::Prepared | Role::Damaged | Role::Closed => Ok(Way::IsFree),
+            Role::Leaving => {
+                self.wait_left(&export).await;
+                Ok(Way::Waited)
             }
-            if before.role() == Role::Prepared {
+            Role::ReadOnly if wish.purpose == Purpose::Serve && export.is_used() => Err(
+                still_used(&export, "is shown as it was before it came into this group"),
+            ),
+            Role::ReadOnly => Ok(Way::IsFree),
+            // It was opened by itself, and what is in its group by now is somebody else's: it finds that out.
+            Role::ReadWrite => {
+                export.orders.carry();
+                Err(ConnectError::Unavailable(format!(
+                    "export `{other}`, of the same group, is open here by itself still; try again in a moment"
+                )))
+            }
+            Role::Fenced => Err(still_used(&export, "is fenced: another epoch of it exists")),
+            Role::Vanished => Err(still_used(&export, "has vanished from the store")),
+        }
+    }
+
+    /// What was opened stands for its names from here on. The one of them that was asked for, or what was there already.
+    fn put_in_place(&self, name: &str, exports: Vec<Rc<Export<W>>>) -> Rc<Export<W>> {
+        let found = exports.iter().find(|export| export.name() == name);
+        let asked = Rc::clone(found.expect("what was asked for is opened"));
+        if let Some(before) = self.get(name) {
+            let is_same = before.root().map(|r| r.etag) == asked.root().map(|r| r.etag);
+            if is_same && before.role() == asked.role() && asked.role() != Role::ReadWrite {
+                exports.iter().for_each(|export| export.end(Role::Closed));
+                return before;
+            }
+        }
+        if asked.role() == Role::ReadOnly && exports.iter().any(|it| self.is_shown(it)) {
+            // For whoever wanted to know the newest of it. Who connects sees what others see.
+            return asked;
+        }
+        for export in exports {
+            let before = self.get(export.name());
+            if let Some(before) = before.filter(|it| it.role() == Role::Prepared) {
                 before.give_way(&export);
                 if export.role() == Role::Prepared {
                     warm::go_on(&self.site, &before, &export);
                 }
             }
+            let name = export.name().to_owned();
+            self.open.borrow_mut().insert(name, export);
         }
-        self.open
-            .borrow_mut()
-            .insert(name.to_owned(), Rc::clone(&export));
-        Ok(export)
+        asked
+    }
+
+    /// Somebody sees it, with the others of its group, as it was at another moment.
+    fn is_shown(&self, export: &Export<W>) -> bool {
+        let before = self.get(export.name());
+        export.has_fellows() && before.is_some_and(|it| it.role() == Role::ReadOnly && it.is_used())
     }
 
     /// A snapshot as an export, read-only for ever. One that is open is shared.
@@ -141,9 +305,15 @@ impl<W: World> Registry<W> {
         Ok(export)
     }
 
-    /// Lets an export go whose task has ended.
+    /// Lets an export go whose task has ended, and those that were opened with it.
     pub(crate) fn remove(&self, name: &str) {
-        self.open.borrow_mut().remove(name);
+        let removed = self.open.borrow_mut().remove(name);
+        let Some(removed) = removed else {
+            return;
+        };
+        let fellows = removed.together();
+        let mut open = self.open.borrow_mut();
+        open.retain(|_name, export| !fellows.iter().any(|it| Rc::ptr_eq(it, export)));
     }
 
     /// A detach is on its way: it ends, or is given up at its next failure.
@@ -190,11 +360,11 @@ impl<W: World> Exports for Registry<W> {
             return self.admit(export, peer);
         }
         check_name(name)?;
-        let _door = self.door(name).await;
+        let mut door = self.door(name).await;
         if self.site.closing.get() {
             return Err(ConnectError::ShuttingDown);
         }
-        let export = Box::pin(self.opened(name, self.create_wish())).await?;
+        let export = Box::pin(self.opened(&mut door, name, self.create_wish())).await?;
         // No wait between: the sync task looks at the number of clients before it leaves.
         self.admit(export, peer)
     }
@@ -213,6 +383,14 @@ impl<W: World> Exports for Registry<W> {
             return Ok(Look {
                 size_bytes: export.size_bytes(),
                 access: Access::ReadWrite,
+            });
+        }
+        let open = self.get(name);
+        if let Some(view) = open.filter(|it| it.role() == Role::ReadOnly && it.has_fellows()) {
+            // Whoever connects now sees that.
+            return Ok(Look {
+                size_bytes: view.size_bytes(),
+                access: Access::ReadOnly,
             });
         }
         let seen = Box::pin(self.site.shelf.ask(name)).await.seen;
@@ -252,17 +430,28 @@ fn is_over<W: World>(export: &Export<W>) -> bool {
         // One that was prepared is closed by the task that holds its pin.
         Role::ReadWrite | Role::Leaving | Role::Prepared => false,
         Role::Closed => true,
-        Role::ReadOnly | Role::Damaged | Role::Fenced | Role::Vanished => {
-            export.clients.count() == 0
-        }
+        Role::ReadOnly | Role::Damaged | Role::Fenced | Role::Vanished => !export.is_used(),
     }
 }
 
-fn still_used<W: World>(export: &Export<W>, what: &str) -> ConnectError {
+fn still_used<W: World>(export: &Rc<Export<W>>, what: &str) -> ConnectError {
+    let (name, fellows) = (export.name(), export.together());
+    let used = fellows.iter().filter(|it| it.clients.count() > 0);
+    let used: Vec<String> = used
+        .map(|it| match it.name() == name {
+            true => format!("{} connections still hold it", it.clients.count()),
+            false => format!("{} still hold `{}`", it.clients.count(), it.name()),
+        })
+        .collect();
+    let used = used.join(", and ");
     ConnectError::Refused(format!(
-        "export `{}` {what}, and {} connections still hold it; close them first",
-        export.name(),
-        export.clients.count()
+        "export `{name}` {what}, and {used}; close them first"
+    ))
+}
+
+fn regrouped(name: &str) -> ConnectError {
+    ConnectError::Unavailable(format!(
+        "`{name}` is published together with others each time it is looked at; try again"
     ))
 }
 

@@ -9,7 +9,7 @@ use world::{Instant, StoreError, StoreErrorKind, World};
 
 use super::decide::Seen;
 use crate::meter::store::StoreMeter;
-use crate::volume::{Bucket, BucketConfig, Metered, Volume, VolumeError};
+use crate::volume::{Bucket, BucketConfig, Members, Metered, RootView, Volume, VolumeError};
 
 /// The way to the store.
 #[derive(Debug)]
@@ -30,11 +30,11 @@ pub struct Shelf<W: World> {
 /// So long nobody tries the password again: it costs time and memory on purpose, and all exports would one after the other.
 const LOCKED_OUT: Duration = Duration::from_secs(30);
 
-/// What the store knows of a name: for a root, the volume opened at its cut.
+/// What the store knows of a name: for a root, the volume opened at its cut, alone or with all that is published with it.
 #[derive(Debug)]
-pub(crate) struct Asked<W: World> {
+pub(crate) struct Asked<T> {
     pub(crate) seen: Seen,
-    pub(crate) volume: Option<Volume<W>>,
+    pub(crate) volume: Option<T>,
     /// Where nothing was seen: why not.
     pub(crate) trouble: Trouble,
     /// And for how long the store asked to be left alone, if it did.
@@ -106,11 +106,35 @@ impl<W: World> Shelf<W> {
         Ok(bucket)
     }
 
-    /// Reads a name's root and opens its volume for reading. Only "no such key" is absence
-    /// (rule 16); any other failure means that nothing is known.
-    pub(crate) async fn ask(&self, name: &str) -> Asked<W> {
-        match self.ask_store(name).await {
-            Ok(asked) => asked,
+    /// Reads a name's root and opens its volume for reading, without those that are published with it. Only "no such key"
+    /// is absence (rule 16); any other failure means that nothing is known.
+    pub(crate) async fn ask(&self, name: &str) -> Asked<Volume<W>> {
+        let opening = async |bucket: Bucket<W>| Box::pin(bucket.open_volume(name)).await;
+        Box::pin(self.ask_store(name, opening, Volume::root)).await
+    }
+
+    /// The same of the volume and all that are published with it, at one moment.
+    pub(crate) async fn ask_all(&self, name: &str) -> Asked<Members<W>> {
+        let opening = async |bucket: Bucket<W>| Box::pin(bucket.open_members(name)).await;
+        let root = |members: &Members<W>| members.asked().root();
+        Box::pin(self.ask_store(name, opening, root)).await
+    }
+
+    async fn ask_store<T>(
+        &self,
+        name: &str,
+        opening: impl AsyncFn(Bucket<W>) -> Result<T, VolumeError>,
+        root: impl Fn(&T) -> RootView,
+    ) -> Asked<T> {
+        match self.opened(name, opening).await {
+            Ok(volume) => Asked {
+                seen: volume
+                    .as_ref()
+                    .map_or(Seen::Absent, |it| Seen::Root(root(it))),
+                volume,
+                trouble: Trouble::Passing,
+                retry_after: None,
+            },
             Err(error) => Asked {
                 trouble: match &error {
                     VolumeError::Store(error) if error.kind == StoreErrorKind::Refused => {
@@ -132,30 +156,22 @@ impl<W: World> Shelf<W> {
         }
     }
 
-    async fn ask_store(&self, name: &str) -> Result<Asked<W>, VolumeError> {
+    /// None: it is absent.
+    async fn opened<T>(
+        &self,
+        name: &str,
+        opening: impl AsyncFn(Bucket<W>) -> Result<T, VolumeError>,
+    ) -> Result<Option<T>, VolumeError> {
         let bucket = self.bucket().await?;
-        let volume = match Box::pin(bucket.open_volume(name)).await {
-            Ok(volume) => volume,
-            Err(error) if may_be_absent(&error) => {
-                // Asked again by itself: what is missing may be some other object than the root.
-                return match bucket.root(name).await? {
-                    None => Ok(Asked {
-                        seen: Seen::Absent,
-                        volume: None,
-                        trouble: Trouble::Passing,
-                        retry_after: None,
-                    }),
-                    Some(_) => Err(error),
-                };
-            }
-            Err(error) => return Err(error),
-        };
-        Ok(Asked {
-            seen: Seen::Root(volume.root()),
-            volume: Some(volume),
-            trouble: Trouble::Passing,
-            retry_after: None,
-        })
+        match opening(bucket.clone()).await {
+            Ok(opened) => Ok(Some(opened)),
+            // Asked again by itself: what is missing may be some other object than the root.
+            Err(error) if may_be_absent(&error) => match bucket.root(name).await? {
+                None => Ok(None),
+                Some(_) => Err(error),
+            },
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -18,13 +18,14 @@ use crate::export::confirm::confirm;
 use crate::export::decide::Seen;
 use crate::export::document::{cut_text, of_export, of_parts, owner_text};
 use crate::export::frames::is_temporary;
+use crate::export::group::{self, Door};
 use crate::export::open::{Floor, Purpose, Wish};
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
 use crate::shard::loss::accept_loss;
 use crate::shard::meters::meters;
 use crate::shard::stored::list_stored;
-use crate::shard::{delete, forks, gc, prepare, purge, renew, restore, salvage, snapshots};
+use crate::shard::{delete, forks, gc, groups, prepare, purge, renew, restore, salvage, snapshots};
 use crate::volume::VolumeError;
 
 /// Requests being answered at a time; more wait in the queue.
@@ -119,6 +120,7 @@ async fn perform<W: World>(registry: &Rc<Registry<W>>, request: Request) {
         Request::DrainAll(reply) => send(reply, Ok(drain_all(registry).await)),
         Request::Server(reply) => send(reply, Ok(server(registry))),
         Request::Meters(reply) => send(reply, Ok(meters(registry))),
+        Request::Group(request) => Box::pin(groups::perform(registry, request)).await,
     }
 }
 
@@ -134,7 +136,7 @@ fn operation<W: World>(registry: &Registry<W>, id: &str) -> Answer<OperationDocu
     })
 }
 
-fn send<T>(reply: Reply<T>, answer: Answer<T>) {
+pub(super) fn send<T>(reply: Reply<T>, answer: Answer<T>) {
     // Who asked may have gone; that changes nothing here.
     drop(reply.send(answer));
 }
@@ -251,24 +253,48 @@ pub(super) async fn wait_for<W: World>(
     }
 }
 
-/// Drains and detaches now.
-pub(super) async fn leave<W: World>(registry: &Registry<W>, export: &Export<W>) -> Answer<()> {
+/// Drains and detaches now, with all that were opened together with it.
+pub(super) async fn leave<W: World>(registry: &Registry<W>, export: &Rc<Export<W>>) -> Answer<()> {
     if registry.site().closing.get() {
         return Err(unavailable("the server is shutting down".to_owned()));
     }
-    if let Some(fork) = forks::damaged(registry, export) {
+    check_unused(export)?;
+    let together = export.together();
+    if let Some(fork) = together.iter().find_map(|it| forks::damaged(registry, it)) {
         let text = format!(
             "cannot be given up: writes to its fork `{fork}`, which is not in the store yet, are missing in this node's cache; accept their loss (`POST /api/exports/{fork}/accept-loss`), or drop the fork (`DELETE /api/exports/{fork}?accept_loss=true`)"
         );
         return Err(conflict(export, &text));
     }
-    export.drain().await.map_err(unavailable)?;
+    let drained = group::drain(&together).await;
+    drained.map_err(unavailable)?;
     let failures = export.orders.failures();
     export.orders.leave();
     let left = wait_for(export, failures, || export.role() == Role::Closed);
     left.await.map_err(unavailable)
 }
 
+/// Refused while somebody is connected to it, or to one that was opened together with it, with the numbers of all.
+pub(super) fn check_unused<W: World>(export: &Rc<Export<W>>) -> Answer<()> {
+    if !export.is_used() {
+        return Ok(());
+    }
+    if export.clients.count() > 0 {
+        return Err(conflict(export, "has clients; disconnect them first"));
+    }
+    let all = export.together();
+    let used = all.iter().filter(|it| it.clients.count() > 0);
+    let used: Vec<String> = used
+        .map(|it| format!("`{}` ({})", it.name(), it.clients.count()))
+        .collect();
+    let text = format!(
+        "is given up together with all of its group, of which others have clients: {}; disconnect them first",
+        used.join(", ")
+    );
+    Err(conflict(export, &text))
+}
+
+/// Returns when everything that was answered before the call is in the store: of a group, by any member of it.
 pub(super) async fn drain<W: World>(registry: &Registry<W>, name: &str) -> Answer<ExportDocument> {
     check_name(name).map_err(refusal)?;
     let held = || {
@@ -284,10 +310,12 @@ pub(super) async fn drain<W: World>(registry: &Registry<W>, name: &str) -> Answe
     let (door, export) = open(registry, name, Wish::default()).await?;
     // Others may connect meanwhile.
     drop(door);
-    export.drain().await.map_err(|why| ControlError {
+    let drained = group::drain(&export.together()).await;
+    drained.map_err(|why| ControlError {
         kind: ControlErrorKind::Unavailable,
         message: format!("not drained, retrying: {why}"),
         export: Some(Box::new(of_export(&export))),
+        members: members(&export),
     })?;
     Ok(of_export(&export))
 }
@@ -338,7 +366,7 @@ pub(super) async fn open<W: World>(
     registry: &Registry<W>,
     name: &str,
     wish: Wish,
-) -> Answer<(world::sync::OwnedSemaphorePermit, Rc<Export<W>>)> {
+) -> Answer<(Door, Rc<Export<W>>)> {
     check_name(name).map_err(refusal)?;
     // Who is told "read-write" lets a guest run here. In front of the door: clients that come back to an export that is
     // open must not wait for the store behind it.
@@ -349,11 +377,11 @@ pub(super) async fn open<W: World>(
         let confirmed = Box::pin(confirm(registry.site(), &export)).await;
         confirmed.map_err(refusal)?;
     }
-    let door = registry.door(name).await;
+    let mut door = registry.door(name).await;
     if registry.site().closing.get() {
         return Err(refusal(ConnectError::ShuttingDown));
     }
-    let export = Box::pin(registry.opened(name, wish)).await;
+    let export = Box::pin(registry.opened(&mut door, name, wish)).await;
     Ok((door, export.map_err(refusal)?))
 }
 
@@ -405,11 +433,20 @@ fn bytes_from_gib(gib: f64) -> Answer<u64> {
     Ok(bytes.next_multiple_of(PAGE))
 }
 
-pub(super) fn conflict<W: World>(export: &Export<W>, what: &str) -> ControlError {
+pub(super) fn conflict<W: World>(export: &Rc<Export<W>>, what: &str) -> ControlError {
     ControlError {
         kind: ControlErrorKind::Conflict,
         message: format!("export `{}` {what}", export.name()),
         export: Some(Box::new(of_export(export))),
+        members: members(export),
+    }
+}
+
+/// The numbers of all that were opened together with an export; of one alone its own are enough.
+fn members<W: World>(export: &Rc<Export<W>>) -> Vec<ExportDocument> {
+    match export.has_fellows() {
+        true => export.together().iter().map(|it| of_export(it)).collect(),
+        false => Vec::new(),
     }
 }
 

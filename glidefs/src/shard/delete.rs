@@ -1,15 +1,17 @@
-//! Closing an export for good here: drained, detached, and dropped from the cache. What the store has stays.
+//! Closing an export for good here: drained, detached, and dropped from the cache. What the store has stays. A member of
+//! a group is given up with all others, whose pages stay in the cache.
 
 use std::rc::Rc;
 
 use blockcache::{Id, LocalVolume};
 use world::World;
 
-use super::answer::{Answer, closed, conflict, leave, refusal};
+use super::answer::{Answer, check_unused, closed, conflict, leave, refusal};
 use super::loss::{is_loss, not_accepted};
 use crate::control::{ControlError, ControlErrorKind, DeleteQuery, ExportDocument};
 use crate::export::decide::{Claim, Plan, Refusal, Seen, claim};
 use crate::export::document::{of_parts, owner_text};
+use crate::export::group::Door;
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
@@ -39,17 +41,15 @@ pub(super) async fn delete<W: World>(
     how: &DeleteQuery,
 ) -> Answer<Deleted> {
     check_name(name).map_err(refusal)?;
-    let _door = registry.door(name).await;
+    // Behind the door a store that is silent is waited for, and who connects waits with it.
+    check_clients(registry, name)?;
+    let (mut door, asked) = registry.ask_behind_doors(name).await.map_err(refusal)?;
+    check_clients(registry, name)?;
     let site = registry.site();
     let open = registry.get(name);
-    if let Some(export) = open.as_ref().filter(|e| e.clients.count() > 0) {
-        return Err(conflict(export, "has clients; disconnect them first"));
-    }
-    let seen = site.shelf.ask(name).await.seen;
-    let root = match &seen {
-        Seen::Root(root) => Some(root),
-        Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
-    };
+    let seen = asked.seen;
+    let root = root_of(&seen);
+    check_alone(name, root.filter(|_| how.purge))?;
     // Of a fork that the store does not have yet the log alone knows which it is.
     let pending = site.pending_fork(name);
     let there = root.map(|root| root.volume);
@@ -88,18 +88,17 @@ pub(super) async fn delete<W: World>(
         return Err(copied(name, locals.first(), root));
     }
     if is_over {
+        if is_damaged(&plan) {
+            Box::pin(forget_others(registry, &door, name)).await?;
+        }
         // It can never be drained: the operator says that the local copy may go, or there is nothing to lose.
         end(open.filter(|_| is_given_up));
         registry.remove(name);
     } else if open.is_some() || drains {
-        let export = Box::pin(registry.opened(name, Wish::default())).await;
+        let opened = registry.opened(&mut door, name, Wish::default());
+        let export = Box::pin(opened).await;
         let export = export.map_err(refusal)?;
-        match export.role() {
-            Role::ReadWrite => leave(registry, &export).await?,
-            Role::Prepared => export.end(Role::Closed),
-            _ => {}
-        }
-        registry.remove(name);
+        close(registry, &export).await?;
     }
     let locals = site.local_volumes(name, root);
     let before = closed(registry, name, &seen)?;
@@ -113,6 +112,73 @@ pub(super) async fn delete<W: World>(
         ..before
     };
     Ok(Deleted { before, volume })
+}
+
+fn check_clients<W: World>(registry: &Registry<W>, name: &str) -> Answer<()> {
+    match registry.get(name) {
+        Some(export) => check_unused(&export),
+        None => Ok(()),
+    }
+}
+
+/// Writes that were not published are missing.
+fn is_damaged(plan: &Plan) -> bool {
+    matches!(
+        plan,
+        Plan::Damaged { .. } | Plan::Refuse(Refusal::Damaged(_))
+    )
+}
+
+/// Nothing is kept of one member of a group that was written behind what is lost of another (rule 30): what is not
+/// published of the others goes as well. First, so that a crash in between leaves this one for the operator to ask again.
+async fn forget_others<W: World>(registry: &Registry<W>, door: &Door, name: &str) -> Answer<()> {
+    for other in door.together().iter().filter(|other| *other != name) {
+        let open = registry.get(other);
+        let open = open.filter(|it| matches!(it.role(), Role::ReadWrite | Role::Leaving));
+        if let Some(export) = open {
+            let text = "is open here without the others of its group; it finds that out by itself: ask again in a moment";
+            return Err(conflict(&export, text));
+        }
+        registry.remove(other);
+        let local = registry.site().local_volume(other, None);
+        // One that is not held has nothing that could be published.
+        let is_lost =
+            |it: &LocalVolume| it.attached && (it.damage.is_some() || it.last > it.published);
+        if let Some(local) = local.filter(is_lost) {
+            forget(registry, &local).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Drained and detached, if this node owns it; forgotten by the registry.
+async fn close<W: World>(registry: &Registry<W>, export: &Rc<Export<W>>) -> Answer<()> {
+    match export.role() {
+        Role::ReadWrite => leave(registry, export).await?,
+        Role::Prepared => export.end(Role::Closed),
+        _ => {}
+    }
+    registry.remove(export.name());
+    Ok(())
+}
+
+fn root_of(seen: &Seen) -> Option<&RootView> {
+    match seen {
+        Seen::Root(root) => Some(root),
+        Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
+    }
+}
+
+/// A member of a group is not deleted out of it.
+fn check_alone(name: &str, root: Option<&RootView>) -> Answer<()> {
+    let Some(group) = root.and_then(|root| root.group.as_ref()) else {
+        return Ok(());
+    };
+    let group = &group.name;
+    let text = format!(
+        "`{name}` is a member of group `{group}`, and is not purged out of it: end the group first, with `DELETE /api/groups/{group}`"
+    );
+    Err(ControlError::new(ControlErrorKind::Conflict, text))
 }
 
 /// Of a fork that is given up: its task does nothing more in its name, whatever it waits for now.
@@ -131,6 +197,7 @@ fn copied(name: &str, local: Option<&LocalVolume>, root: &RootView) -> ControlEr
             "`{name}` is open at epoch {epoch} by {owner}: that is the id of this cache too, and its log did not make the volume's last change. Another server has a copy of this cache folder, or the folder is older than it was, or this server died as it opened the volume. Delete it there; if there is no other server, promote it here first; or drop what is here of it, and leave the volume as it is, with `?accept_loss=true`"
         ),
         export: Some(Box::new(of_parts(name, local, Some(root)))),
+        members: Vec::new(),
     }
 }
 

@@ -134,7 +134,7 @@ async fn fork_live<W: World>(
 ) -> Answer<Option<ForkDocument>> {
     let site = registry.site();
     // One at a time: the second of two equal requests finds what the first has made.
-    let _door = registry.door(&wanted.name).await;
+    let mut door = registry.door(&wanted.name).await;
     if site.closing.get() {
         return Err(refusal(ConnectError::ShuttingDown));
     }
@@ -181,8 +181,8 @@ async fn fork_live<W: World>(
     if wanted.request_id.is_some() {
         site.lineage.sent(id);
     }
-    let opened = Box::pin(registry.opened(&wanted.name, Wish::default())).await;
-    opened.map_err(refusal)?;
+    let opened = registry.opened(&mut door, &wanted.name, Wish::default());
+    Box::pin(opened).await.map_err(refusal)?;
     tracing::info!(export = name, fork = %wanted.name, %cut, "forked; it is published in the background");
     Ok(Some(ForkDocument {
         name: wanted.name.clone(),
@@ -194,8 +194,12 @@ async fn fork_live<W: World>(
     }))
 }
 
-/// Whether the log can hold the cut as long as the store does not answer.
+/// Whether the log can hold the cut as long as the store does not answer. Not that of a member of a group: all that a start
+/// finds of one is cut at once, and a fork that begins in the middle of that would bound each cut of the group for ever.
 fn may_be_live<W: World>(registry: &Registry<W>, parent: &Export<W>) -> bool {
+    if parent.has_fellows() {
+        return false;
+    }
     let Some(state) = parent.local_state() else {
         return false;
     };
@@ -258,7 +262,7 @@ pub(super) async fn list<W: World>(
 }
 
 /// As ids are shown.
-fn parsed(hex: &str) -> Option<Id> {
+pub(super) fn parsed(hex: &str) -> Option<Id> {
     let is_id = hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     let number = u128::from_str_radix(hex, 16).ok().filter(|_| is_id);
     number.map(|number| Id(number.to_be_bytes()))

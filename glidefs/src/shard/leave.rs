@@ -52,7 +52,7 @@ async fn leave<W: World>(world: &W, export: &Rc<Export<W>>, give_up_at: &Cell<In
     loop {
         let news = export.orders.news.notified();
         let role = export.role();
-        let is_held = export.clients.count() > 0 || export.halted().is_some();
+        let is_held = export.is_used() || export.halted().is_some();
         if !matches!(role, Role::ReadWrite | Role::Leaving) || is_held {
             return role;
         }

@@ -14,16 +14,18 @@ use crate::export::open::{Wish, refused};
 use crate::export::registry::{Registry, check_name};
 
 /// Accepts that the writes of a damaged volume after `kept_seq` are lost, and opens it with those
-/// before (rule 8). Refused if something else is left than who asks has seen.
+/// before (rule 8). Refused if something else is left than who asks has seen. Of a group it is accepted for all members,
+/// which go back to what was published last (rule 30).
 pub(super) async fn accept_loss<W: World>(
     registry: &Registry<W>,
     name: &str,
     wanted: &AcceptLossDocument,
 ) -> Answer<ExportDocument> {
     check_name(name).map_err(super::answer::refusal)?;
-    let _door = registry.door(name).await;
+    let asked = registry.ask_behind_doors(name).await;
+    let (mut door, asked) = asked.map_err(super::answer::refusal)?;
     let site = registry.site();
-    let seen = site.shelf.ask(name).await.seen;
+    let seen = asked.seen;
     let root = match &seen {
         Seen::Root(root) => Some(root),
         Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => None,
@@ -38,6 +40,7 @@ pub(super) async fn accept_loss<W: World>(
         kind: ControlErrorKind::Conflict,
         message,
         export: Some(Box::new(of_parts(name, Some(&local), root))),
+        members: Vec::new(),
     };
     match site.plan(name, Wish::default(), &seen) {
         Plan::Damaged { .. } => {}
@@ -59,12 +62,14 @@ pub(super) async fn accept_loss<W: World>(
         kept_seq = local.kept.0,
         "writes after this one are lost, as the operator accepted; those before are published"
     );
-    // Who looked at it while it was damaged connects again.
-    if let Some(export) = registry.get(name) {
-        export.end(Role::Closed);
+    // Who looked at it while it was damaged connects again. So do those of the others of its group: the loss is theirs too.
+    for name in door.together() {
+        if let Some(export) = registry.get(name) {
+            export.end(Role::Closed);
+        }
+        registry.remove(name);
     }
-    registry.remove(name);
-    let opened = Box::pin(registry.opened(name, Wish::default())).await;
+    let opened = Box::pin(registry.opened(&mut door, name, Wish::default())).await;
     let export = opened.map_err(super::answer::refusal)?;
     Ok(of_export(&export))
 }
@@ -93,5 +98,6 @@ pub(super) fn not_accepted(name: &str, local: &LocalVolume) -> ControlError {
             local.id
         ),
         export: Some(Box::new(of_parts(name, Some(local), None))),
+        members: Vec::new(),
     }
 }

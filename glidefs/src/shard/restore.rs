@@ -1,15 +1,20 @@
 //! Restoring a snapshot, as an operator asks for it.
 
+use std::rc::Rc;
+
 use blockcache::Id;
 use world::World;
 
-use super::answer::{Answer, conflict, ids_of_request, leave, refusal, volume_failure};
+use super::answer::{
+    Answer, check_unused, conflict, ids_of_request, leave, refusal, volume_failure,
+};
 use super::snapshots::{check_is_free, dated};
 use crate::control::{ExportDocument, RestoreDocument};
-use crate::export::Role;
 use crate::export::document::of_parts;
+use crate::export::group::Door;
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
+use crate::export::{Export, Role};
 use crate::volume::Restore;
 
 /// Drains the export, gives it up, and makes it what the snapshot is. What it was until now is kept as another
@@ -23,37 +28,15 @@ pub(super) async fn restore<W: World>(
     check_name(&wanted.snapshot).map_err(refusal)?;
     let world = &registry.site().world;
     let asked = wanted.before.clone().unwrap_or_default();
-    let before = wanted.before.unwrap_or_else(|| {
-        let moment = dated(&world.unix_time().to_string());
-        format!("before-{moment}")
-    });
-    check_name(&before).map_err(refusal)?;
-    check_is_free(&before)?;
+    let before = before_name(world, wanted.before)?;
     // Nobody opens it in between.
-    let _door = registry.door(name).await;
-    let local = registry.site().local_volume(name, None);
-    let open = registry.get(name);
-    if let Some(export) = open.as_ref().filter(|export| export.clients.count() > 0) {
-        return Err(conflict(export, "has clients; disconnect them first"));
+    let mut door = registry.door(name).await;
+    if let Some(export) = registry.get(name) {
+        check_alone(&export)?;
     }
-    if open.is_some() || local.is_some_and(|local| local.attached) {
-        let export = Box::pin(registry.opened(name, Wish::default())).await;
-        let export = export.map_err(refusal)?;
-        match export.role() {
-            Role::ReadWrite => leave(registry, &export).await?,
-            Role::ReadOnly => {
-                return Err(conflict(&export, "is owned by another node: ask that one"));
-            }
-            Role::Prepared
-            | Role::Damaged
-            | Role::Leaving
-            | Role::Fenced
-            | Role::Vanished
-            | Role::Closed => {
-                let why = export.halted().unwrap_or_else(|| "is not open".to_owned());
-                return Err(conflict(&export, &format!("cannot be restored: {why}")));
-            }
-        }
+    if let Some(export) = held(registry, &mut door, name).await? {
+        check_alone(&export)?;
+        leave(registry, &export).await?;
         registry.remove(name);
     }
     let id = match &wanted.request_id {
@@ -84,4 +67,59 @@ pub(super) async fn restore<W: World>(
         "restored"
     );
     Ok(of_parts(name, None, Some(&root)))
+}
+
+/// The name under which is kept what a restore replaces.
+pub(super) fn before_name<W: World>(world: &W, wanted: Option<String>) -> Answer<String> {
+    let before = wanted.unwrap_or_else(|| {
+        let moment = dated(&world.unix_time().to_string());
+        format!("before-{moment}")
+    });
+    check_name(&before).map_err(refusal)?;
+    check_is_free(&before)?;
+    Ok(before)
+}
+
+/// The others of its group would stay at another moment.
+fn check_alone<W: World>(export: &Rc<Export<W>>) -> Answer<()> {
+    let Some(group) = export.root().and_then(|root| root.group) else {
+        return Ok(());
+    };
+    let name = &group.name;
+    let text = format!(
+        "is a member of group `{name}`, which is restored as a whole: `POST /api/groups/{name}/restore`; one member alone can be forked, and the fork be looked at"
+    );
+    Err(conflict(export, &text))
+}
+
+/// What this node has to give up before the volume can be changed from outside: its export, opened for writing. None if it
+/// has nothing of it. Refused while somebody is connected, and where another node owns it.
+pub(super) async fn held<W: World>(
+    registry: &Registry<W>,
+    door: &mut Door,
+    name: &str,
+) -> Answer<Option<Rc<Export<W>>>> {
+    let local = registry.site().local_volume(name, None);
+    let open = registry.get(name);
+    if let Some(export) = &open {
+        check_unused(export)?;
+    }
+    if open.is_none() && !local.is_some_and(|local| local.attached) {
+        return Ok(None);
+    }
+    let export = Box::pin(registry.opened(door, name, Wish::default())).await;
+    let export = export.map_err(refusal)?;
+    match export.role() {
+        Role::ReadWrite => Ok(Some(export)),
+        Role::ReadOnly => Err(conflict(&export, "is owned by another node: ask that one")),
+        Role::Prepared
+        | Role::Damaged
+        | Role::Leaving
+        | Role::Fenced
+        | Role::Vanished
+        | Role::Closed => {
+            let why = export.halted().unwrap_or_else(|| "is not open".to_owned());
+            Err(conflict(&export, &format!("cannot be given up: {why}")))
+        }
+    }
 }

@@ -1,11 +1,12 @@
-//! Snapshots, as an operator asks for them: taken, listed, deleted.
+//! Snapshots, as an operator asks for them: taken, listed, deleted. Those of a member of a group are taken and deleted in
+//! all members by one publish (rule 30): whoever asks for one member asks for all.
 
 use std::rc::Rc;
 
 use blockcache::Id;
 use world::{UnixTime, World};
 
-use super::answer::{Answer, ids_of_request, open, refusal, unavailable, wait_for};
+use super::answer::{Answer, ids_of_request, open, refusal, unavailable, volume_failure, wait_for};
 use crate::control::{
     ControlError, ControlErrorKind, PruneQuery, SnapshotDocument, TakeSnapshotDocument,
 };
@@ -14,7 +15,9 @@ use crate::export::document::{of_export, owner_text};
 use crate::export::open::Wish;
 use crate::export::registry::{Registry, check_name};
 use crate::export::{Export, Role};
-use crate::volume::{SNAPSHOTS_MAX, SnapshotChange, SnapshotView, Volume, is_of_fork};
+use crate::volume::{
+    Members, SNAPSHOTS_MAX, SnapshotChange, SnapshotView, Volume, VolumeError, is_of_fork,
+};
 
 /// What only the owner can do.
 const CHANGES: &str = "change its snapshots";
@@ -62,24 +65,17 @@ pub(super) async fn take<W: World>(
         }
         None => Id(world.random_id()),
     };
-    let before = listed(&export);
-    if let Some(found) = before.iter().find(|it| it.id == id) {
+    if let Some(found) = listed(&export).iter().find(|it| it.id == id) {
         return Ok(document(name, found));
     }
-    if before.iter().any(|it| it.name == snapshot) {
-        return Err(taken(name, &snapshot));
-    }
-    if before.iter().filter(|it| !is_of_fork(&it.name)).count() >= SNAPSHOTS_MAX {
-        return Err(ControlError::new(
-            ControlErrorKind::Conflict,
-            format!("`{name}` has {SNAPSHOTS_MAX} snapshots, which is the most: delete one first"),
-        ));
-    }
+    let all = export.together();
+    all.iter().try_for_each(|it| check_room(it, &snapshot))?;
+    check_room_of_all(&all)?;
     let change = SnapshotChange::Take {
         id,
         name: snapshot.clone(),
     };
-    carry_out(&export, vec![change]).await?;
+    carry_out(&all, vec![change]).await?;
     let after = listed(&export);
     match after.iter().find(|it| it.id == id) {
         Some(found) => Ok(document(name, found)),
@@ -87,6 +83,39 @@ pub(super) async fn take<W: World>(
         None if after.iter().any(|it| it.name == snapshot) => Err(taken(name, &snapshot)),
         None => Err(given_up()),
     }
+}
+
+/// Whether one more of this name can be listed.
+fn check_room<W: World>(export: &Export<W>, snapshot: &str) -> Answer<()> {
+    let (name, before) = (export.name(), listed(export));
+    if before.iter().any(|it| it.name == snapshot) {
+        return Err(taken(name, snapshot));
+    }
+    if before.iter().filter(|it| !is_of_fork(&it.name)).count() >= SNAPSHOTS_MAX {
+        return Err(ControlError::new(
+            ControlErrorKind::Conflict,
+            format!("`{name}` has {SNAPSHOTS_MAX} snapshots, which is the most: delete one first"),
+        ));
+    }
+    Ok(())
+}
+
+/// The root of a group has a bound of its own.
+fn check_room_of_all<W: World>(exports: &[Rc<Export<W>>]) -> Answer<()> {
+    let volumes = exports.iter().filter_map(|it| it.frames().volume());
+    let members = Members::of(volumes.collect());
+    let members = members.map_err(|error: VolumeError| volume_failure(&error))?;
+    let group = members.group().filter(|_| !members.has_room_for_snapshot());
+    let Some(group) = group else {
+        return Ok(());
+    };
+    Err(ControlError::new(
+        ControlErrorKind::Conflict,
+        format!(
+            "the root of group `{}` has no room for one more snapshot of all its members: delete one first",
+            group.name
+        ),
+    ))
 }
 
 /// Returns once the root in the store does not list it any more.
@@ -105,7 +134,8 @@ pub(super) async fn delete<W: World>(
         );
         return Err(ControlError::new(ControlErrorKind::Conflict, text));
     }
-    carry_out(&export, vec![SnapshotChange::Drop { id: found.id }]).await?;
+    let change = SnapshotChange::Drop { id: found.id };
+    carry_out(&export.together(), vec![change]).await?;
     Ok(document(name, found))
 }
 
@@ -125,7 +155,7 @@ pub(super) async fn prune<W: World>(
     all.retain(|it| !is_of_fork(&it.name));
     let pruned = pruned(&all, how, now);
     let drop = |it: &SnapshotView| SnapshotChange::Drop { id: it.id };
-    carry_out(&export, pruned.iter().map(drop).collect()).await?;
+    carry_out(&export.together(), pruned.iter().map(drop).collect()).await?;
     Ok(pruned.iter().map(|it| document(name, it)).collect())
 }
 
@@ -151,7 +181,10 @@ fn pruned(all: &[SnapshotView], how: PruneQuery, now: UnixTime) -> Vec<SnapshotV
 }
 
 /// What the volume lists: of one that is open here for writing as last published, else as the store has it.
-async fn known<W: World>(registry: &Registry<W>, name: &str) -> Answer<Vec<SnapshotView>> {
+pub(super) async fn known<W: World>(
+    registry: &Registry<W>,
+    name: &str,
+) -> Answer<Vec<SnapshotView>> {
     check_name(name).map_err(refusal)?;
     let here = registry.get(name).filter(|it| it.role() == Role::ReadWrite);
     if let Some(volume) = here.and_then(|export| export.frames().volume()) {
@@ -206,41 +239,55 @@ pub(super) async fn writable<W: World>(
         kind: ControlErrorKind::Conflict,
         message: format!("export `{name}`: {why}"),
         export: Some(Box::new(of_export(&export))),
+        members: Vec::new(),
     })
 }
 
-async fn carry_out<W: World>(export: &Export<W>, changes: Vec<SnapshotChange>) -> Answer<()> {
-    let failures = export.orders.failures();
-    let target = export
-        .local_state()
-        .map(|local| local.last)
-        .unwrap_or_default();
-    let mut fits = changes
-        .iter()
-        .map(|it| export.orders.snapshot(target, it.clone()));
-    if !fits.all(|fits| fits) {
-        export.orders.withdraw(&changes);
+/// In all that are published together, by one publish.
+async fn carry_out<W: World>(
+    exports: &[Rc<Export<W>>],
+    changes: Vec<SnapshotChange>,
+) -> Answer<()> {
+    let withdraw = || {
+        for export in exports {
+            export.orders.withdraw(&changes);
+        }
+    };
+    // In one step: what was answered until now by any of them is in a snapshot of all.
+    let orders = exports.iter().map(|export| {
+        let target = export.local_state().map(|local| local.last);
+        let target = target.unwrap_or_default();
+        let mut each = changes.iter();
+        let fits = each.all(|it| export.orders.snapshot(target, it.clone()));
+        (export, export.orders.failures(), fits)
+    });
+    let orders: Vec<_> = orders.collect();
+    if orders.iter().any(|(_, _, fits)| !fits) {
+        withdraw();
         return Err(unavailable(
             "too many changes of snapshots wait for the store; ask again".to_owned(),
         ));
     }
-    let waits = || changes.iter().any(|it| export.orders.has_snapshot(it));
-    let done = wait_for(export, failures, || !waits()).await;
-    if let Err(why) = done {
-        // Nobody waits for it any more: hours later it would be a snapshot of those hours under a name of now. A
-        // publish on its way may carry it all the same, so the answer is "unknown".
-        export.orders.withdraw(&changes);
-        return Err(unavailable(format!(
-            "it may not be in the store: {why}; look at the list, or ask again with the same `request_id`"
-        )));
+    for (export, failures, _) in orders {
+        let waits = || changes.iter().any(|it| export.orders.has_snapshot(it));
+        if let Err(why) = wait_for(export, failures, || !waits()).await {
+            // Nobody waits for it any more: hours later it would be a snapshot of those hours under a name of now. A
+            // publish on its way may carry it all the same, so the answer is "unknown".
+            withdraw();
+            return Err(unavailable(format!(
+                "it may not be in the store: {why}; look at the list, or ask again with the same `request_id`"
+            )));
+        }
     }
-    let left = listed(export);
-    let stays = |it: &SnapshotChange| match it {
+    let stays = |left: &[SnapshotView], it: &SnapshotChange| match it {
         SnapshotChange::Drop { id } => left.iter().any(|snapshot| snapshot.id == *id),
         SnapshotChange::Take { .. } => false,
     };
-    if changes.iter().any(stays) {
-        return Err(given_up());
+    for export in exports {
+        let left = listed(export);
+        if changes.iter().any(|it| stays(&left, it)) {
+            return Err(given_up());
+        }
     }
     Ok(())
 }
@@ -258,7 +305,7 @@ fn listed<W: World>(export: &Export<W>) -> Vec<SnapshotView> {
     volume.as_ref().map(Volume::snapshots).unwrap_or_default()
 }
 
-fn document(export: &str, snapshot: &SnapshotView) -> SnapshotDocument {
+pub(super) fn document(export: &str, snapshot: &SnapshotView) -> SnapshotDocument {
     SnapshotDocument {
         export: export.to_owned(),
         name: snapshot.name.clone(),

@@ -17,6 +17,7 @@ use std::time::Duration;
 use blockcache::{FORKS_MAX, ForkBase, Id, LocalVolume, Opened, PendingFork, Seq};
 use world::World;
 
+use super::member::Member;
 use super::{BACKOFF, SyncError, Syncer, Task};
 use crate::export::Role;
 use crate::export::base::Base;
@@ -125,7 +126,7 @@ impl ForksDue {
     }
 }
 
-impl<W: World> Syncer<W> {
+impl<W: World> Member<W> {
     /// Whether forks of the volume are a reason to publish now, also if nothing was written.
     pub(super) fn forks_wait(&self, state: &LocalVolume) -> bool {
         let cache = &self.site.cache;
@@ -165,7 +166,9 @@ impl<W: World> Syncer<W> {
         let ended = [&*due.ended, &*left].concat();
         self.local.forks_published(&carried, &ended);
     }
+}
 
+impl<W: World> Syncer<W> {
     /// Brings the fork into the store; what it is read from changes on the way. Ends only with that, or where it can
     /// never be, or is dropped.
     pub(super) async fn publish_fork(&self, base: Rc<Base<W>>) -> Task {
@@ -180,7 +183,7 @@ impl<W: World> Syncer<W> {
     /// What the fork holds in the log goes whenever somebody waits for the room.
     async fn make_room(&self, base: &Base<W>) -> Infallible {
         loop {
-            self.local.cuts_wanted().await;
+            self.lead().local.cuts_wanted().await;
             base.let_go();
             self.site.world.sleep(LET_GO_PAUSE).await;
         }
@@ -191,23 +194,23 @@ impl<W: World> Syncer<W> {
         loop {
             // Made before the look: what comes in between wakes it.
             let news = self.site.lineage.news.notified();
-            if self.export.role() != Role::ReadWrite {
+            if self.export().role() != Role::ReadWrite {
                 return Task::Ends;
             }
             let step = Box::pin(self.fork_step(base, &way.begun)).await;
             // Dropped by an operator meanwhile: nothing is done in its name any more.
-            if self.export.role() != Role::ReadWrite {
+            if self.export().role() != Role::ReadWrite {
                 return Task::Ends;
             }
             let is_stuck = matches!(&step, Ok(Step::Stuck(Until::Person, _)));
-            self.export.orders.stick(is_stuck);
+            self.export().orders.stick(is_stuck);
             if matches!(&step, Ok(Step::Waits | Step::Stuck(..))) {
                 way.absences = 0;
             }
             match step {
                 Ok(Step::Done) => {
                     self.recovered();
-                    self.export.orders.news.notify_waiters();
+                    self.export().orders.news.notify_waiters();
                     self.site.lineage.left(&base.of);
                     return Task::GoesOn;
                 }
@@ -249,7 +252,7 @@ impl<W: World> Syncer<W> {
         // Nothing comes of a parent that waits for a log which has stopped.
         self.site.cache.check()?;
         // Before anything is waited for: it may be dropped from the log meanwhile.
-        let state = self.state();
+        let state = self.lead().state();
         let parent = self.site.cache.volume(base.of.parent);
         let parent = parent.and_then(|parent| parent.state());
         if let Some(parent) = parent {
@@ -260,7 +263,7 @@ impl<W: World> Syncer<W> {
             }
         }
         let owner = &self.site.owner;
-        let fork = Fork::live(&base.of.name, self.export.name(), base.child, state.nonce)?;
+        let fork = Fork::live(&base.of.name, self.export().name(), base.child, state.nonce)?;
         let bucket = self.site.shelf.bucket().await?;
         match Box::pin(bucket.bear(&fork, owner, begun)).await? {
             Born::Never(why) => Ok(Step::Lost(why)),
@@ -315,14 +318,14 @@ impl<W: World> Syncer<W> {
     /// The root of the fork is there. Before anything of the fork may be published the log must know that.
     async fn own_fork(&self, state: &LocalVolume) -> Result<Step, SyncError> {
         let bucket = self.site.shelf.bucket().await?;
-        let volume = Box::pin(bucket.open_volume(self.export.name())).await?;
+        let volume = Box::pin(bucket.open_volume(self.export().name())).await?;
         let root = volume.root();
         let is_ours = root.volume == state.id && root.nonce == state.nonce;
         if !is_ours || volume.resume(&self.site.owner, root.epoch).is_err() {
             let text = "somebody else has taken it since it was made there";
             return Ok(Step::Lost(text.to_owned()));
         }
-        let size_bytes = root.size_bytes.max(self.export.size_bytes());
+        let size_bytes = root.size_bytes.max(self.export().size_bytes());
         let opened = Opened {
             id: root.volume,
             name: root.name,
@@ -331,25 +334,25 @@ impl<W: World> Syncer<W> {
             nonce: root.nonce,
             published: root.cut,
         };
-        if self.export.role() != Role::ReadWrite {
+        if self.export().role() != Role::ReadWrite {
             return Ok(Step::Waits);
         }
         self.site.cache.attach(opened).await?;
-        if self.export.role() != Role::ReadWrite {
+        if self.export().role() != Role::ReadWrite {
             // It was dropped from the log in between, which this has undone.
             self.site.cache.forget(state.id).await?;
             return Ok(Step::Waits);
         }
-        tracing::info!(export = %self.export.name(), cut = %root.cut, "the fork is in the store now");
-        self.export.frames().settle(volume);
-        self.export.set_size(size_bytes);
+        tracing::info!(export = %self.export().name(), cut = %root.cut, "the fork is in the store now");
+        self.export().frames().settle(volume);
+        self.export().set_size(size_bytes);
         Ok(Step::Done)
     }
 
     /// Those who wait for its parent must not wait for a store that says no.
     fn tell_parent(&self, base: &Base<W>, error: &str) {
         if let Some(parent) = self.site.lineage.writer(base.of.parent) {
-            let name = self.export.name();
+            let name = self.export().name();
             let text = format!("its fork `{name}` is not in the store: {error}");
             parent.orders.failed(text);
             parent.orders.wake.notify_one();
@@ -358,13 +361,13 @@ impl<W: World> Syncer<W> {
 
     /// Says it to those who wait for a drain, and once to the log.
     fn tell_stuck(&self, base: &Base<W>, until: Until, why: &str) {
-        let (name, parent) = (self.export.name(), &base.of.name);
+        let (name, parent) = (self.export().name(), &base.of.name);
         let now = self.site.world.now();
-        if until == Until::Person && self.export.causes.raise("sync fails", now) {
+        if until == Until::Person && self.export().causes.raise("sync fails", now) {
             tracing::error!(export = %name, parent = %parent, why, "the fork waits for its parent, which is not open here; what is written to it stays in the cache (docs/runbooks/export-fenced.md)");
         }
         let text = format!("its parent `{parent}` is not open here: {why}");
-        self.export.orders.failed(text);
+        self.export().orders.failed(text);
     }
 
     /// The parent's root was not there: that must not end the fork before it was said for some time.
@@ -376,9 +379,9 @@ impl<W: World> Syncer<W> {
             return Task::Ends;
         }
         if way.absences == 1 {
-            tracing::error!(export = %self.export.name(), parent = %base.of.name, "the root of the fork's parent is not in the store: restore it, or the fork ends (docs/runbooks/volume-vanished.md)");
+            tracing::error!(export = %self.export().name(), parent = %base.of.name, "the root of the fork's parent is not in the store: restore it, or the fork ends (docs/runbooks/volume-vanished.md)");
         }
-        self.export.orders.failed(why);
+        self.export().orders.failed(why);
         self.back_off(way.absences, None).await
     }
 
@@ -392,17 +395,17 @@ impl<W: World> Syncer<W> {
             .replace(failures)
             .is_some_and(|before| before < failures)
         {
-            self.export.orders.failed(parent.orders.last_failure());
+            self.export().orders.failed(parent.orders.last_failure());
             base.let_go();
         }
     }
 
     async fn lose_fork(&self, base: &Base<W>, why: &str) {
-        let state = self.state();
-        tracing::error!(export = %self.export.name(), parent = %base.of.name, why, dirty_bytes = state.dirty_bytes, "the fork can never be published: this node stops serving it; what was written to it is kept in the log (`glidefs salvage`), fork again (docs/runbooks/export-fenced.md)");
-        self.export.end(Role::Fenced);
+        let state = self.lead().state();
+        tracing::error!(export = %self.export().name(), parent = %base.of.name, why, dirty_bytes = state.dirty_bytes, "the fork can never be published: this node stops serving it; what was written to it is kept in the log (`glidefs salvage`), fork again (docs/runbooks/export-fenced.md)");
+        self.export().end(Role::Fenced);
         base.let_go();
-        self.give_up_epoch().await;
+        self.give_up_epochs().await;
         self.site.lineage.left(&base.of);
     }
 }
@@ -489,6 +492,7 @@ mod tests {
             size_bytes: 1 << 30,
             epoch: Epoch(1),
             state: VolumeState::Open,
+            group: None,
             owner: Some(Owner {
                 cache: HERE,
                 host: "node".to_owned(),

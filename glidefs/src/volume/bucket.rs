@@ -8,7 +8,7 @@ use blockcache::Id;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use world::store::Part;
-use world::{ETag, Store, StoreError, StoreErrorKind, World};
+use world::{Store, StoreError, StoreErrorKind, World};
 use zeroize::Zeroizing;
 
 use super::codec::Compression;
@@ -21,9 +21,7 @@ use super::metered::Metered;
 use super::name::{KEYRING, VOLUMES, VolumeName};
 use super::nodes::{NODES_BYTES_MAX, Nodes};
 use super::reader::{Reader, Volumes};
-use super::root::{
-    Content, DataKey, FORMAT, NamedVolume, Root, RootOwner, State, Stored, TailSegment,
-};
+use super::root::{Content, DataKey, NamedVolume, Root, RootOwner, State, Stored, TailSegment};
 use super::runs::{Map, MapIndex};
 use super::sealed::{Kind, ObjectRef};
 use super::tail::Tail;
@@ -270,19 +268,6 @@ impl<W: World> Bucket<W> {
         Ok(stored.map(|stored| stored.root.view(&stored.etag)))
     }
 
-    pub(crate) async fn read_root(&self, name: &VolumeName) -> Result<Option<Stored>, VolumeError> {
-        let key = name.root_key();
-        let object = match retry::get(&self.world, &self.store, &key, Part::All).await {
-            Ok(object) => object,
-            // Nothing else means that it is not there (rule 16).
-            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let (root, format) = Root::decode(name, &object.bytes, self.root_mac())?;
-        let etag = object.etag;
-        Ok(Some(Stored { root, format, etag }))
-    }
-
     /// Names of all volumes, in order, without those that were purged. One LIST of one key for each: it hops from
     /// volume to volume past all their objects; and a GET for each that holds nothing. For people, never steady state.
     pub async fn names(&self) -> Result<Vec<String>, VolumeError> {
@@ -362,7 +347,7 @@ impl<W: World> Bucket<W> {
                 }
                 stored
             }
-            Some(found) => match self.read_root(&name).await? {
+            Some(found) => match Box::pin(self.read_root(&name)).await? {
                 // An earlier call of ours landed, and its answer was lost.
                 Some(stored) if stored.root.nonce == nonce.0 => stored,
                 Some(stored) if stored.root.state == State::Deleted => {
@@ -393,15 +378,12 @@ impl<W: World> Bucket<W> {
         root: Root,
     ) -> Result<Stored, VolumeError> {
         let (nonce, volume) = (root.nonce, root.volume);
-        let body = Bytes::from(root.encode(FORMAT, self.root_mac()));
+        let body = Bytes::from(root.encode(self.root_mac()));
         let key = name.root_key();
         let mut attempt = 0;
         loop {
             let error = match self.store.create(&key, body.clone()).await {
-                Ok(etag) => {
-                    let format = FORMAT;
-                    return Ok(Stored { root, format, etag });
-                }
+                Ok(etag) => return Ok(Stored::own(root, etag)),
                 Err(error) => error,
             };
             let unclear = matches!(
@@ -486,6 +468,15 @@ impl<W: World> Bucket<W> {
         let name = VolumeName::parse(name)?;
         let stored = self.read_root(&name).await?;
         let stored = stored.ok_or_else(|| vanished(&name))?;
+        Box::pin(self.opened(name, stored)).await
+    }
+
+    /// A volume of which the root was read.
+    pub(super) async fn opened(
+        &self,
+        name: VolumeName,
+        stored: Stored,
+    ) -> Result<Volume<W>, VolumeError> {
         let loaded = Box::pin(self.load(stored)).await?;
         Ok(Volume::new(self.clone(), name, loaded, super::Hold::Free))
     }
@@ -716,9 +707,4 @@ pub(super) fn exists(name: &VolumeName) -> VolumeError {
     VolumeError::Exists {
         name: name.to_string(),
     }
-}
-
-/// A root as it stands in the store, with another version.
-pub(crate) fn stored(root: Root, format: u16, etag: ETag) -> Stored {
-    Stored { root, format, etag }
 }

@@ -163,7 +163,9 @@ impl<W: World> Volume<W> {
         let state = self.inner.state.borrow();
         let Now { tail, edits, .. } = &*state;
         let waiting = edits.iter().any(|edit| matches!(edit, Edit::Fold { .. }));
-        let long = tail.segments().count() >= patience.tail_segments
+        // Of a member of a group the tail is short, and a publish that folds holds up all of them.
+        let segments_max = state.stored.tail_max() / 2;
+        let long = tail.segments().count() >= patience.tail_segments.min(segments_max)
             || tail.extents_count() >= patience.tail_extents;
         let held = state.hold == Hold::Held;
         (held && long && !waiting && edits.len() < EDITS_MAX).then(|| FoldWork {

@@ -21,7 +21,7 @@ pub(crate) struct Envelope {
 /// The first version of glidefs that reads a format: written into the object for those that do not.
 pub(crate) fn first_reader(format: u16) -> &'static str {
     match format {
-        1 => "0.1.0",
+        1 | 2 => "0.1.0",
         _ => env!("CARGO_PKG_VERSION"),
     }
 }

@@ -41,11 +41,11 @@ pub struct ForkView {
 /// A fork to be made. May be tried again as it is: it is made once.
 #[derive(Clone, Debug)]
 pub struct Fork {
-    parent: VolumeName,
+    pub(super) parent: VolumeName,
     snapshot: Option<String>,
-    child: VolumeName,
+    pub(super) child: VolumeName,
     /// The child's volume.
-    id: Id,
+    pub(super) id: Id,
     /// Of the child's first root.
     nonce: Id,
     /// The nonce of the tombstone that the child takes the place of.
@@ -100,7 +100,7 @@ impl Fork {
 
     /// The same fork in the place of a tombstone. With ids of its own: an id is used for one state of the child's
     /// name alone, so once that is over, nothing that is late can bring it back, and its pin may go.
-    fn over(&self, tomb: Id) -> Self {
+    pub(super) fn over(&self, tomb: Id) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("glidefs 1 ids of a fork over a tombstone");
         for id in [self.id, self.nonce, tomb] {
             hasher.update(&id.0);
@@ -118,19 +118,19 @@ impl Fork {
 
     /// Other volumes of which the child will need something: those that the parent's map names, or that a snapshot of it
     /// may name.
-    fn needs<'a>(&self, parent: &'a Root) -> impl Iterator<Item = &'a NamedVolume> {
+    pub(super) fn needs<'a>(&self, parent: &'a Root) -> impl Iterator<Item = &'a NamedVolume> {
         let live = self.snapshot.is_none();
         let others = parent.volumes.get(1..).unwrap_or_default().iter();
         others.filter(move |it| !live || it.unnamed_from.is_none())
     }
 
     /// Whether this root is of the fork, whatever it took the place of.
-    fn is_of(&self, root: &Root) -> bool {
+    pub(super) fn is_of(&self, root: &Root) -> bool {
         let mut request = root.parent.iter().map(|parent| parent.request);
         request.any(|request| request == self.request.0)
     }
 
-    fn pin(&self, cut: Option<(u64, u64)>) -> Pin {
+    pub(super) fn pin(&self, cut: Option<(u64, u64)>) -> Pin {
         Pin {
             child: self.id.0,
             name: self.child.to_string(),
@@ -380,7 +380,7 @@ impl<W: World> Bucket<W> {
     }
 
     /// Pins what the parent's map names of others, at the cuts at which the parent, or its parents, came from them.
-    async fn pin_ancestors(&self, fork: &Fork, root: &Root) -> Result<(), VolumeError> {
+    pub(super) async fn pin_ancestors(&self, fork: &Fork, root: &Root) -> Result<(), VolumeError> {
         let parent = root.parent.as_ref();
         for named in fork.needs(root) {
             let cut = match parent.filter(|parent| parent.volume == named.volume) {
@@ -417,14 +417,14 @@ impl<W: World> Bucket<W> {
             .ok_or_else(|| VolumeError::damaged(&key, "it does not say which cut it holds"))
     }
 
-    async fn put_pin(&self, of: &str, pin: &Pin) -> Result<(), VolumeError> {
+    pub(super) async fn put_pin(&self, of: &str, pin: &Pin) -> Result<(), VolumeError> {
         let body = Bytes::from(pin.encode(self.root_mac()));
         let key = pin.key(of);
         Ok(retry::create(self.world(), self.store(), &key, body).await?)
     }
 
     /// The child's first root.
-    fn forked(&self, fork: &Fork, parent: &Root) -> Result<Root, VolumeError> {
+    pub(super) fn forked(&self, fork: &Fork, parent: &Root) -> Result<Root, VolumeError> {
         let (size_bytes, content, snapshot) = source(fork, parent)?;
         if parent.volumes.len() == VOLUMES_MAX {
             return Err(VolumeError::Invalid(format!(
@@ -498,7 +498,7 @@ fn born(there: &Stored) -> Born {
     }
 }
 
-fn changed(fork: &Fork) -> VolumeError {
+pub(super) fn changed(fork: &Fork) -> VolumeError {
     let name = fork.parent.to_string();
     VolumeError::Changed { name }
 }

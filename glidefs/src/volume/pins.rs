@@ -196,23 +196,25 @@ impl<W: World> Bucket<W> {
         let root = self.read_root(&child).await?;
         let may_come = root.as_ref().is_none_or(|it| may_replace(&pin, &it.root));
         let Some(root) = root.as_ref().filter(|_| !may_come) else {
-            let now = self.world().now();
-            let first = {
-                let mut childless = book.childless.borrow_mut();
-                *childless.entry(key.to_owned()).or_insert(now)
-            };
-            let is_late = match cleans {
-                Some(Cleans::AfterWait(wait)) => now.since(first) >= wait,
-                Some(Cleans::Purged) => pin.cut.is_none(),
-                None => false,
-            };
-            if is_late && self.is_still(name, volume).await? {
+            if self.is_late(key, &pin, book, cleans) && self.is_still(name, volume).await? {
                 Box::pin(self.burn(&child, Id(pin.child), root.as_ref())).await?;
             }
             let name = pin.name.clone();
             let cut = pin.cut.map(|(_, cut)| Pinned::CutForNow(cut, Some(name)));
             return Ok(cut.unwrap_or(Pinned::Unclear));
         };
+        // Of a fork of a group that is not formed yet, or never will be.
+        if root.root.state == State::Pending && root.root.volume == pin.child {
+            if self.is_late(key, &pin, book, cleans) && self.is_still(name, volume).await? {
+                tracing::warn!(export = %child, "whoever was making this fork of a group has died; the fork is given up, and its name may be used again");
+                Box::pin(self.abandon(&child, root)).await?;
+            }
+            return Ok(match needs(&pin, &root.root, (name, volume)) {
+                Needs::Cut(cut) => Pinned::CutForNow(cut, Some(pin.name)),
+                Needs::Stranger => Pinned::Stranger(pin.name),
+                Needs::Nothing | Needs::Unclear => Pinned::Unclear,
+            });
+        }
         match needs(&pin, &root.root, (name, volume)) {
             Needs::Cut(cut) => return Ok(Pinned::Cut(cut, pin.name)),
             Needs::Stranger => return Ok(Pinned::Stranger(pin.name)),
@@ -223,6 +225,20 @@ impl<W: World> Bucket<W> {
             Needs::Nothing | Needs::Unclear => {}
         }
         Ok(Pinned::Unclear)
+    }
+
+    /// Whether whoever was to make the child is taken for dead.
+    fn is_late(&self, key: &str, pin: &Pin, book: &PinBook, cleans: Option<Cleans>) -> bool {
+        let now = self.world().now();
+        let first = {
+            let mut childless = book.childless.borrow_mut();
+            *childless.entry(key.to_owned()).or_insert(now)
+        };
+        match cleans {
+            Some(Cleans::AfterWait(wait)) => now.since(first) >= wait,
+            Some(Cleans::Purged) => pin.cut.is_none(),
+            None => false,
+        }
     }
 
     /// Puts a tombstone where a child's root may still land, or another version in the place of the one that it is to

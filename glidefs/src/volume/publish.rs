@@ -1,4 +1,5 @@
-//! Changing the root: taking a volume, publishing cuts, and carrying finished work on the map.
+//! Changing the root: taking a volume, publishing cuts, and carrying finished work on the map. Here is one volume's
+//! part in that; `members.rs` does it for all that lie in one object.
 //!
 //! ```text
 //!            replace If-Match                    read back
@@ -15,28 +16,22 @@
 use std::rc::Rc;
 
 use blockcache::{Epoch, Id};
-use bytes::Bytes;
-use world::{Store, StoreErrorKind, World};
+use world::World;
 
 use super::books::{Change, keep};
-use super::bucket::{Bucket, check_size, load_map, load_segment, stored, vanished};
+use super::bucket::{check_size, load_map, load_segment, vanished};
 use super::compact::{fold, zeros_over};
 use super::extent::Extent;
 use super::ledger::{Dead, News, ObjectId, Tally};
 use super::renew;
-use super::retry;
-use super::root::{Root, RootOwner, State, Stored, TAIL_SEGMENTS_MAX, TailSegment};
+use super::root::{Root, RootOwner, State, Stored, TailSegment};
 use super::runs::{Map, MapIndex, Run};
 use super::sealed::{Kind, ObjectRef};
-use super::snapshots;
-use super::{
-    Hold, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeName, VolumeState,
-};
+use super::{Hold, Owner, Publish, RootView, Uploaded, Volume, VolumeError, VolumeState};
 
 /// Extents of the tail in memory at which a publish must fold.
 const TAIL_EXTENTS_MAX: usize = 128 << 10;
-/// Own older intents that may be found landed during one publish.
-const ADOPTIONS_MAX: usize = 16;
+
 /// A root that is in the store, with what is needed to put its map in place.
 #[derive(Debug)]
 pub struct Published {
@@ -48,55 +43,49 @@ pub struct Published {
     fresh: Vec<(TailSegment, Rc<[Extent]>)>,
 }
 
-/// How an attempt to replace the root ended.
-pub(crate) enum Swapped {
-    Landed(Box<Stored>),
-    /// This is there instead.
-    Lost(Box<Stored>),
-}
-
 /// What a publish wants the root to be, and the map that it will name.
-struct Plan {
-    root: Root,
-    map: Map,
+pub(super) struct Plan {
+    pub(super) root: Root,
+    pub(super) map: Map,
 }
 
 impl<W: World> Volume<W> {
     /// Becomes the owner by compare-and-swap of epoch + 1. Refused while another cache owns it
-    /// and it is not detached, unless `force` names the epoch expected.
+    /// and it is not detached, unless `force` names the epoch expected. A member of a group is taken with
+    /// all others: [`super::Members::take`].
     pub async fn take(
         &self,
         owner: &Owner,
         nonce: Id,
         force: Option<Epoch>,
     ) -> Result<RootView, VolumeError> {
-        let _turn = self.turn().await;
-        let base = self.inner.state.borrow().stored.clone();
-        let root = taken(&base.root, owner, nonce, force)?;
-        match self.swap(&base, root).await? {
-            Swapped::Landed(now) => {
-                let mut state = self.inner.state.borrow_mut();
-                // The map in memory is that of the root which was loaded.
-                if now.root.content != base.root.content {
-                    let what = "it has the nonce of a take-over, but another cut";
-                    return Err(VolumeError::damaged(&self.inner.name.root_key(), what));
-                }
-                state.stored = *now;
-                state.hold = Hold::Held;
-                state.is_proved = true;
-                state.leavings = (base.root.state == State::Open).then_some(Epoch(base.root.epoch));
-                state.installs += 1;
-                Ok(state.stored.root.view(&state.stored.etag))
-            }
-            Swapped::Lost(now) => Err(owned(&now.root)),
-        }
+        let taken = Box::pin(self.alone().take(owner, nonce, force)).await?;
+        Ok(taken.into_iter().next().expect("one was taken"))
+    }
+
+    /// It is taken, by a swap of what this handle had loaded.
+    pub(super) fn took(&self, base: &Stored, now: Stored) -> RootView {
+        let mut state = self.inner.state.borrow_mut();
+        state.stored = now;
+        state.hold = Hold::Held;
+        state.is_proved = true;
+        state.leavings = (base.root.state == State::Open).then_some(Epoch(base.root.epoch));
+        state.installs += 1;
+        state.stored.view()
     }
 
     /// Goes on as the owner that the root names already (a restart, rule 14). The next publish
     /// proves it. Fenced if the root says otherwise.
     pub fn resume(&self, owner: &Owner, epoch: Epoch) -> Result<RootView, VolumeError> {
+        self.may_resume(owner, epoch)?;
         let mut state = self.inner.state.borrow_mut();
-        let root = &state.stored.root;
+        state.hold = Hold::Held;
+        state.leavings = Some(epoch);
+        Ok(state.stored.root.view(&state.stored.etag))
+    }
+
+    pub(super) fn may_resume(&self, owner: &Owner, epoch: Epoch) -> Result<(), VolumeError> {
+        let root = &self.inner.state.borrow().stored.root;
         let same = root
             .owner
             .as_ref()
@@ -104,56 +93,31 @@ impl<W: World> Volume<W> {
         if !same || root.epoch != epoch.0 || root.state != State::Open {
             return Err(fenced(epoch.0, root));
         }
-        state.hold = Hold::Held;
-        state.leavings = Some(epoch);
-        Ok(state.stored.root.view(&state.stored.etag))
+        Ok(())
     }
 
-    /// Makes `change.cut` the state of the volume: one compare-and-swap of the root that names the
-    /// segments (in write order; later ones win). Unclear answers are resolved by reading back
-    /// (rule 13): `change.ours` are the nonces of all intents that may still land. After
-    /// [`VolumeError::Store`] the outcome is open, and the same change may be tried again. After
-    /// [`VolumeError::Overtaken`] a later cut of this log is published and installed, and the change is void.
-    /// Returns the new root, whose map is not yet installed: see [`Volume::install`].
+    /// Makes `change.cut` the state of the volume, as [`super::Members::publish`] does. A member of a group is published with all
+    /// others.
     pub async fn publish(&self, change: &Publish) -> Result<Published, VolumeError> {
-        let _turn = self.turn().await;
-        for _ in 0..ADOPTIONS_MAX {
-            let base = self.holding()?;
-            if base.root.nonce == change.nonce.0 {
-                // An earlier call landed, and was installed when its turn came.
-                return Box::pin(self.prepare(base, change, None)).await;
-            }
-            Box::pin(self.make_room()).await?;
-            let plan = Box::pin(self.plan(&base, change)).await?;
-            let map = plan.map;
-            let expected = plan.root.content.map;
-            match Box::pin(self.swap(&base, plan.root)).await? {
-                Swapped::Landed(now) => {
-                    let landed = self.prepare(*now, change, Some((expected, map)));
-                    return Box::pin(landed).await;
-                }
-                Swapped::Lost(now) => {
-                    self.check_lost(&base, &now, change)?;
-                    // Its map may be installed before anybody calls it clean; not after.
-                    let older = self.prepare(*now, change, Some((expected, map)));
-                    let older = Box::pin(older).await?;
-                    let root = self.install(older);
-                    if root.cut > change.cut {
-                        // A cut may be smaller than one before a restart: it has a bound by extents.
-                        return Err(VolumeError::Overtaken {
-                            name: root.name,
-                            at: root.cut,
-                        });
-                    }
-                }
-            }
-        }
-        let text = "more intents of this cache landed late than it can have sent";
-        Err(VolumeError::damaged(&self.inner.name.root_key(), text))
+        let published = Box::pin(self.alone().publish(std::slice::from_ref(change))).await?;
+        Ok(published.into_iter().next().expect("one was published"))
     }
 
     /// Puts a published root's map in place, in one step. Lookups see it from now on.
     pub fn install(&self, published: Published) -> RootView {
+        let installed = self.alone().install(vec![published]);
+        installed.into_iter().next().expect("one was installed")
+    }
+
+    /// A publish after it found it landed, and has put it, or more, in place already.
+    pub(super) fn is_beyond(&self, published: &Published) -> bool {
+        let now = &self.inner.state.borrow().stored;
+        let there = &published.stored;
+        let position = |stored: &Stored| (stored.root.epoch, stored.root.content.cut_seq);
+        there.is_version_of(now) || position(there) < position(now)
+    }
+
+    pub(super) fn put_in_place(&self, published: Published) -> RootView {
         let mut state = self.inner.state.borrow_mut();
         let state = &mut *state;
         let Published {
@@ -162,11 +126,6 @@ impl<W: World> Volume<W> {
             map,
             fresh,
         } = published;
-        let position = |stored: &Stored| (stored.root.epoch, stored.root.content.cut_seq);
-        if stored.etag == state.stored.etag || position(&stored) < position(&state.stored) {
-            // A publish after it found it landed, and has put it in place already.
-            return view;
-        }
         let tail = &stored.root.content.tail;
         state
             .tail
@@ -216,12 +175,12 @@ impl<W: World> Volume<W> {
         Err(fenced(ours.epoch, &now.root))
     }
 
-    async fn turn(&self) -> world::sync::SemaphorePermit<'_> {
+    pub(super) async fn turn(&self) -> world::sync::SemaphorePermit<'_> {
         let turn = self.inner.publishing.acquire().await;
         turn.expect("nobody closes the semaphore")
     }
 
-    fn holding(&self) -> Result<Stored, VolumeError> {
+    pub(super) fn holding(&self) -> Result<Stored, VolumeError> {
         let state = self.inner.state.borrow();
         match state.hold {
             Hold::Held => Ok(state.stored.clone()),
@@ -232,59 +191,13 @@ impl<W: World> Volume<W> {
         }
     }
 
-    pub(crate) async fn swap(&self, base: &Stored, root: Root) -> Result<Swapped, VolumeError> {
-        Box::pin(self.inner.bucket.swap(&self.inner.name, base, root)).await
-    }
-}
-
-impl<W: World> Bucket<W> {
-    /// Replaces the version `base` of a root, whatever answers are lost on the way.
-    pub(crate) async fn swap(
-        &self,
-        name: &VolumeName,
-        base: &Stored,
-        root: Root,
-    ) -> Result<Swapped, VolumeError> {
-        let (key, nonce) = (name.root_key(), root.nonce);
-        let body = Bytes::from(root.encode(base.format, self.root_mac()));
-        let mut attempt = 0;
-        loop {
-            let replaced = self.store().replace(&key, &base.etag, body.clone()).await;
-            let error = match replaced {
-                Ok(etag) => return Ok(Swapped::Landed(Box::new(stored(root, base.format, etag)))),
-                Err(error) => error,
-            };
-            match error.kind {
-                StoreErrorKind::NotFound => return Err(vanished(name)),
-                StoreErrorKind::Refused | StoreErrorKind::Unsupported => return Err(error.into()),
-                StoreErrorKind::Retry => {}
-                #[cfg(feature = "planted")]
-                StoreErrorKind::Conflict if self.is_planted(super::Planted::OwnConflict) => {
-                    return Err(fenced(base.root.epoch, &base.root));
-                }
-                StoreErrorKind::Conflict | StoreErrorKind::Unknown => {
-                    let now = self.read_root(name).await?;
-                    let now = Box::new(now.ok_or_else(|| vanished(name))?);
-                    if now.root.nonce == nonce {
-                        return Ok(Swapped::Landed(now));
-                    }
-                    if now.etag != base.etag {
-                        return Ok(Swapped::Lost(now));
-                    }
-                }
-            }
-            if retry::is_last(&error, attempt) {
-                return Err(error.into());
-            }
-            retry::back_off(self.world(), attempt, error.retry_after).await;
-            attempt += 1;
-        }
-    }
-}
-
-impl<W: World> Volume<W> {
     /// Fine only if what is there is an older intent of this very log.
-    fn check_lost(&self, base: &Stored, now: &Stored, change: &Publish) -> Result<(), VolumeError> {
+    pub(super) fn check_lost(
+        &self,
+        base: &Stored,
+        now: &Stored,
+        change: &Publish,
+    ) -> Result<(), VolumeError> {
         let position = |root: &Root| (root.epoch, root.content.cut_seq);
         let ours = change.ours.iter().any(|nonce| nonce.0 == now.root.nonce);
         if ours && now.root.epoch == base.root.epoch && now.root.volume == base.root.volume {
@@ -303,10 +216,14 @@ impl<W: World> Volume<W> {
         Err(fenced(base.root.epoch, &now.root))
     }
 
-    /// The root that the change asks for, on top of `base`. Uploads a map index if work on the map
+    /// The root that the change asks for, on top of `base`, but for its snapshots. Uploads a map index if work on the map
     /// is finished, and folds in place if the tail would grow beyond its bound.
-    async fn plan(&self, base: &Stored, change: &Publish) -> Result<Plan, VolumeError> {
-        let now_ms = self.inner.bucket.world().unix_time().0;
+    pub(super) async fn plan(
+        &self,
+        base: &Stored,
+        change: &Publish,
+        now_ms: u64,
+    ) -> Result<Plan, VolumeError> {
         let mut root = changed(&base.root, change, now_ms)?;
         let (mut shape, mut tallies, tail_extents, maker) = {
             let state = self.inner.state.borrow();
@@ -318,7 +235,7 @@ impl<W: World> Volume<W> {
         let cut = root.content.cut_seq;
         let new: Vec<&Uploaded> = new_segments(&base.root, change).collect();
         let extents = tail_extents + new.iter().map(|new| new.extents.len()).sum::<usize>();
-        if shape.tail.len() + new.len() > TAIL_SEGMENTS_MAX || extents > TAIL_EXTENTS_MAX {
+        if shape.tail.len() + new.len() > base.tail_max() || extents > TAIL_EXTENTS_MAX {
             let extents = self.tail_with(&shape.tail, &new, cut);
             let all = shape.tail.iter().copied();
             let all = all.chain(new.iter().map(|new| new.in_tail(cut)));
@@ -345,7 +262,6 @@ impl<W: World> Volume<W> {
             root.content.map = Some(reference);
             map
         };
-        snapshots::apply(&mut root, &change.snapshots, now_ms);
         Ok(Plan { root, map })
     }
 
@@ -414,7 +330,7 @@ impl<W: World> Volume<W> {
 
     /// What is needed to install a root that is in the store. Reads what this handle lacks, which
     /// is nothing unless an earlier, forgotten publish of ours was found.
-    async fn prepare(
+    pub(super) async fn prepare(
         &self,
         stored: Stored,
         change: &Publish,
@@ -506,7 +422,12 @@ fn changed(base: &Root, change: &Publish, now_ms: u64) -> Result<Root, VolumeErr
 }
 
 /// The root after a take-over, if it may be taken.
-fn taken(base: &Root, owner: &Owner, nonce: Id, force: Option<Epoch>) -> Result<Root, VolumeError> {
+pub(super) fn taken(
+    base: &Root,
+    owner: &Owner,
+    nonce: Id,
+    force: Option<Epoch>,
+) -> Result<Root, VolumeError> {
     match base.state {
         State::Detached => {}
         State::Open => {
@@ -534,7 +455,7 @@ fn taken(base: &Root, owner: &Owner, nonce: Id, force: Option<Epoch>) -> Result<
     Ok(root)
 }
 
-fn owned(root: &Root) -> VolumeError {
+pub(super) fn owned(root: &Root) -> VolumeError {
     VolumeError::Owned {
         name: root.name.clone(),
         owner: root.owner_text(),
@@ -542,7 +463,7 @@ fn owned(root: &Root) -> VolumeError {
     }
 }
 
-fn fenced(ours: u64, root: &Root) -> VolumeError {
+pub(crate) fn fenced(ours: u64, root: &Root) -> VolumeError {
     VolumeError::Fenced {
         name: root.name.clone(),
         ours: Epoch(ours),

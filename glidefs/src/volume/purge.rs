@@ -19,12 +19,12 @@ use futures_util::{StreamExt, TryStreamExt};
 use world::{Listed, World};
 
 use super::bucket::{Bucket, exists, vanished};
+use super::home::Swapped;
 use super::name::VolumeName;
 use super::pin::Pin;
 use super::pins::{Cleans, Held, PinBook};
-use super::publish::Swapped;
 use super::restore::in_use;
-use super::root::{Root, State, Stored};
+use super::root::{Home, Root, State, Stored};
 use super::sweep::parse;
 use super::{VolumeError, retry};
 
@@ -47,7 +47,8 @@ pub struct Purged {
 
 impl<W: World> Bucket<W> {
     /// Makes a tombstone of a detached volume: nobody opens or forks it from now on. Refused while it is open
-    /// anywhere, and if another volume has the name: whoever was slow does not delete what came next. May be repeated.
+    /// anywhere, of a member of a group, and if another volume has the name: whoever was slow does not delete what came
+    /// next. May be repeated. A fork of a group that was never formed is given up by this.
     pub async fn entomb(&self, name: &str, volume: Id) -> Result<(), VolumeError> {
         let name = VolumeName::parse(name)?;
         let base = self.read_root(&name).await?;
@@ -55,24 +56,53 @@ impl<W: World> Bucket<W> {
         if base.root.volume != volume.0 {
             return Err(another(&name));
         }
+        if let Home::Group(group) = &base.home {
+            return Err(VolumeError::Invalid(format!(
+                "volume `{name}` is a member of group `{}` (with {}), and is not deleted out of it: dissolve the group first",
+                group.group.name,
+                group.group.names()
+            )));
+        }
         match base.root.state {
             State::Deleted => return Ok(()),
-            State::Detached => {}
-            State::Open | State::Pending | State::Suspended => return Err(in_use(&base.root)),
+            State::Detached | State::Pending => {}
+            State::Open | State::Suspended => return Err(in_use(&base.root)),
         }
-        let mut root = Root {
-            owner: None,
-            state: State::Deleted,
-            snapshots: Vec::new(),
-            ..self.after(&base.root)
-        };
-        // Whoever reads the root does not look for what will be gone.
-        (root.content.map, root.content.tail) = (None, Vec::new());
+        let root = self.tombstone(&base.root);
         match self.swap(&name, &base, root).await? {
             Swapped::Landed(_) => Ok(()),
             Swapped::Lost(now) if now.root.volume != volume.0 => Err(another(&name)),
             Swapped::Lost(now) if now.root.state == State::Deleted => Ok(()),
             Swapped::Lost(now) => Err(in_use(&now.root)),
+        }
+    }
+
+    /// What takes the place of a root for good.
+    fn tombstone(&self, root: &Root) -> Root {
+        let mut tomb = Root {
+            owner: None,
+            state: State::Deleted,
+            snapshots: Vec::new(),
+            ..self.after(root)
+        };
+        // Whoever reads the root does not look for what will be gone.
+        (tomb.content.map, tomb.content.tail) = (None, Vec::new());
+        tomb
+    }
+
+    /// Burns a member of a fork of a group, which nobody has opened: its group is given up first, or it could be formed
+    /// still, and its members need what is not held any more (`docs/model.md`, mistake `burns-undissolved`). Nothing is
+    /// done if it was formed meanwhile.
+    pub(super) async fn abandon(
+        &self,
+        name: &VolumeName,
+        pending: &Stored,
+    ) -> Result<(), VolumeError> {
+        let root = self.tombstone(&pending.root);
+        match Box::pin(self.swap(name, pending, root)).await? {
+            // No fork of it was made, and nobody reads it.
+            Swapped::Landed(now) => self.unpin(&now.root).await,
+            Swapped::Lost(_) => Ok(()),
         }
     }
 
@@ -134,7 +164,7 @@ impl<W: World> Bucket<W> {
         root: Root,
     ) -> Result<Stored, VolumeError> {
         let fork = root.parent.is_some().then_some(root.volume);
-        match self.swap(name, tomb, root).await? {
+        match Box::pin(self.swap(name, tomb, root)).await? {
             Swapped::Landed(now) => Ok(*now),
             Swapped::Lost(now)
                 if Some(now.root.volume) == fork && now.root.state != State::Deleted =>

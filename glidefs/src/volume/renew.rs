@@ -17,8 +17,8 @@ use blockcache::{Epoch, Id};
 use world::World;
 
 use super::bucket::Bucket;
+use super::home::Swapped;
 use super::keys::{Secret, Wrapped};
-use super::publish::Swapped;
 use super::restore::in_use;
 use super::root::{DataKey, KEYS_MAX, Root, State};
 use super::{Volume, VolumeError, VolumeName, VolumeState};

@@ -12,10 +12,11 @@ use world::World;
 
 use super::books::{self, begin, load_all};
 use super::bucket::{Bucket, load_map, vanished};
+use super::group::{self, GroupView, Phase, StoredGroup};
+use super::home::{Swapped, SwappedAll};
 use super::ledger::{Dead, ObjectId, Table};
-use super::publish::Swapped;
 use super::reader::Reader;
-use super::root::{Root, SNAPSHOTS_MAX, Snapshot, State, Stored, TailSegment};
+use super::root::{Home, Root, SNAPSHOTS_MAX, Snapshot, State, Stored, TailSegment};
 use super::runs::{MapIndex, Run};
 use super::sealed::{Kind, ObjectRef};
 use super::writer::Maker;
@@ -31,27 +32,109 @@ pub struct Restore {
 }
 
 impl<W: World> Bucket<W> {
-    /// Restores a detached volume. Refused while it is open anywhere.
+    /// Restores a detached volume. Refused while it is open anywhere, and of a member of a group: the others would stay
+    /// at another moment.
     pub async fn restore(&self, name: &str, wanted: &Restore) -> Result<RootView, VolumeError> {
         // The root alone: what it names now may be damaged, which is when a restore is needed.
         let name = VolumeName::parse(name)?;
         let base = self.read_root(&name).await?;
         let base = base.ok_or_else(|| vanished(&name))?;
         if base.root.snapshots.iter().any(|it| it.id == wanted.id.0) {
-            return Ok(base.root.view(&base.etag));
+            return Ok(base.view());
         }
-        let now_ms = self.world().unix_time().0;
-        let mut root = restored(&base.root, wanted, Id(self.world().random_id()), now_ms)?;
-        // And nothing is restored that cannot be read.
-        let snapshot = self.open_snapshot(name.as_str(), &wanted.snapshot);
-        let snapshot = Box::pin(snapshot).await?;
-        let volume: Volume<W> = snapshot.ok_or_else(|| in_use(&base.root))?;
-        root.content.map = Some(Box::pin(volume.restored_map(&base, &root)).await?);
-        match volume.swap(&base, root).await? {
-            Swapped::Landed(now) => Ok(now.root.view(&now.etag)),
+        if let Home::Group(group) = &base.home {
+            return Err(VolumeError::Invalid(format!(
+                "volume `{name}` is a member of group `{}`, and is not restored without the others: restore the group",
+                group.group.name
+            )));
+        }
+        let moment = (Id(self.world().random_id()), self.world().unix_time().0);
+        let root = Box::pin(self.restored(&name, &base, wanted, moment)).await?;
+        match self.swap(&name, &base, root).await? {
+            Swapped::Landed(now) => Ok(now.view()),
             Swapped::Lost(now) => Err(in_use(&now.root)),
         }
     }
+
+    /// Restores all members of a group to a snapshot of it, by one swap. Refused while it is open anywhere.
+    pub async fn restore_group(&self, id: Id, wanted: &Restore) -> Result<GroupView, VolumeError> {
+        let base = self.read_group(id).await?.ok_or_else(|| no_group(id))?;
+        if base.group.phase != Phase::Formed {
+            let text = format!("group `{}` is not formed (any more)", base.group.name);
+            return Err(VolumeError::Invalid(text));
+        }
+        let lists = |root: &Root, id: [u8; 16]| root.snapshots.iter().any(|it| it.id == id);
+        if base.group.roots().all(|root| lists(root, wanted.id.0)) {
+            return Ok(base.view());
+        }
+        check_is_of_group(&base, &wanted.snapshot)?;
+        let moment = (Id(self.world().random_id()), self.world().unix_time().0);
+        let mut roots = Vec::with_capacity(base.group.members.len());
+        for member in base.of_all() {
+            let name = VolumeName::parse(&member.root.name)?;
+            let root = self.restored(&name, &member, wanted, moment);
+            roots.push(Box::pin(root).await?);
+        }
+        if !base.group.with(&roots, moment.0.0).has_room() {
+            return Err(VolumeError::Invalid(format!(
+                "the root of group `{}` has no room for what is restored over: delete a snapshot of it first",
+                base.group.name
+            )));
+        }
+        match Box::pin(self.swap_members(&base, roots)).await? {
+            SwappedAll::Landed(_) => {
+                let now = self.read_group(id).await?;
+                Ok(now.ok_or_else(|| no_group(id))?.view())
+            }
+            SwappedAll::Lost(now) => Err(match now.first() {
+                Some(now) => in_use(&now.root),
+                None => no_group(id),
+            }),
+        }
+    }
+
+    /// The root with the snapshot's content, of which the map is written.
+    async fn restored(
+        &self,
+        name: &VolumeName,
+        base: &Stored,
+        wanted: &Restore,
+        (nonce, now_ms): (Id, u64),
+    ) -> Result<Root, VolumeError> {
+        let mut root = restored(&base.root, wanted, nonce, now_ms)?;
+        // And nothing is restored that cannot be read.
+        let snapshot = self.snapshot_of(name.clone(), base.clone(), &wanted.snapshot);
+        let snapshot = Box::pin(snapshot).await?;
+        let volume: Volume<W> = snapshot.ok_or_else(|| in_use(&base.root))?;
+        root.content.map = Some(Box::pin(volume.restored_map(base, &root)).await?);
+        Ok(root)
+    }
+}
+
+fn no_group(id: Id) -> VolumeError {
+    VolumeError::Invalid(format!(
+        "there is no group {id} in this prefix: it was dissolved, or `{}` was lost",
+        group::key(id)
+    ))
+}
+
+/// A snapshot that one member had before it came into the group is of another moment than those of the others, also if
+/// they have the same name.
+fn check_is_of_group(group: &StoredGroup, snapshot: &str) -> Result<(), VolumeError> {
+    let found = |root: &Root| {
+        let found = root.snapshots.iter().find(|it| it.name == snapshot);
+        found.map(|it| it.id)
+    };
+    let mut found = group.group.roots().map(found);
+    let first = found.next().flatten();
+    if first.is_some() && found.all(|it| it == first) {
+        return Ok(());
+    }
+    Err(VolumeError::Invalid(format!(
+        "`{snapshot}` is not a snapshot of all members of group `{}` at one moment: one member alone is not restored; a \
+         fork of it can be made",
+        group.group.name
+    )))
 }
 
 impl<W: World> Volume<W> {

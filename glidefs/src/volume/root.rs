@@ -1,8 +1,11 @@
 //! The root: the one object of a volume that changes, and only by compare-and-swap. Pure: bytes to
 //! [`Root`] and back. `docs/format/root.md`.
 //!
-//! It has a place for everything that later features need (snapshots, forks, groups, suspend
-//! images, boot objects), because adding one means a new format.
+//! It has a place for everything that later features need (snapshots, forks, suspend images, boot objects),
+//! because adding one means a new format. Of a member of a group it names that (`group.rs`), and what it says
+//! itself does not count any more: so it has a format of its own, which builds that know no groups refuse.
+
+use std::rc::Rc;
 
 use blockcache::{Epoch, Id, Seq};
 use serde::{Deserialize, Serialize};
@@ -10,13 +13,17 @@ use world::{ETag, UnixTime};
 
 use super::envelope::Envelope;
 use super::extent::VOLUME_PAGES_MAX;
+use super::group::{StoredGroup, tail_segments_max};
 use super::keys::{Secret, Wrapped};
 use super::name::VolumeName;
 use super::sealed::ObjectRef;
 use super::snapshots::is_of_fork;
-use super::{Owner, RootView, VolumeError, VolumeState};
+use super::{GroupName, Owner, RootView, VolumeError, VolumeState};
 
+/// Of a root that counts.
 pub(crate) const FORMAT: u16 = 1;
+/// Of one that names a group, which is to be asked instead.
+pub(crate) const FORMAT_MEMBER: u16 = 2;
 /// References in the tail of a root at most (rule 26).
 pub(crate) const TAIL_SEGMENTS_MAX: usize = 64;
 /// Snapshots of one volume at most, that people take.
@@ -32,7 +39,7 @@ const COUNT_MAX: u64 = 1 << 62;
 
 pub(crate) const ENVELOPE: Envelope = Envelope {
     magic: *b"GLIDROOT",
-    known: FORMAT,
+    known: FORMAT_MEMBER,
     body_bytes_max: 4 << 20,
 };
 
@@ -58,8 +65,9 @@ pub(crate) struct Root {
     pub(crate) parent: Option<Parent>,
     /// A recorded working set (rule 28).
     pub(crate) boot: Option<Boot>,
-    /// Exports whose cuts are committed together (rule 30).
-    pub(crate) group: Option<Group>,
+    /// The volumes that are committed together with this one (rule 30). Set: what else the root says is what it said
+    /// when it began to name the group.
+    pub(crate) group: Option<GroupRef>,
     /// The memory image that belongs to exactly this cut (rule 34).
     pub(crate) suspend: Option<Image>,
 }
@@ -155,10 +163,9 @@ pub(crate) struct Boot {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Group {
+pub(crate) struct GroupRef {
     pub(crate) id: [u8; 16],
-    /// The volume whose root commits for all.
-    pub(crate) leader: [u8; 16],
+    /// For people.
     pub(crate) name: String,
 }
 
@@ -170,25 +177,78 @@ pub(crate) struct Image {
     pub(crate) hypervisor: String,
 }
 
-/// A root as it was read or written: with its version and its format.
+/// What a volume is, as it was read or written: with the object that says so, and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stored {
+    /// It names a group exactly if it lies in one.
     pub(crate) root: Root,
-    /// A writer keeps it (rule 31).
-    pub(crate) format: u16,
+    /// Of the object that it lies in.
     pub(crate) etag: ETag,
+    pub(crate) home: Home,
+}
+
+/// Where a root lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// In the volume's own object.
+    Own,
+    /// The same, and that names this group, which is forming: it must be given up before anything is changed.
+    Forming(Id),
+    /// In that of its group.
+    Group(Rc<StoredGroup>),
 }
 
 impl Stored {
+    /// What the volume's own object says.
+    pub(crate) fn own(mut root: Root, etag: ETag) -> Self {
+        let home = match root.group.take() {
+            Some(group) => Home::Forming(Id(group.id)),
+            None => Home::Own,
+        };
+        Self { root, etag, home }
+    }
+
     pub(crate) fn view(&self) -> RootView {
         self.root.view(&self.etag)
+    }
+
+    /// Segments that the volume's tail may have.
+    pub(crate) fn tail_max(&self) -> usize {
+        match &self.home {
+            Home::Own | Home::Forming(_) => TAIL_SEGMENTS_MAX,
+            Home::Group(group) => tail_segments_max(group.group.members.len()),
+        }
+    }
+
+    /// Both are the same version of the same object. A store may give two objects the same ETag.
+    pub(crate) fn is_version_of(&self, other: &Self) -> bool {
+        let group = |stored: &Self| match &stored.home {
+            Home::Own | Home::Forming(_) => None,
+            Home::Group(group) => Some(group.group.id),
+        };
+        self.etag == other.etag && group(self) == group(other)
+    }
+
+    /// And it says the same of the same volume. An object that names a group stays as it is while that is formed and
+    /// dissolved: it stands for what it says itself before, and for what the group said last behind that.
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        let said = |it: &Self| (it.root.volume, it.root.epoch, it.root.nonce);
+        self.is_version_of(other) && said(self) == said(other)
     }
 }
 
 impl Root {
-    pub(crate) fn encode(&self, format: u16, mac_key: Option<&Secret>) -> Vec<u8> {
+    /// Follows from what it says: one that counts stays of the format that older builds read (rule 31).
+    fn format(&self) -> u16 {
+        match self.group {
+            Some(_) => FORMAT_MEMBER,
+            None => FORMAT,
+        }
+    }
+
+    pub(crate) fn encode(&self, mac_key: Option<&Secret>) -> Vec<u8> {
         let body = postcard::to_stdvec(self).expect("plain data always encodes");
-        ENVELOPE.seal(format, &body, mac_key)
+        ENVELOPE.seal(self.format(), &body, mac_key)
     }
 
     /// Parses and checks a root that was found under the volume's key.
@@ -196,7 +256,7 @@ impl Root {
         name: &VolumeName,
         bytes: &[u8],
         mac_key: Option<&Secret>,
-    ) -> Result<(Self, u16), VolumeError> {
+    ) -> Result<Self, VolumeError> {
         let key = name.root_key();
         let letter = ENVELOPE.open(&key, bytes, mac_key)?;
         let damaged = |what: &str| VolumeError::damaged(&key, what);
@@ -208,11 +268,14 @@ impl Root {
         if root.name != name.as_str() {
             return Err(damaged("it is the root of another volume"));
         }
+        if root.format() != letter.format {
+            return Err(damaged("its format is not that of what it says"));
+        }
         root.check(mac_key.is_some()).map_err(damaged)?;
-        Ok((root, letter.format))
+        Ok(root)
     }
 
-    fn check(&self, keyed: bool) -> Result<(), &'static str> {
+    pub(crate) fn check(&self, keyed: bool) -> Result<(), &'static str> {
         let first = self.volumes.first().ok_or("it names no volume")?;
         if first.volume != self.volume || first.name != self.name {
             return Err("the first volume that it names is not itself");
@@ -242,6 +305,11 @@ impl Root {
                 return Err("it let go of a volume at an impossible cut");
             }
         }
+        // For people, who may have to type it.
+        let named = self.group.as_ref();
+        if named.is_some_and(|it| VolumeName::parse(&it.name).is_err()) {
+            return Err("it names a group impossibly");
+        }
         self.content.check()?;
         self.snapshots.iter().try_for_each(Snapshot::check)
     }
@@ -270,6 +338,10 @@ impl Root {
             cut_time: UnixTime(self.content.cut_time_ms),
             nonce: Id(self.nonce),
             etag: etag.clone(),
+            group: self.group.as_ref().map(|group| GroupName {
+                id: Id(group.id),
+                name: group.name.clone(),
+            }),
         }
     }
 

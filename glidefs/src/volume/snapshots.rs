@@ -2,12 +2,14 @@
 //! (rule 22). As an object of its own it could name what a collector, which saw the root alone, has
 //! deleted (`docs/model.md`, mistake `snapshot-apart`).
 
+use std::collections::BTreeSet;
+
 use blockcache::{Epoch, Id, Seq};
 use world::{UnixTime, World};
 
 use super::bucket::Bucket;
-use super::root::{LISTED_MAX, Root, SNAPSHOTS_MAX, Snapshot};
-use super::{Hold, Volume, VolumeError, VolumeName};
+use super::root::{Home, LISTED_MAX, Root, SNAPSHOTS_MAX, Snapshot, Stored};
+use super::{Publish, Volume, VolumeError, VolumeName};
 
 /// A change of the list, carried by a publish. Carried twice, it changes nothing more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +47,44 @@ pub struct SnapshotView {
     pub taken: UnixTime,
 }
 
-/// Changes the list of a root whose content is already that of the cut.
-pub(crate) fn apply(root: &mut Root, changes: &[SnapshotChange], now_ms: u64) {
+/// Changes the lists of roots that are published together, and of which the contents are already those of the cut.
+/// `before` are the roots that they take the place of. A snapshot that a person asks for is listed by all of them or by
+/// none: of a group it is one moment, and can be restored.
+pub(crate) fn apply(before: &[Stored], roots: &mut [Root], changes: &[Publish], now_ms: u64) {
+    for (root, change) in roots.iter_mut().zip(changes) {
+        apply_one(root, &change.snapshots, now_ms);
+    }
+    let Some(Home::Group(group)) = before.first().map(|first| &first.home) else {
+        return;
+    };
+    let asked = changes.iter().flat_map(|change| &change.snapshots);
+    let asked: BTreeSet<[u8; 16]> = asked.filter_map(asked_by_a_person).collect();
+    let is_new = |id: &[u8; 16]| !before.iter().any(|it| lists(&it.root, id));
+    let mut undone: BTreeSet<[u8; 16]> = asked.into_iter().filter(is_new).collect();
+    if undone.is_empty() {
+        return;
+    }
+    let nonce = roots.first().map_or([0; 16], |root| root.nonce);
+    if group.group.with(roots, nonce).has_room() {
+        undone.retain(|id| !roots.iter().all(|root| lists(root, id)));
+    }
+    for root in roots {
+        root.snapshots.retain(|it| !undone.contains(&it.id));
+    }
+}
+
+fn lists(root: &Root, id: &[u8; 16]) -> bool {
+    root.snapshots.iter().any(|it| it.id == *id)
+}
+
+fn asked_by_a_person(change: &SnapshotChange) -> Option<[u8; 16]> {
+    match change {
+        SnapshotChange::Take { id, name } => (!is_of_fork(name)).then_some(id.0),
+        SnapshotChange::Drop { .. } => None,
+    }
+}
+
+fn apply_one(root: &mut Root, changes: &[SnapshotChange], now_ms: u64) {
     for change in changes {
         match change {
             SnapshotChange::Take { id, name } => {
@@ -110,7 +148,17 @@ impl<W: World> Bucket<W> {
     ) -> Result<Option<Volume<W>>, VolumeError> {
         let name = VolumeName::parse(volume)?;
         let stored = self.read_root(&name).await?;
-        let mut stored = stored.ok_or_else(|| super::bucket::vanished(&name))?;
+        let stored = stored.ok_or_else(|| super::bucket::vanished(&name))?;
+        Box::pin(self.snapshot_of(name, stored, snapshot)).await
+    }
+
+    /// The same of a root that was read.
+    pub(super) async fn snapshot_of(
+        &self,
+        name: VolumeName,
+        mut stored: Stored,
+        snapshot: &str,
+    ) -> Result<Option<Volume<W>>, VolumeError> {
         let found = stored.root.snapshots.iter().find(|it| it.name == snapshot);
         let Some(Snapshot {
             size_bytes,
@@ -122,8 +170,7 @@ impl<W: World> Bucket<W> {
         };
         stored.root.size_bytes = size_bytes;
         stored.root.content = content;
-        let loaded = self.load(stored).await?;
-        Ok(Some(Volume::new(self.clone(), name, loaded, Hold::Free)))
+        Box::pin(self.opened(name, stored)).await.map(Some)
     }
 }
 

@@ -296,7 +296,7 @@ impl<W: World> Volume<W> {
     async fn of_root(&self, stored: &Stored) -> Result<(bool, Map, Reader<W>), VolumeError> {
         {
             let state = self.inner.state.borrow();
-            if state.stored.etag == stored.etag {
+            if state.stored.is_same_as(stored) {
                 let own = state.hold == Hold::Held && state.is_proved;
                 return Ok((own, state.map.clone(), self.reader(&state)));
             }

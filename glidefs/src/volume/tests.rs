@@ -11,6 +11,8 @@ mod damage;
 mod flatten;
 mod forks;
 mod golden;
+mod group_forks;
+mod groups;
 mod levels;
 mod outcomes;
 mod parsers;

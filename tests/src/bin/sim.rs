@@ -32,7 +32,7 @@ struct Arguments {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// crash, evict, loss, takeover, copies, answers, damage, fsync, age, weather, snapshots, migrate or livefork.
+    /// crash, evict, loss, takeover, copies, answers, damage, fsync, age, weather, snapshots, migrate, livefork or group.
     #[arg(long)]
     scenario: Option<String>,
     /// Break a rule on purpose, by the name that `Plant::name` in tests/src/sim.rs gives it

@@ -115,6 +115,17 @@ impl History {
         }
     }
 
+    /// What lies in these sectors and was answered before `begun` survives power loss.
+    pub(super) fn harden_within(&mut self, begun: Moment, sectors: &Range<u64>) {
+        for write in self.writes.values_mut() {
+            let is_inside =
+                sectors.start <= write.sectors.start && write.sectors.end <= sectors.end;
+            if is_inside && write.answered_before(begun) {
+                write.durable = true;
+            }
+        }
+    }
+
     pub(super) fn write(&self, no: WriteNo) -> &Write {
         &self.writes[&no]
     }

@@ -1,5 +1,8 @@
 //! One client process: a few connections, several requests in flight, every payload stamped.
 //!
+//! Where it has the members of a group, half of what it writes is done as a database does it: a record goes to the log,
+//! is answered, and only then what it tells of is written to another member.
+//!
 //! What is submitted and answered is told to the model at that very moment. A guest that has lost
 //! its volume to another node is *estranged*: it goes on with a model of its own, whose stamps are
 //! foreign to the first, so that nothing it writes may ever be seen there.
@@ -14,7 +17,8 @@ use world::World;
 use world::sim::{HostId, Pid, Sim, SimWorld};
 use world::sync::{Notify, oneshot};
 
-use super::node::{NAME, socket};
+use super::disks::Disks;
+use super::node::socket;
 use crate::nbd_client::{ClientError, NbdClient, Options};
 use crate::oracle::{Oracle, SECTOR_BYTES};
 
@@ -22,6 +26,9 @@ pub(super) type Model = Rc<RefCell<Oracle>>;
 
 const EIO: u32 = 5;
 const PAGE_SECTORS: u64 = 8;
+/// The member of a group on which databases have their log, which they flush once in so many records.
+const LOG: usize = 0;
+const LOG_FLUSHED_ONE_IN: u64 = 4;
 
 /// Which errors a guest may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +94,16 @@ pub(super) struct Guest {
     pub(super) world: SimWorld,
     state: Rc<State>,
     /// Connections, to say goodbye.
-    clients: Rc<RefCell<Vec<NbdClient<SimWorld>>>>,
+    clients: Rc<RefCell<Vec<Connected>>>,
 }
+
+/// A connection to each of the disks.
+type Connected = Rc<[NbdClient<SimWorld>]>;
 
 /// What the workers share with the driver, beyond the death of the process.
 #[derive(Debug)]
 pub(super) struct State {
+    disks: Rc<Disks>,
     model: RefCell<Model>,
     load: Load,
     tolerance: Cell<Tolerance>,
@@ -111,12 +122,21 @@ pub(super) struct State {
     violation: RefCell<Option<String>>,
     /// Reads are judged.
     judged: Cell<bool>,
+    /// Where the next record of the log goes: it begins anew when it is full.
+    log_end: Cell<u64>,
 }
 
 impl Guest {
     /// Starts a client process beside the server; connecting is its own business.
-    pub(super) fn start(sim: &Sim, host: HostId, model: Model, load: Load) -> Self {
+    pub(super) fn start(
+        sim: &Sim,
+        host: HostId,
+        disks: Rc<Disks>,
+        model: Model,
+        load: Load,
+    ) -> Self {
         let state = Rc::new(State {
+            disks,
             model: RefCell::new(model),
             load,
             tolerance: Cell::new(load.tolerance),
@@ -130,28 +150,29 @@ impl Guest {
             failures: Cell::new(0),
             violation: RefCell::new(None),
             judged: Cell::new(true),
+            log_end: Cell::new(0),
         });
-        let clients = Rc::<RefCell<Vec<_>>>::default();
+        let clients = Rc::<RefCell<Vec<Connected>>>::default();
         let (shared, told, driver) = (Rc::clone(&clients), Rc::clone(&state), sim.clone());
         let world = sim.process(host);
         let own = world.clone();
         world.spawn(async move {
             for _ in 0..load.connections {
-                match connect(&own).await {
-                    Ok(client) => shared.borrow_mut().push(client),
+                match connect_all(&own, &told.disks).await {
+                    Ok(clients) => shared.borrow_mut().push(clients),
                     Err(error) => {
                         told.refused(&error);
                         return;
                     }
                 }
             }
-            let clients: Vec<_> = shared.borrow().clone();
+            let all: Vec<Connected> = shared.borrow().clone();
             for worker in 0..load.workers {
-                let number = usize::try_from(worker).expect("a few") % clients.len();
-                let (client, told, sim) =
-                    (clients[number].clone(), Rc::clone(&told), driver.clone());
+                let number = usize::try_from(worker).expect("a few") % all.len();
+                let (clients, told, sim) =
+                    (Rc::clone(&all[number]), Rc::clone(&told), driver.clone());
                 own.spawn(async move {
-                    while told.request(&sim, &client).await == Goes::On {}
+                    while told.request(&sim, &clients).await == Goes::On {}
                     told.working.set(told.working.get() - 1);
                 });
             }
@@ -216,7 +237,7 @@ impl Guest {
         self.state.tolerance.set(tolerance);
     }
 
-    /// Begins a request beside the load, on the first connection. The answer is an error if the process dies first, or
+    /// Begins a request beside the load, on the first connection to the first disk. The answer is an error if the process dies first, or
     /// has no connection.
     pub(super) fn send<T, F>(
         &self,
@@ -227,8 +248,8 @@ impl Guest {
         F: Future<Output = T> + 'static,
     {
         let (sender, answer) = oneshot::channel();
-        let client = self.clients.borrow().first().cloned();
-        if let Some(client) = client {
+        let first = self.clients.borrow().first().cloned();
+        if let Some(client) = first.and_then(|clients| clients.first().cloned()) {
             let asked = request(client);
             self.world.spawn(async move {
                 // Nobody waits any more: fine.
@@ -268,8 +289,8 @@ impl Guest {
 
     /// Says goodbye on every connection, or vanishes.
     pub(super) fn leave(&self, politely: bool) {
-        let clients = self.clients.take();
-        for client in clients {
+        let clients = self.clients.take().into_iter();
+        for client in clients.flat_map(|clients| clients.to_vec()) {
             if politely {
                 self.sim.spawn(async move { client.disconnect().await });
             } else {
@@ -295,7 +316,7 @@ enum Goes {
 }
 
 impl State {
-    async fn request(&self, sim: &Sim, client: &NbdClient<SimWorld>) -> Goes {
+    async fn request(&self, sim: &Sim, clients: &[NbdClient<SimWorld>]) -> Goes {
         if self.stop.get() {
             return Goes::Away;
         }
@@ -310,13 +331,15 @@ impl State {
         let model = Rc::clone(&self.model.borrow());
         let (zeros, flushes) = (self.load.zeros, self.load.flushes);
         let done = if what < zeros {
-            self.zero(sim, client, &model).await
+            self.zero(sim, clients, &model).await
         } else if what < zeros + flushes {
-            self.flush(client, &model).await
+            self.flush(clients, &model, self.disks.any(sim)).await
         } else if what < zeros + flushes + self.load.reads {
-            return self.read(sim, client, &model).await;
+            return self.read(sim, clients, &model).await;
+        } else if self.disks.is_group() && sim.chance(|chance| chance.one_in(2)) {
+            Box::pin(self.transact(sim, clients, &model)).await
         } else {
-            self.write(sim, client, &model).await
+            self.write(sim, clients, &model).await
         };
         match done {
             Ok(()) => {
@@ -343,23 +366,52 @@ impl State {
         Goes::On
     }
 
+    /// What is told by a record of the log is not there without it: only behind its answer the data is sent.
+    async fn transact(
+        &self,
+        sim: &Sim,
+        clients: &[NbdClient<SimWorld>],
+        model: &Model,
+    ) -> Result<(), ClientError> {
+        let page = PAGE_SECTORS * SECTOR_BYTES;
+        let at = self.log_end.get();
+        self.log_end.set((at + page) % self.disks.member_bytes());
+        let record = (self.disks.at(LOG, at), page);
+        self.write_at(sim, clients, model, record).await?;
+        if sim.chance(|chance| chance.one_in(LOG_FLUSHED_ONE_IN)) {
+            self.flush(clients, model, LOG).await?;
+        }
+        self.write(sim, clients, model).await
+    }
+
     async fn write(
         &self,
         sim: &Sim,
-        client: &NbdClient<SimWorld>,
+        clients: &[NbdClient<SimWorld>],
         model: &Model,
     ) -> Result<(), ClientError> {
-        let (at, len) = self.range(sim, model);
+        let range = self.range(sim);
+        self.write_at(sim, clients, model, range).await
+    }
+
+    async fn write_at(
+        &self,
+        sim: &Sim,
+        clients: &[NbdClient<SimWorld>],
+        model: &Model,
+        (at, len): (u64, u64),
+    ) -> Result<(), ClientError> {
         let fua = sim.chance(|chance| chance.one_in(10));
         let (no, data) = model.borrow_mut().submit_write(at, len);
+        let (member, place) = self.disks.place(at);
         sim.note(format_args!(
             "{no} {at}+{len}{}",
             if fua { " FUA" } else { "" }
         ));
         if fua {
-            client.write_fua(at, data).await?;
+            clients[member].write_fua(place, data).await?;
         } else {
-            client.write(at, data).await?;
+            clients[member].write(place, data).await?;
         }
         if self.is_current(model) {
             sim.note(format_args!("{no} answered"));
@@ -376,10 +428,11 @@ impl State {
     async fn zero(
         &self,
         sim: &Sim,
-        client: &NbdClient<SimWorld>,
+        clients: &[NbdClient<SimWorld>],
         model: &Model,
     ) -> Result<(), ClientError> {
-        let (at, len) = self.range(sim, model);
+        let (at, len) = self.range(sim);
+        let (member, place) = self.disks.place(at);
         let (what, flags) = sim.chance(|chance| {
             let what = [command::TRIM, command::WRITE_ZEROES][chance.index(2)];
             (what, if chance.one_in(10) { flag::FUA } else { 0 })
@@ -387,7 +440,7 @@ impl State {
         let no = model.borrow_mut().submit_zero(at, len);
         sim.note(format_args!("{no} {at}+{len} zeros"));
         let len = u32::try_from(len).expect("small");
-        client.ask(what, flags, at, len).await?;
+        clients[member].ask(what, flags, place, len).await?;
         if self.is_current(model) {
             sim.note(format_args!("{no} answered"));
             let mut model = model.borrow_mut();
@@ -400,19 +453,31 @@ impl State {
         Ok(())
     }
 
-    async fn flush(&self, client: &NbdClient<SimWorld>, model: &Model) -> Result<(), ClientError> {
+    /// Of one member it makes durable what was written to that.
+    async fn flush(
+        &self,
+        clients: &[NbdClient<SimWorld>],
+        model: &Model,
+        member: usize,
+    ) -> Result<(), ClientError> {
         let begun = model.borrow_mut().flush_begin();
-        client.flush().await?;
+        clients[member].flush().await?;
         if self.is_current(model) {
-            model.borrow_mut().flush_done(begun);
+            let mut model = model.borrow_mut();
+            match self.disks.is_group() {
+                true => model.flush_done_within(begun, &self.disks.window(member)),
+                false => model.flush_done(begun),
+            }
         }
         Ok(())
     }
 
-    async fn read(&self, sim: &Sim, client: &NbdClient<SimWorld>, model: &Model) -> Goes {
-        let (at, len) = self.range(sim, model);
+    async fn read(&self, sim: &Sim, clients: &[NbdClient<SimWorld>], model: &Model) -> Goes {
+        let (at, len) = self.range(sim);
+        let (member, place) = self.disks.place(at);
         let begun = model.borrow_mut().read_begin();
-        let bytes = match client.read(at, u32::try_from(len).expect("small")).await {
+        let len_asked = u32::try_from(len).expect("small");
+        let bytes = match clients[member].read(place, len_asked).await {
             Ok(bytes) => bytes,
             Err(error) => return self.failed(&error, Request::Read),
         };
@@ -471,9 +536,15 @@ impl State {
         self.violation.borrow_mut().get_or_insert(what);
     }
 
-    /// Bytes to work on: mostly a page, sometimes a part of one, sometimes many.
-    fn range(&self, sim: &Sim, model: &Model) -> (u64, u64) {
-        let sectors = model.borrow().size_bytes() / SECTOR_BYTES;
+    /// Bytes of one disk to work on: mostly a page, sometimes a part of one, sometimes many.
+    fn range(&self, sim: &Sim) -> (u64, u64) {
+        let member = self.disks.any(sim);
+        let (at, len) = self.range_within(sim);
+        (self.disks.at(member, at), len)
+    }
+
+    fn range_within(&self, sim: &Sim) -> (u64, u64) {
+        let sectors = self.disks.member_bytes() / SECTOR_BYTES;
         let load = &self.load;
         sim.chance(|chance| {
             let region = if chance.one_in(load.hot_one_in) {
@@ -516,11 +587,19 @@ enum Request {
 /// How often a guest waits until the server has seen that the client before it is gone.
 const IN_USE_TRIES_MAX: u32 = 100;
 
+async fn connect_all(world: &SimWorld, disks: &Disks) -> Result<Connected, ClientError> {
+    let mut clients = Vec::new();
+    for name in disks.names() {
+        clients.push(connect(world, name).await?);
+    }
+    Ok(clients.into())
+}
+
 /// A connection that may write.
-async fn connect(world: &SimWorld) -> Result<NbdClient<SimWorld>, ClientError> {
+async fn connect(world: &SimWorld, name: &str) -> Result<NbdClient<SimWorld>, ClientError> {
     let mut tries = 0;
     let client = loop {
-        match NbdClient::connect(world, &socket(), NAME, Options::default()).await {
+        match NbdClient::connect(world, &socket(), name, Options::default()).await {
             Err(ClientError::Refused { text, .. })
                 if text.contains("in use by") && tries < IN_USE_TRIES_MAX =>
             {

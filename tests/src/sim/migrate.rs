@@ -20,8 +20,9 @@ use world::sync::oneshot;
 use world::sync::oneshot::error::TryRecvError;
 
 use super::guest::{Guest, Load, Tolerance};
+use super::look::read_range;
 use super::node::Node;
-use super::stage::{ANSWER_MAX, PAGE, Stage, TRIES_MAX, TRY_PAUSE, read_range};
+use super::stage::{ANSWER_MAX, PAGE, Stage, TRIES_MAX, TRY_PAUSE};
 use crate::nbd_client::ClientError;
 use crate::oracle::{Judge, Oracle};
 
@@ -510,7 +511,7 @@ impl<'a> Mover<'a> {
 }
 
 /// Asks until it is granted: each step of a move may be repeated.
-async fn surely<T>(
+pub(super) async fn surely<T>(
     stage: &Stage,
     what: &str,
     ask: impl AsyncFn() -> Result<T, ControlError>,

@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use glidefs::control::{
     AcceptLossDocument, Control, ControlError, ControlErrorKind, DataKeyDocument, DeleteQuery,
-    ExportDocument, ForkDocument, ForkWait, GcDocument, MakeForkDocument, OperationDocument,
-    OperationState, PrepareDocument, PromoteDocument, RenewDataDocument, Request, RestoreDocument,
-    ServerDocument, SnapshotDocument, TakeSnapshotDocument,
+    EndGroupQuery, ExportDocument, ForkDocument, ForkGroupDocument, ForkWait, FormGroupDocument,
+    GcDocument, GroupDocument, GroupRequest, GroupSnapshotDocument, MakeForkDocument,
+    OperationDocument, OperationState, PrepareDocument, PromoteDocument, RenewDataDocument, Reply,
+    Request, RestoreDocument, ServerDocument, SnapshotDocument, TakeSnapshotDocument,
 };
 use glidefs::nbd::{Limits, Server};
 use glidefs::shard::{Shard, ShardConfig};
@@ -84,10 +85,33 @@ impl Node {
     }
 
     pub(crate) async fn get(&self) -> Result<ExportDocument, ControlError> {
-        let asked = self
-            .control
-            .ask(|reply| Request::Get(NAME.to_owned(), reply));
+        self.get_of(NAME).await
+    }
+
+    pub(crate) async fn get_of(&self, name: &str) -> Result<ExportDocument, ControlError> {
+        let name = name.to_owned();
+        let asked = self.control.ask(|reply| Request::Get(name, reply));
         asked.await
+    }
+
+    /// One after the other.
+    pub(crate) async fn get_all(
+        &self,
+        names: &[String],
+    ) -> Result<Vec<ExportDocument>, ControlError> {
+        let mut documents = Vec::new();
+        for name in names {
+            documents.push(self.get_of(name).await?);
+        }
+        Ok(documents)
+    }
+
+    /// One after the other.
+    pub(crate) async fn drain_all(&self, names: &[String]) -> Result<(), ControlError> {
+        for name in names {
+            self.drain_of(name).await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn drain(&self) -> Result<ExportDocument, ControlError> {
@@ -197,9 +221,7 @@ impl Node {
 
     /// Takes a volume, whoever has it.
     pub(crate) async fn seize(&self, name: &str) -> Result<ExportDocument, ControlError> {
-        let of = name.to_owned();
-        let asked = self.control.ask(|reply| Request::Get(of, reply));
-        let epoch = asked.await?.epoch;
+        let epoch = self.get_of(name).await?.epoch;
         self.force(name, epoch).await
     }
 
@@ -236,8 +258,67 @@ impl Node {
         }
         match operation.error {
             None => Ok(operation),
-            Some(error) => bail!("gc: {error}"),
+            Some(error) => bail!("{}: {error}", operation.kind),
         }
+    }
+
+    async fn ask_group<T>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> GroupRequest,
+    ) -> Result<T, ControlError> {
+        let asked = self.control.ask(|reply| Request::Group(request(reply)));
+        asked.await
+    }
+
+    /// Makes a group of exports, whoever on this node has them open, and waits until that is done.
+    pub(crate) async fn form_group(&self, wanted: FormGroupDocument) -> Result<OperationDocument> {
+        let asked = self.ask_group(|reply| GroupRequest::Form(wanted, reply));
+        let operation = asked.await?;
+        self.ended(operation).await
+    }
+
+    /// Makes exports of its members that are in no group, and waits until that is done.
+    pub(crate) async fn end_group(&self, group: &str) -> Result<OperationDocument> {
+        let (group, how) = (group.to_owned(), EndGroupQuery::default());
+        let asked = self.ask_group(|reply| GroupRequest::End(group, how, reply));
+        let operation = asked.await?;
+        self.ended(operation).await
+    }
+
+    pub(crate) async fn fork_group(
+        &self,
+        group: &str,
+        wanted: ForkGroupDocument,
+    ) -> Result<GroupDocument, ControlError> {
+        let group = group.to_owned();
+        let asked = self.ask_group(|reply| GroupRequest::Fork(group, wanted, reply));
+        asked.await
+    }
+
+    pub(crate) async fn take_snapshot_of_group(
+        &self,
+        group: &str,
+        name: &str,
+    ) -> Result<GroupSnapshotDocument, ControlError> {
+        let wanted = TakeSnapshotDocument {
+            name: Some(name.to_owned()),
+            request_id: None,
+        };
+        let group = group.to_owned();
+        let asked = self.ask_group(|reply| GroupRequest::TakeSnapshot(group, wanted, reply));
+        asked.await
+    }
+
+    /// Makes all members what they were, and waits until that is done.
+    pub(crate) async fn restore_group(
+        &self,
+        group: &str,
+        wanted: RestoreDocument,
+    ) -> Result<OperationDocument> {
+        let group = group.to_owned();
+        let asked = self.ask_group(|reply| GroupRequest::Restore(group, wanted, reply));
+        let operation = asked.await?;
+        self.ended(operation).await
     }
 
     pub(crate) async fn delete_snapshot(
@@ -251,17 +332,30 @@ impl Node {
     }
 
     pub(crate) async fn delete(&self) -> Result<ExportDocument, ControlError> {
+        self.delete_of(NAME).await
+    }
+
+    pub(crate) async fn delete_of(&self, name: &str) -> Result<ExportDocument, ControlError> {
+        let name = name.to_owned();
         let asked = self
             .control
-            .ask(|reply| Request::Delete(NAME.to_owned(), ACCEPTED, reply));
+            .ask(|reply| Request::Delete(name, ACCEPTED, reply));
         asked.await
     }
 
     pub(crate) async fn accept_loss(&self, kept_seq: u64) -> Result<ExportDocument, ControlError> {
-        let wanted = AcceptLossDocument { kept_seq };
+        self.accept_loss_of(NAME, kept_seq).await
+    }
+
+    pub(crate) async fn accept_loss_of(
+        &self,
+        name: &str,
+        kept_seq: u64,
+    ) -> Result<ExportDocument, ControlError> {
+        let (name, wanted) = (name.to_owned(), AcceptLossDocument { kept_seq });
         let asked = self
             .control
-            .ask(|reply| Request::AcceptLoss(NAME.to_owned(), wanted, reply));
+            .ask(|reply| Request::AcceptLoss(name, wanted, reply));
         asked.await
     }
 
@@ -283,9 +377,12 @@ impl Node {
 
     /// Drained, detached and closed here, without a loss.
     pub(crate) async fn give_up(&self) -> Result<ExportDocument, ControlError> {
-        let asked = self
-            .control
-            .ask(|reply| Request::Delete(NAME.to_owned(), DeleteQuery::default(), reply));
+        self.give_up_of(NAME).await
+    }
+
+    pub(crate) async fn give_up_of(&self, name: &str) -> Result<ExportDocument, ControlError> {
+        let (name, how) = (name.to_owned(), DeleteQuery::default());
+        let asked = self.control.ask(|reply| Request::Delete(name, how, reply));
         asked.await
     }
 
@@ -297,10 +394,6 @@ impl Node {
             .control
             .ask(|reply| Request::Promote(NAME.to_owned(), how, reply));
         asked.await
-    }
-
-    pub(crate) async fn promote(&self, epoch: u64) -> Result<ExportDocument, ControlError> {
-        self.force(NAME, epoch).await
     }
 }
 

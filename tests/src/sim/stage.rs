@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use blockcache::CacheConfig;
+use glidefs::control::ExportDocument;
 use glidefs::device::Access;
 use glidefs::nbd::wire::export;
 use glidefs::shard::ShardConfig;
@@ -14,25 +15,23 @@ use glidefs::volume::{
     Audit, Bucket, BucketConfig, Compression, KeyringCost, Metered, Tidy, Volume,
 };
 use world::World;
-use world::sim::{DiskFaults, HostId, Odds, Pid, Sim, SimWorld, StoreFaults};
+use world::sim::{DiskFaults, HostId, Odds, Sim, SimWorld, StoreFaults};
 
 use super::age;
+use super::disks::Disks;
 use super::guest::{Guest, Load, Model};
 use super::node::{NAME, Node, Started, socket};
-use super::{Plant, Run, Scenario};
-use crate::nbd_client::{ClientError, NbdClient, Options};
-use crate::oracle::{Judge, Oracle};
+use super::plant::plant;
+use super::{Run, Scenario};
+use crate::nbd_client::{NbdClient, Options};
+use crate::oracle::Judge;
 
 pub(super) const PAGE: u64 = 4096;
 /// Pages of the smallest, a middling and the largest volume.
 pub(super) const VOLUME_PAGES: [u64; 3] = [24, 64, 160];
-/// The whole content is read in requests of this length.
-const READ_BYTES: u32 = 64 * 1024;
 /// How often a connection, a read or a question is tried again, a second apart.
 pub(super) const TRIES_MAX: u32 = 400;
 pub(super) const TRY_PAUSE: Duration = Duration::from_secs(1);
-/// Longer than anybody waits for anything beside it.
-const READER_STAYS: Duration = Duration::from_secs(3600);
 /// Objects that may be left when an operator has cleaned up.
 const LEFT_MAX: usize = 4;
 /// Of the runs that are sealed.
@@ -90,20 +89,13 @@ impl Settings {
     }
 }
 
-/// How a look at the whole content ended.
-#[derive(Debug)]
-enum Seen {
-    Content(Vec<u8>),
-    /// The host crashed, or the server was killed.
-    Crashed,
-}
-
 /// A scenario's world.
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) sim: Sim,
     pub(super) run: Run,
     pub(super) settings: Settings,
+    pub(super) disks: Rc<Disks>,
     pub(super) model: Model,
     answers: Cell<u64>,
     /// Counts takeovers: who follows an earlier owner stops.
@@ -114,9 +106,13 @@ impl Stage {
     pub(super) fn new(sim: Sim, run: Run) -> Self {
         let settings = Settings::drawn(&sim, run.scenario);
         sim.note(format_args!("{run:?} {settings:?}"));
-        let model = Oracle::new(sim.seed(), settings.volume_bytes);
+        let disks = match run.scenario {
+            Scenario::Group => Disks::drawn(&sim, settings.volume_bytes),
+            _ => Disks::one(settings.volume_bytes),
+        };
         Self {
-            model: Rc::new(RefCell::new(model)),
+            model: Rc::new(RefCell::new(disks.oracle(sim.seed()))),
+            disks: Rc::new(disks),
             sim,
             run,
             settings,
@@ -194,13 +190,20 @@ impl Stage {
 
     /// An operator collects, sweeps, and looks at what is left: nothing that nobody knows.
     async fn clean(&self, node: &Node) -> Result<()> {
-        let collected = node.gc().await?;
+        for name in self.disks.names() {
+            self.clean_one(node, name).await?;
+        }
+        Ok(())
+    }
+
+    async fn clean_one(&self, node: &Node, name: &str) -> Result<()> {
+        let collected = node.gc_of(name, false).await?;
         self.sim.note(format_args!("gc: {collected:?}"));
-        let audit = self.audit(node.host, NAME).await?;
+        let audit = self.audit(node.host, name).await?;
         let own = |key: &&String| {
             ["seg", "map"]
                 .iter()
-                .any(|folder| key.starts_with(&format!("nbd/{NAME}/{folder}/")))
+                .any(|folder| key.starts_with(&format!("nbd/{name}/{folder}/")))
         };
         let keys = self.sim.keys();
         let known = |key: &&String| audit.needed.contains(*key) || audit.dead.contains(*key);
@@ -210,7 +213,7 @@ impl Stage {
         Ok(())
     }
 
-    fn config(&self, host: HostId) -> ShardConfig {
+    pub(super) fn config(&self, host: HostId) -> ShardConfig {
         let s = &self.settings;
         let size = 64 * 1024 + s.chunks * u64::from(s.chunk_bytes);
         let mut cache = CacheConfig::new("/cache", size);
@@ -255,7 +258,8 @@ impl Stage {
 
     pub(super) fn guest(&self, node: &Node, load: Load) -> Guest {
         self.sim.note(format_args!("{load:?}"));
-        Guest::start(&self.sim, node.host, Rc::clone(&self.model), load)
+        let (disks, model) = (Rc::clone(&self.disks), Rc::clone(&self.model));
+        Guest::start(&self.sim, node.host, disks, model, load)
     }
 
     /// Counts what a guest was answered, and passes on what it accuses somebody of.
@@ -290,20 +294,30 @@ impl Stage {
     pub(super) fn follow(&self, node: &Rc<Node>) {
         let (sim, node, model) = (self.sim.clone(), Rc::clone(node), Rc::clone(&self.model));
         let (branch, own) = (Rc::clone(&self.branch), self.branch.get());
+        let disks = Rc::clone(&self.disks);
         self.sim.spawn(async move {
             loop {
                 let pause = sim.chance(|chance| chance.between(5, 500));
                 sim.sleep(Duration::from_millis(pause)).await;
                 let begun = model.borrow_mut().publish_begin();
-                let Ok(before) = node.get().await else { return };
+                let Ok(before) = node.get_all(disks.names()).await else {
+                    return;
+                };
                 loop {
-                    let Ok(now) = node.get().await else { return };
-                    let owns = now.role == "read-write" && now.epoch == before.epoch;
-                    if !owns || branch.get() != own {
+                    let Ok(now) = node.get_all(disks.names()).await else {
+                        return;
+                    };
+                    let both = || now.iter().zip(&before);
+                    let owns = |(now, before): (&ExportDocument, &ExportDocument)| {
+                        now.role == "read-write" && now.epoch == before.epoch
+                    };
+                    if !both().all(owns) || branch.get() != own {
                         return;
                     }
-                    if now.published_seq >= before.last_seq {
-                        sim.note(format_args!("published {}", now.published_seq));
+                    if both().all(|(now, before)| now.published_seq >= before.last_seq) {
+                        let published = now.iter().map(|now| now.published_seq);
+                        let published: Vec<u64> = published.collect();
+                        sim.note(format_args!("published {published:?}"));
                         model.borrow_mut().publish_done(begun);
                         break;
                     }
@@ -311,121 +325,6 @@ impl Stage {
                 }
             }
         });
-    }
-
-    /// Reads the whole content through a client and judges it; the model goes on from what is there.
-    /// False if the server or its host died meanwhile.
-    pub(super) async fn judge(&self, node: &Node, judge: Judge) -> Result<bool> {
-        let Seen::Content(content) = self.look(node, Wanted::ReadWrite).await? else {
-            return Ok(false);
-        };
-        self.judge_content(&content, judge)?;
-        Ok(true)
-    }
-
-    /// The same where only a reader is let in, or whoever comes.
-    pub(super) async fn judge_as_reader(&self, node: &Node, judge: Judge) -> Result<bool> {
-        let Seen::Content(content) = self.look(node, Wanted::Anything).await? else {
-            return Ok(false);
-        };
-        self.check_content(&content, judge)?;
-        Ok(true)
-    }
-
-    pub(super) fn check_content(&self, content: &[u8], judge: Judge) -> Result<()> {
-        let verdict = self.model.borrow().check(content, judge);
-        verdict
-            .map(drop)
-            .map_err(|violation| anyhow!("{judge:?}: {violation}"))
-    }
-
-    pub(super) fn judge_content(&self, content: &[u8], judge: Judge) -> Result<()> {
-        let verdict = self.model.borrow().check(content, judge);
-        let survivors = verdict.map_err(|violation| anyhow!("{judge:?}: {violation}"))?;
-        self.sim.note(format_args!(
-            "{judge:?}: {} writes are there, {} lost",
-            survivors.whole_writes(),
-            survivors.lost_writes()
-        ));
-        self.model.borrow_mut().reset_to(&survivors);
-        Ok(())
-    }
-
-    /// A client that only connects: an export that its log holds opens also while the store is out.
-    pub(super) async fn opens(&self, node: &Node) -> Result<()> {
-        let call = self.sim.call(node.host, |world| async move {
-            for _ in 0..20 {
-                match NbdClient::connect(&world, &socket(), NAME, Options::default()).await {
-                    Ok(_) => return Ok(()),
-                    Err(ClientError::Refused { text, .. }) => bail!("{text}"),
-                    Err(_cut_off) => world.sleep(Duration::from_millis(100)).await,
-                }
-            }
-            Ok(())
-        });
-        let pid = call.pid();
-        let opened = call.await;
-        self.sim.kill(pid);
-        match opened {
-            Some(Err(why)) if node.is_alive() => {
-                bail!("a held export does not open during an outage: {why}")
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn look(&self, node: &Node, wanted: Wanted) -> Result<Seen> {
-        self.look_at(node, NAME.to_owned(), wanted).await
-    }
-
-    /// A client that connects to a node and stays there until it is killed.
-    pub(super) async fn reader(&self, node: &Node, name: &'static str) -> Option<Pid> {
-        let opened = Rc::new(Cell::new(false));
-        let told = Rc::clone(&opened);
-        let call = self.sim.call(node.host, move |world| async move {
-            let client = patiently(&world, async || {
-                NbdClient::connect(&world, &socket(), name, Options::default()).await
-            });
-            let client = client.await;
-            told.set(client.is_ok());
-            world.sleep(READER_STAYS).await;
-            drop(client);
-        });
-        let pid = call.pid();
-        for _ in 0..TRIES_MAX {
-            if opened.get() {
-                return Some(pid);
-            }
-            self.sim.sleep(TRY_PAUSE).await;
-        }
-        self.sim.kill(pid);
-        None
-    }
-
-    /// The content of another export than the one that all is about. None if the server or its host died
-    /// meanwhile.
-    pub(super) async fn look_at_other(&self, node: &Node, name: &str) -> Result<Option<Vec<u8>>> {
-        let seen = self.look_at(node, name.to_owned(), Wanted::Anything).await;
-        Ok(match seen? {
-            Seen::Content(content) => Some(content),
-            Seen::Crashed => None,
-        })
-    }
-
-    async fn look_at(&self, node: &Node, name: String, wanted: Wanted) -> Result<Seen> {
-        let size = self.settings.volume_bytes;
-        let call = self
-            .sim
-            .call(node.host, move |world| read_all(world, name, size, wanted));
-        let pid = call.pid();
-        let content = call.await;
-        self.sim.kill(pid);
-        match content {
-            None => Ok(Seen::Crashed),
-            Some(Ok(content)) => Ok(Seen::Content(content)),
-            Some(Err(_)) if !node.is_alive() => Ok(Seen::Crashed),
-            Some(Err(error)) => Err(error),
-        }
     }
 
     /// Everything answered by now is in the store when it returns.
@@ -437,8 +336,8 @@ impl Stage {
             if tries == TRIES_MAX / 2 {
                 self.calm();
             }
-            match node.drain().await {
-                Ok(_) => {
+            match node.drain_all(self.disks.names()).await {
+                Ok(()) => {
                     self.model.borrow_mut().publish_done(begun);
                     return Ok(());
                 }
@@ -459,11 +358,7 @@ impl Stage {
     pub(super) async fn try_take(&self, node: &Node, tries: u32) -> Result<(), String> {
         let mut last = String::new();
         for _ in 0..tries {
-            let taken = match node.get().await {
-                Ok(document) => node.promote(document.epoch).await,
-                Err(error) => Err(error),
-            };
-            match taken {
+            match node.seize(&self.disks.any_name(&self.sim)).await {
                 Ok(_) => return Ok(()),
                 Err(error) => last = error.to_string(),
             }
@@ -669,103 +564,4 @@ fn world_len(world: &SimWorld, left: u64) -> u64 {
     let mut byte = [0];
     world.fill_random(&mut byte);
     left.min(PAGE * (1 + u64::from(byte[0] % 4)))
-}
-
-/// What a client must get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
-    ReadWrite,
-    Anything,
-}
-
-/// Connects and reads the whole volume, with the patience of an operator.
-async fn read_all(world: SimWorld, name: String, size: u64, wanted: Wanted) -> Result<Vec<u8>> {
-    let client = patiently(&world, async || {
-        let client = NbdClient::connect(&world, &socket(), &name, Options::default()).await?;
-        if wanted == Wanted::ReadWrite && client.export().flags & export::READ_ONLY != 0 {
-            let (kind, text) = (0, "the export is read-only".to_owned());
-            return Err(ClientError::Refused { kind, text });
-        }
-        Ok(client)
-    });
-    let client = client.await.context("cannot connect")?;
-    if client.size_bytes() != size {
-        bail!("the export has {} bytes", client.size_bytes());
-    }
-    let content = read_range(&world, &client, 0, size).await;
-    content.context("cannot read it all")
-}
-
-/// In parts, and patiently.
-pub(super) async fn read_range(
-    world: &SimWorld,
-    client: &NbdClient<SimWorld>,
-    at: u64,
-    len: u64,
-) -> Result<Vec<u8>, ClientError> {
-    let mut content = Vec::new();
-    for from in (at..at + len).step_by(usize::try_from(READ_BYTES).expect("small")) {
-        let part = u64::from(READ_BYTES).min(at + len - from);
-        let part = u32::try_from(part).expect("small");
-        content.extend(patiently(world, || client.read(from, part)).await?);
-    }
-    Ok(content)
-}
-
-/// Tries again while the server says that it cannot now.
-async fn patiently<T>(
-    world: &SimWorld,
-    act: impl AsyncFn() -> Result<T, ClientError>,
-) -> Result<T, ClientError> {
-    let mut tries = 0;
-    loop {
-        match act().await {
-            Err(ClientError::Refused { .. } | ClientError::Failed { .. }) if tries < TRIES_MAX => {
-                tries += 1;
-                world.sleep(TRY_PAUSE).await;
-            }
-            other => return other,
-        }
-    }
-}
-
-/// How much too long [`Plant::Late`] waits.
-#[cfg(feature = "planted")]
-const LATE_TIMES: u32 = 10;
-
-#[cfg(feature = "planted")]
-fn plant(plant: Option<Plant>, config: &mut ShardConfig) {
-    use blockcache::Planted;
-    if plant == Some(Plant::Late) {
-        config.exports.sync.delay *= LATE_TIMES;
-    }
-    config.cache.planted = match plant {
-        Some(Plant::Rule1) => Some(Planted::EvictionOrder),
-        Some(Plant::Rule2) => Some(Planted::SupersededIsFree),
-        Some(Plant::Rule4) => Some(Planted::LifeStays),
-        Some(Plant::Rule22Fork) => Some(Planted::ForkCutPassed),
-        Some(Plant::Rule2Fork) => Some(Planted::ForkReadsIndex),
-        _ => None,
-    };
-    config.exports.trust_any_nonce = plant == Some(Plant::Rule11);
-    config.exports.forgets_intents = plant == Some(Plant::Rule13Intent);
-    config.exports.takes_unasked = plant == Some(Plant::Rule15);
-    config.exports.snapshots_of_any_cut = plant == Some(Plant::Rule22);
-    config.exports.keeps_rewritten = plant == Some(Plant::Rule2Kept);
-    config.exports.forks_of_any_cut = plant == Some(Plant::Rule22Fork);
-    config.bucket.planted = match plant {
-        Some(Plant::Rule13Conflict) => Some(glidefs::volume::Planted::OwnConflict),
-        Some(Plant::Rule20Flat) => Some(glidefs::volume::Planted::FlattenBlind),
-        Some(Plant::Rule20List) => Some(glidefs::volume::Planted::ListBeforePublish),
-        Some(Plant::Rule20Pin) => Some(glidefs::volume::Planted::PinAfterRoot),
-        Some(Plant::Rule20Purge) => Some(glidefs::volume::Planted::PurgeHeld),
-        Some(Plant::Rule21) => Some(glidefs::volume::Planted::SweepByAge),
-        Some(Plant::Rule21Tombstone) => Some(glidefs::volume::Planted::SweepTombstone),
-        _ => None,
-    };
-}
-
-#[cfg(not(feature = "planted"))]
-fn plant(plant: Option<Plant>, _config: &mut ShardConfig) {
-    assert!(plant.is_none(), "built without the feature `planted`");
 }

@@ -31,6 +31,7 @@ fn root(owner: Id, state: VolumeState, nonce: Id) -> RootView {
         cut_time: UnixTime(0),
         nonce,
         etag: ETag("e".to_owned()),
+        group: None,
     }
 }
 
@@ -288,4 +289,29 @@ fn an_owner_knows_the_root_that_it_made_and_no_other() {
         ..local()
     };
     assert!(!owned(root(HERE, VolumeState::Open, KNOWN), &earlier));
+}
+
+#[test]
+fn volumes_that_are_published_together_are_opened_as_the_one_that_can_least() {
+    let (keep, drop) = (Records::Keep, Records::Drop);
+    let resume = |records| Plan::Resume { records };
+    let take = |records| Plan::Take { records };
+    let joined = |plans: &[Plan]| join(plans.to_vec());
+    assert_eq!(joined(&[resume(drop)]), Ok((Joint::Resume, vec![drop])));
+    let all = joined(&[resume(keep), take(drop)]);
+    assert_eq!(all, Ok((Joint::Take, vec![keep, drop])));
+    let damaged = Plan::Damaged { records: drop };
+    let all = joined(&[take(keep), damaged, resume(keep)]);
+    assert_eq!(all, Ok((Joint::Damaged, vec![keep, drop, keep])));
+    let all = joined(&[Plan::ReadOnly, Plan::ReadOnly]);
+    assert_eq!(all, Ok((Joint::ReadOnly, vec![keep, keep])));
+    // Writes of one that nobody will publish: those of the other must not be published without them.
+    let salvage = Plan::Refuse(Refusal::Salvage(4096));
+    let unfit = Unfit {
+        number: 1,
+        refusal: Refusal::Salvage(4096),
+    };
+    assert_eq!(joined(&[resume(keep), salvage]), Err(unfit));
+    let in_the_way = joined(&[take(keep), Plan::ResumeUnasked]);
+    assert_eq!(in_the_way.expect_err("not opened").number, 1);
 }

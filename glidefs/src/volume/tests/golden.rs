@@ -2,15 +2,17 @@
 //! reads; and a format changes only together with its number. A file is made by hand from the
 //! message of the failing test, never by the test.
 
+use super::super::envelope::Envelope;
 use super::super::extent::{Extent, Spot};
+use super::super::group::{Group, Member, Phase};
 use super::super::keyring::{Fresh, FreshSlot, Keyring, KeyringCost};
 use super::super::keys::{Secret, Wrapped};
 use super::super::leaf::{Directory, Leaf, LeafBuilder, LeafRow};
 use super::super::ledger::{Chunk, Dead, Entry, Ledger, Table, Totals};
 use super::super::pin::{Pin, Reader};
 use super::super::root::{
-    self, Boot, Content, DataKey, Group, Image, NamedVolume, Parent, Predecessor, Root, RootOwner,
-    Snapshot, State, TailSegment,
+    self, Boot, Content, DataKey, GroupRef, Image, NamedVolume, Parent, Predecessor, Root,
+    RootOwner, Snapshot, State, TailSegment,
 };
 use super::super::runs::{MapIndex, Part, Run};
 use super::super::sealed::{self, Hash, Sealer, Target};
@@ -139,11 +141,7 @@ fn full_root(keys: Vec<DataKey>) -> Root {
             cut_epoch: 3,
             cut_seq: 900,
         }),
-        group: Some(Group {
-            id: [8; 16],
-            leader: [9; 16],
-            name: "db".to_owned(),
-        }),
+        group: None,
         suspend: Some(Image {
             id: [10; 16],
             bytes: 1 << 30,
@@ -168,9 +166,104 @@ fn golden_roots() {
     ];
     for (file, golden, key, data_keys) in cases {
         let root = full_root(data_keys);
-        assert_golden(file, &root.encode(root::FORMAT, key), &golden);
-        let read = Root::decode(&name, &golden, key).expect("reads");
-        assert_eq!(read, (root, 1));
+        assert_golden(file, &root.encode(key), &golden);
+        assert_eq!(Root::decode(&name, &golden, key).expect("reads"), root);
+    }
+    let member = Root {
+        group: Some(GroupRef {
+            id: [8; 16],
+            name: "db".to_owned(),
+        }),
+        ..full_root(Vec::new())
+    };
+    let golden = golden!("root-2-member");
+    assert_golden("root-2-member", &member.encode(None), &golden);
+    assert_eq!(Root::decode(&name, &golden, None).expect("reads"), member);
+}
+
+/// What it says alone does not count, so a build that knows no groups must not read it as if it did.
+#[test]
+fn a_member_s_root_has_a_format_of_its_own() {
+    let name = VolumeName::parse("vm-alice").expect("a name");
+    let member = golden!("root-2-member");
+    let plain = golden!("root-1-plain");
+    let body = |bytes: &[u8]| bytes[32..bytes.len() - 32].to_vec();
+    for (format, bytes) in [(1, &member), (2, &plain)] {
+        let mixed = root::ENVELOPE.seal(format, &body(bytes), None);
+        let error = Root::decode(&name, &mixed, None).expect_err("mixed up");
+        assert!(error.to_string().contains("format"), "{error}");
+    }
+    let older = root::ENVELOPE;
+    let older = Envelope { known: 1, ..older };
+    let error = older.open("nbd/vm-alice/root", &member, None);
+    let error = error.expect_err("a later format").to_string();
+    assert!(error.contains("use glidefs 0.1.0 or later"), "{error}");
+}
+
+fn group(phase: Phase, keys: &[DataKey]) -> Group {
+    let member = |id: u8, name: &str| {
+        let mut root = full_root(keys.to_vec());
+        root.volume = [id; 16];
+        name.clone_into(&mut root.name);
+        if let Some(own) = root.volumes.first_mut() {
+            own.volume = [id; 16];
+            name.clone_into(&mut own.name);
+        }
+        if phase == Phase::Dissolved {
+            (root.owner, root.state) = (None, State::Detached);
+        }
+        Member {
+            volume: [id; 16],
+            name: name.to_owned(),
+            root: (phase != Phase::Forming).then_some(root),
+        }
+    };
+    Group {
+        id: [8; 16],
+        name: "db".to_owned(),
+        nonce: [3; 16],
+        phase,
+        members: vec![member(1, "vm-alice"), member(2, "vm-alice.log")],
+    }
+}
+
+#[test]
+fn golden_groups() {
+    let mac = Secret::new([12; 32]);
+    let id = Id([8; 16]);
+    let cases = [
+        (
+            "group-1-forming",
+            golden!("group-1-forming"),
+            None,
+            Phase::Forming,
+        ),
+        (
+            "group-1-formed",
+            golden!("group-1-formed"),
+            None,
+            Phase::Formed,
+        ),
+        (
+            "group-1-formed-mac",
+            golden!("group-1-formed-mac"),
+            Some(&mac),
+            Phase::Formed,
+        ),
+        (
+            "group-1-dissolved",
+            golden!("group-1-dissolved"),
+            None,
+            Phase::Dissolved,
+        ),
+    ];
+    for (file, golden, key, phase) in cases {
+        let keys = key.map(|_| data_key());
+        let group = group(phase, keys.as_slice());
+        assert_golden(file, &group.encode(key).expect("small"), &golden);
+        assert_eq!(Group::decode(id, &golden, key).expect("reads"), group);
+        let elsewhere = Group::decode(Id([9; 16]), &golden, key);
+        assert!(elsewhere.is_err(), "{file} under another key");
     }
 }
 
@@ -543,7 +636,7 @@ fn the_largest_root_that_may_be_written_fits_its_envelope() {
         cache: [2; 16],
         host: "h".repeat(255),
     });
-    let bytes = root.encode(root::FORMAT, None).len();
+    let bytes = root.encode(None).len();
     assert!(bytes <= root::ENVELOPE.body_bytes_max, "{bytes} bytes");
 }
 

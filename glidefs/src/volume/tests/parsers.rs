@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::super::extent::VOLUME_PAGES_MAX;
+use super::super::group::{self, Group};
 use super::super::keyring::Keyring;
 use super::super::leaf::{Directory, Leaf};
 use super::super::root::Root;
@@ -91,11 +92,29 @@ proptest! {
         drop(Root::decode(&name, &root, None));
         drop(Keyring::decode(&keyring));
         let body = root.get(32..root.len().saturating_sub(32)).unwrap_or_default();
-        let sealed = root::ENVELOPE.seal(1, body, None);
-        if let Ok((root, _)) = Root::decode(&name, &sealed, None) {
-            prop_assert_eq!(root.name.as_str(), name.as_str());
-            let again = Root::decode(&name, &root.encode(1, None), None);
-            prop_assert_eq!(again.expect("reads what it wrote").0, root);
+        for format in [root::FORMAT, root::FORMAT_MEMBER] {
+            let sealed = root::ENVELOPE.seal(format, body, None);
+            if let Ok(root) = Root::decode(&name, &sealed, None) {
+                prop_assert_eq!(root.name.as_str(), name.as_str());
+                let again = Root::decode(&name, &root.encode(None), None);
+                prop_assert_eq!(again.expect("reads what it wrote"), root);
+            }
+        }
+    }
+
+    #[test]
+    fn groups(group in prop_oneof![
+        any_bytes(golden!("group-1-formed")),
+        any_bytes(golden!("group-1-forming")),
+        any_bytes(golden!("group-1-dissolved")),
+    ]) {
+        let id = Id([8; 16]);
+        drop(Group::decode(id, &group, None));
+        let body = group.get(32..group.len().saturating_sub(32)).unwrap_or_default();
+        let sealed = group::ENVELOPE.seal(group::FORMAT, body, None);
+        if let Ok(group) = Group::decode(id, &sealed, None) {
+            let again = Group::decode(id, &group.encode(None).expect("small"), None);
+            prop_assert_eq!(again.expect("reads what it wrote"), group);
         }
     }
 }

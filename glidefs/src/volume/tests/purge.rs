@@ -357,11 +357,11 @@ fn a_purge_that_is_late_does_not_delete_the_next_volume_of_a_name() {
 
 fn taken_over(bytes: &[u8]) -> Vec<u8> {
     let name = VolumeName::parse("a").expect("a name");
-    let (mut root, format) = Root::decode(&name, bytes, None).expect("a root");
+    let mut root = Root::decode(&name, bytes, None).expect("a root");
     root.epoch += 1;
     root.nonce = [8; 16];
     root.owner = Some(RootOwner::new(&Node::owner(2)));
-    root.encode(format, None)
+    root.encode(None)
 }
 
 /// The fork's first root landed in the place of a tombstone without an answer, and somebody opened it.
