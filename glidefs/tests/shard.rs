@@ -21,6 +21,7 @@ use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError, 
 use glidefs::export::clients::Sharing;
 use glidefs::meter::store::StoreRequests;
 use glidefs::shard::{Drain, ShardConfig};
+use glidefs::volume::Tidy;
 use world::sim::{Corruption, Crash, DiskFaults, HostId, Odds, Sim, SimConfig, StoreFaults};
 use world::{Peer, World};
 
@@ -2847,6 +2848,48 @@ fn what_was_uploaded_before_an_outage_is_part_of_the_newest_cut() {
             let bytes = device.read(number * BLOCK, 128 << 10).await.expect("read");
             assert!(bytes.iter().all(|it| *it == expected), "block {number}");
         }
+    });
+}
+
+/// More waste than one pass may move: the passes follow each other, also once nobody writes any more.
+#[test]
+fn waste_of_many_overwrites_is_gone_soon_after_the_last_of_them() {
+    const LIVE: u64 = 16 << 20;
+    const PIECE: u64 = 128 << 10;
+    simulate(506, |sim| async move {
+        let mut busy = config(None);
+        busy.exports.sync.tidy = Tidy {
+            waste_bytes: 1 << 20,
+            dead_bytes: 1 << 20,
+            upper_entries: 64,
+            tail_segments: 2,
+            ..Tidy::default()
+        };
+        let node = start_with(&sim, sim.host("a"), busy).await;
+        let device = node.connect("vm").await.expect("created");
+        let write = async |at: u64, len: u64| {
+            let mut bytes = vec![0; usize::try_from(len).expect("small")];
+            node.world.fill_random(&mut bytes);
+            let written = device.write(at, Bytes::from(bytes), Fua::No).await;
+            written.expect("written");
+        };
+        for at in (0..LIVE).step_by(128 << 10) {
+            write(at, PIECE).await;
+        }
+        sim.sleep(Duration::from_secs(60)).await;
+        for at in (0..LIVE).step_by(8 << 10) {
+            write(at, PAGE).await;
+        }
+        sim.sleep(Duration::from_secs(60)).await;
+        // Carries the fold behind which the waste is known.
+        write(0, PAGE).await;
+        sim.sleep(Duration::from_secs(120)).await;
+        let stored = node.get("vm").await.stored_bytes;
+        assert!((LIVE..LIVE / 4 * 5).contains(&stored), "{stored} of {LIVE}");
+        // And then it is quiet.
+        let before = sim.store_stats();
+        sim.sleep(Duration::from_secs(600)).await;
+        assert_eq!(sim.store_stats(), before);
     });
 }
 

@@ -137,6 +137,11 @@ impl<W: World> Member<W> {
                 Ok(tidied) => {
                     export.causes.settle("map");
                     count(&export, &tidied);
+                    // What was moved is in the store twice until a publish says so. With as many overwrites as it gets
+                    // behind a pass for each sync, waste would grow until the passes free as much as is overwritten.
+                    if tidied.repacked.goes_on && export.role() == Role::ReadWrite {
+                        export.orders.carry();
+                    }
                 }
                 Err(error) if export.causes.raise("map", export.world().now()) => {
                     tracing::warn!(export = %export.name(), %error, "the volume in the store is not tidied; tried again after the next sync");

@@ -58,6 +58,8 @@ pub struct Repacked {
     pub victims: u64,
     pub victim_bytes: u64,
     pub moved_bytes: u64,
+    /// There was too much for one pass: what is left is worth another as soon as this one is published.
+    pub goes_on: bool,
 }
 
 /// What lies elsewhere now.
@@ -75,6 +77,8 @@ pub(crate) struct Moved {
 struct Victims {
     segments: Vec<Entry>,
     parts: BTreeSet<ObjectId>,
+    /// Waste that is worth a pass is left beside them.
+    goes_on: bool,
 }
 
 impl<W: World> Volume<W> {
@@ -136,6 +140,7 @@ impl<W: World> Volume<W> {
             victims: victims.segments.len() as u64,
             victim_bytes: victims.segments.iter().map(|it| it.bytes).sum(),
             moved_bytes: uploads.iter().map(Uploaded::bytes).sum(),
+            goes_on: victims.goes_on,
         })
     }
 
@@ -219,6 +224,8 @@ async fn choose<W: World>(
     // The one with which it is enough is taken too: a segment is far smaller than a pass.
     let len = enough.map_or(victims.segments.len(), |last| last + 1);
     victims.segments.truncate(len);
+    let left = totals.waste_bytes().saturating_sub(freed);
+    victims.goes_on = enough.is_some() && tidy.is_waste(left, &totals);
     Ok(victims)
 }
 

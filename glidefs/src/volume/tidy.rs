@@ -91,7 +91,12 @@ impl Tidy {
     }
 
     pub(crate) fn is_wasteful(&self, totals: &Totals) -> bool {
-        totals.waste_bytes() > self.waste_bytes.max(totals.live_bytes / self.waste_share)
+        self.is_waste(totals.waste_bytes(), totals)
+    }
+
+    /// So many bytes of waste are worth a pass.
+    pub(crate) fn is_waste(&self, waste_bytes: u64, totals: &Totals) -> bool {
+        waste_bytes > self.waste_bytes.max(totals.live_bytes / self.waste_share)
     }
 
     /// `before`: what was dead after the last round, and stayed.
