@@ -1,6 +1,7 @@
 //! Whose word counts: a volume's own root, or that of its group. Volumes that are in use come into a group and out
 //! of it by a few swaps of several objects, and any process may stop between two of them, or be slow. So each object
-//! says which other one to ask, and none is believed that another one has overruled.
+//! says which other one to ask, and none is believed that another one has overruled. What a volume is spans two objects
+//! then, and a swap covers one: it goes by what was read, which may be over in a way that the one object does not show.
 //!
 //! ```text
 //! a member's root    plain ──────────────► names the group ──────────────► plain
@@ -10,13 +11,17 @@
 //!
 //! What a group does while it is one is in `groups`. `docs/decisions/0019-groups.md`.
 
+mod former;
+mod node;
 pub mod state;
 mod steps;
 
 use stateright::{Model, Property};
 
+pub use former::FormerStep;
+pub use node::NodeStep;
 pub use state::State;
-pub use steps::{FormerStep, NodeStep, ReaderStep, Step};
+pub use steps::{ReaderStep, Step};
 
 use crate::check;
 use state::{Group, Root, Session};
@@ -38,6 +43,16 @@ pub enum Mistake {
     DeletesEarly,
     /// A member of a dissolved group is opened as it was when it came in.
     OpensAsItCame,
+    /// Whoever saw a member while its group was forming swaps that, whatever became of the group by then.
+    SwapsWhatWasForming,
+    /// A member is told of the group as it is by then, which may be over.
+    TellsWhatIsOver,
+    /// What was seen of a member while its group was forming is taken for what the same root stands for now.
+    SweepsWhatWasForming,
+    /// Where a member's own root is to count, it is not looked at again behind the group's.
+    LooksOnce,
+    /// Calls of one request create the group with the same bytes, so with the same ETag.
+    CreatesAlike,
 }
 
 /// A part of the whole, small enough to be explored to its end.
@@ -46,7 +61,12 @@ pub struct Scene {
     pub name: &'static str,
     /// Somebody may take by force what another node owns.
     pub force: bool,
-    /// Bounds: groups that are formed, epochs of a member, cuts that are published of it.
+    /// Somebody reads who does not open.
+    pub reads: bool,
+    /// Bounds: nodes, calls of one request to form a group, groups that are formed, epochs of a member up to which it is
+    /// opened, cuts that are published of it.
+    pub nodes: usize,
+    pub calls: usize,
     pub groups: usize,
     pub epochs: u8,
     pub cuts: u8,
@@ -67,6 +87,9 @@ pub fn scenes() -> Vec<Scene> {
         Scene {
             name: "joins",
             force: true,
+            reads: false,
+            nodes: 2,
+            calls: 1,
             groups: 1,
             epochs: 5,
             cuts: 2,
@@ -74,18 +97,39 @@ pub fn scenes() -> Vec<Scene> {
                 Mistake::CommitsFirst,
                 Mistake::OpensForming,
                 Mistake::GivesUpBlindly,
-                Mistake::GoneIsForming,
                 Mistake::DeletesGivenUp,
                 Mistake::DeletesEarly,
                 Mistake::OpensAsItCame,
+                Mistake::SwapsWhatWasForming,
+                Mistake::SweepsWhatWasForming,
+            ],
+            mistake: None,
+        },
+        Scene {
+            name: "slow-joins",
+            force: false,
+            reads: true,
+            nodes: 1,
+            calls: 2,
+            groups: 1,
+            epochs: 4,
+            cuts: 1,
+            finds: &[
+                Mistake::GoneIsForming,
+                Mistake::TellsWhatIsOver,
+                Mistake::LooksOnce,
+                Mistake::CreatesAlike,
             ],
             mistake: None,
         },
         Scene {
             name: "rejoins",
             force: false,
+            reads: false,
+            nodes: 1,
+            calls: 1,
             groups: 2,
-            epochs: 5,
+            epochs: 4,
             cuts: 1,
             finds: &[Mistake::CommitsFirst, Mistake::OpensForming],
             mistake: None,
@@ -144,7 +188,7 @@ impl Model for Scene {
             Property::sometimes("a group is published", |_, state: &State| {
                 let holds = |it: &Session| match it {
                     Session::HoldsGroup { members, .. } => members.iter().all(|it| it.cut > 0),
-                    Session::Idle | Session::HoldsVolume { .. } => false,
+                    _ => false,
                 };
                 state.nodes.iter().any(holds)
             }),
@@ -153,7 +197,7 @@ impl Model for Scene {
                 |model: &Self, state: &State| {
                     let holds = |it: &Session| match it {
                         Session::HoldsVolume { now, .. } => now.cut == model.cuts,
-                        Session::Idle | Session::HoldsGroup { .. } => false,
+                        _ => false,
                     };
                     state.groups.contains(&Group::Gone) && state.nodes.iter().any(holds)
                 },

@@ -11,7 +11,8 @@
 //! ([`Bucket::swap`] does). One that was given up is never deleted, for whoever was forming it may name it yet
 //! (`deletes-given-up`); one that was formed is, once no root names it (`deletes-early`). So a member is told only at the
 //! epoch that the group's id is made of: two calls of one request may form the same group, and one of them may be slow
-//! until that is formed, dissolved and deleted; what it tells a member then, nobody could open.
+//! until that is formed, dissolved and deleted; what it tells a member then, nobody could open (`tells-what-is-over`). Such
+//! a call may also create the group again, forming, and does so in bytes that no other one has sent (`creates-alike`).
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -19,7 +20,7 @@ use std::rc::Rc;
 use blockcache::Id;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use world::{StoreErrorKind, World};
+use world::{Store, StoreErrorKind, World};
 
 use super::bucket::{Bucket, vanished};
 use super::group::{
@@ -62,7 +63,8 @@ impl Form {
     }
 
     /// Of the group. No epoch of a volume comes again, so the id does not either: a request that is repeated after the
-    /// group was dissolved must not bring back what is being deleted. `epochs` are of before the group.
+    /// group was dissolved must not bring back what is being deleted. `epochs` are of before the group. The first half
+    /// tells the request alone.
     fn id(&self, stored: &[Stored], epochs: &[u64]) -> Id {
         let mut hasher = blake3::Hasher::new_derive_key("glidefs 1 id of a group");
         hasher.update(&self.request.0);
@@ -71,7 +73,23 @@ impl Form {
             hasher.update(&epoch.to_le_bytes());
         }
         let hash = hasher.finalize();
-        Id(*hash.as_bytes().first_chunk().expect("16 of 32"))
+        let rest: [u8; 8] = *hash.as_bytes().first_chunk().expect("8 of 32");
+        let mut id = [0; 16];
+        for (to, from) in id.iter_mut().zip(self.first_half().into_iter().chain(rest)) {
+            *to = from;
+        }
+        Id(id)
+    }
+
+    fn first_half(&self) -> [u8; 8] {
+        let mut hasher = blake3::Hasher::new_derive_key("glidefs 1 first half of a group's id");
+        hasher.update(&self.request.0);
+        *hasher.finalize().as_bytes().first_chunk().expect("8 of 32")
+    }
+
+    /// By a call of this request.
+    fn is_begun(&self, group: &Group) -> bool {
+        group.id.starts_with(&self.first_half()) && self.is_of(group)
     }
 
     fn is_of(&self, group: &Group) -> bool {
@@ -176,9 +194,7 @@ impl<W: World> Bucket<W> {
             Some(id) => self.read_group(id).await?,
             None => None,
         };
-        // It goes on saying so until it is formed.
-        let ours = group.filter(|it| it.group.nonce == form.request.0 && form.is_of(&it.group));
-        if let Some(ours) = ours {
+        if let Some(ours) = group.filter(|it| form.is_begun(&it.group)) {
             return Ok(ours);
         }
         stored.iter().try_for_each(check_free)?;
@@ -191,7 +207,8 @@ impl<W: World> Bucket<W> {
         let group = Group {
             id: form.id(stored, &epochs).0,
             name: form.name.to_string(),
-            nonce: form.request.0,
+            // Each attempt to create it has its own.
+            nonce: [0; 16],
             phase: Phase::Forming,
             members: members.collect(),
         };
@@ -200,16 +217,35 @@ impl<W: World> Bucket<W> {
         Box::pin(self.create_group(group)).await
     }
 
-    /// Puts the root of a group where none is. An earlier or another call of the same request may have been faster: then
-    /// that one counts.
+    /// Puts the root of a group, which is forming, where none is. An earlier or another call of the same request may have
+    /// been faster: then that one counts.
+    ///
+    /// Each attempt sends another nonce: one that lands late, once the group is over and deleted, puts the same id there
+    /// again. With the bytes of before, and so the ETag, a commit that lands late as well would form it of what is over.
     pub(super) async fn create_group(&self, group: Group) -> Result<Rc<StoredGroup>, VolumeError> {
         let id = Id(group.id);
-        let body = Bytes::from(group.encode(self.root_mac())?);
         let key = group::key(id);
-        let created = retry::create(self.world(), self.store(), &key, body).await;
-        match created {
-            Err(error) if error.kind != StoreErrorKind::Conflict => return Err(error.into()),
-            Ok(()) | Err(_) => {}
+        let mut attempt = 0;
+        loop {
+            let sent = Group {
+                nonce: self.world().random_id(),
+                ..group.clone()
+            };
+            let body = Bytes::from(sent.encode(self.root_mac())?);
+            let Err(error) = self.store().create(&key, body).await else {
+                break;
+            };
+            let is_conflict = error.kind == StoreErrorKind::Conflict;
+            if is_conflict && let Some(there) = self.read_group(id).await? {
+                return Ok(there);
+            }
+            // Some stores answer so for reasons of their own.
+            let is_passing = is_conflict && !retry::is_last(&error, attempt);
+            if !is_passing && !retry::may_repeat(&error, attempt) {
+                return Err(error.into());
+            }
+            retry::back_off(self.world(), attempt, error.retry_after).await;
+            attempt += 1;
         }
         let there = self.read_group(id).await?;
         there.ok_or_else(|| gone(id, &group.name))

@@ -171,7 +171,8 @@ impl<W: World> Bucket<W> {
         let group = Group {
             id: fork.id.0,
             name: fork.name.to_string(),
-            nonce: fork.id.0,
+            // Each attempt to create it has its own.
+            nonce: [0; 16],
             phase: Phase::Forming,
             members,
         };

@@ -10,8 +10,11 @@
 //! ```
 //!
 //! What is not there is never taken for one that is not formed yet: a group whose root was lost would be opened as its
-//! members were long ago (`docs/model.md`, mistake `gone-is-forming`). And whoever changes a member of a group that is
-//! forming gives that up first, or it could be formed of what is old by then (`opens-forming`).
+//! members were long ago (`docs/model.md`, mistake `gone-is-forming`). Where the volume's own object counts although it
+//! names a group, it is read again behind that: the group may be over and deleted, and created anew by who was slow
+//! (`looks-once`). And whoever changes a member of a group that is forming gives that up first, or it could be formed of
+//! what is old by then (`opens-forming`); if it was formed before he came, what he has seen is over
+//! (`swaps-what-was-forming`).
 
 use std::rc::Rc;
 
@@ -28,8 +31,8 @@ use super::publish::fenced;
 use super::root::{Home, Root, Stored};
 use super::{VolumeError, retry};
 
-/// Looks at a volume that leaves one group after the other while it is read.
-const LOOKS_MAX: u32 = 4;
+/// Looks at a volume that leaves one group after the other while it is read: two for each.
+const LOOKS_MAX: u32 = 8;
 
 /// How an attempt to replace a root ended.
 pub(crate) enum Swapped {
@@ -110,6 +113,8 @@ impl<W: World> Bucket<W> {
     /// Reads and checks what a volume is; none if the store says that there is no such key.
     pub(crate) async fn read_root(&self, name: &VolumeName) -> Result<Option<Stored>, VolumeError> {
         let mut missing = None;
+        // The group that this version names, where that is to count.
+        let mut before: Option<(ETag, Rc<StoredGroup>)> = None;
         for _ in 0..LOOKS_MAX {
             let Some((own, etag)) = self.read_own(name).await? else {
                 return Ok(None);
@@ -117,13 +122,23 @@ impl<W: World> Bucket<W> {
             let Some(named) = own.group.as_ref().map(|named| Id(named.id)) else {
                 return Ok(Some(Stored::own(own, etag)));
             };
+            if let Some((seen, group)) = before.take()
+                && seen == etag
+            {
+                return resolved(name, own, etag, &group).map(Some);
+            }
             if missing == Some(named) {
                 break;
             }
-            if let Some(group) = self.read_group(named).await? {
-                return resolved(name, own, etag, &group).map(Some);
+            match self.read_group(named).await? {
+                Some(group) if group.group.counts() => {
+                    return resolved(name, own, etag, &group).map(Some);
+                }
+                // The id may have come again, by who was slow to create the group until it was over and deleted. If the
+                // volume names it still, it is not over.
+                Some(group) => before = Some((etag, group)),
+                None => missing = Some(named),
             }
-            missing = Some(named);
         }
         let key = missing.map_or_else(|| name.root_key(), group::key);
         Err(VolumeError::Vanished {

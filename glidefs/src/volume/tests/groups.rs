@@ -1,7 +1,10 @@
 //! Groups: several volumes with one root. What comes into one, is published by it, and leaves it, whatever answers are
 //! lost and whoever stops between two steps.
 
+use futures_util::FutureExt;
+
 use super::super::group;
+use super::super::name::VolumeName;
 use super::super::retry::ATTEMPTS_MAX;
 use super::super::root::{LISTED_MAX, Snapshot};
 use super::*;
@@ -411,8 +414,8 @@ fn only_group(store: &TestStore) -> Id {
     Id(number.to_be_bytes())
 }
 
-/// Mistake `opens-as-it-came`, by one who looked while the group was forming, and is slow: until that is dissolved, the
-/// member's own object stays the same.
+/// Mistakes `swaps-what-was-forming` and `sweeps-what-was-forming`, by one who looked while the group was forming, and is
+/// slow: until that is dissolved, the member's own object stays the same.
 #[test]
 fn who_looked_while_a_group_was_forming_brings_nothing_back() {
     let (store, node) = plain(None);
@@ -453,8 +456,8 @@ fn who_looked_while_a_group_was_forming_brings_nothing_back() {
     assert!(seen(&store, None, NAMES) == pages([1, 5, 2, 6]), "deleted");
 }
 
-/// One call of a request is slow while another one forms the group, and that is ended: then the group's root is gone, and a
-/// member that named it could be opened by nobody.
+/// Mistake `tells-what-is-over`. One call of a request is slow while another one forms the group, and that is ended: then the
+/// group's root is gone, and a member that named it could be opened by nobody.
 #[test]
 fn a_slow_call_makes_no_member_name_a_group_that_is_over() {
     let (store, node) = plain(None);
@@ -503,6 +506,66 @@ fn a_member_that_was_not_told_yet_may_change_before_the_call_is_repeated() {
         GroupState::GivenUp
     );
     assert!(seen(&store, None, NAMES) == pages([1, 0, 2, 4]));
+}
+
+/// Mistake `looks-once`. Between the two objects that somebody reads the group ends, and is deleted, and a slow call creates
+/// it again: the member's own object is of before all that.
+#[test]
+fn a_group_that_comes_again_while_a_member_is_read_brings_nothing_back() {
+    let (store, node) = plain(None);
+    store.fail("replace", vec![OUTAGE; 100]);
+    form(&node, 7).expect_err("an outage");
+    store.heal();
+    let id = only_group(&store);
+    let bucket = node.bucket.clone();
+    let begun = node.world.run(async move { bucket.read_group(id).await });
+    let begun = begun.expect("readable").expect("it is forming");
+    assert_eq!(form(&node, 7).expect("goes on").id, id);
+    let members = own_all(&node, "data");
+    let changes = next(&node, &members, [3, 4]);
+    try_publish(&node, &members, &changes).expect("published");
+    detach_all(&node, &members);
+    let last = node.open("data").expect("opens").root();
+
+    let (bucket, there) = (node.bucket.clone(), store.clone());
+    let read = async move {
+        let name = VolumeName::parse("data")?;
+        let gets = there.counts().gets;
+        let mut read = Box::pin(bucket.read_root(&name));
+        while there.counts().gets == gets {
+            assert!((&mut read).now_or_never().is_none(), "it asks the group");
+        }
+        Box::pin(bucket.dissolve(id)).await?;
+        assert!(!there.keys().contains(&group::key(id)));
+        Box::pin(bucket.create_group(begun.group.clone())).await?;
+        read.await
+    };
+    let now = node.world.run(read).expect("readable");
+    let now = now.expect("it is there").root;
+    assert_eq!(
+        (Id(now.nonce), now.content.cut_seq),
+        (last.nonce, last.cut.0)
+    );
+    assert!(seen(&store, None, NAMES) == pages([1, 3, 2, 4]));
+}
+
+/// Mistake `creates-alike`: with the same bytes a store may give both the same ETag, and a commit that lands late would
+/// find the version that it was meant for.
+#[test]
+fn no_two_calls_create_a_group_with_the_same_bytes() {
+    let (store, node) = plain(None);
+    let created = [(); 2].map(|()| {
+        store.fail("replace", vec![OUTAGE; 100]);
+        form(&node, 7).expect_err("an outage");
+        store.heal();
+        let key = group::key(only_group(&store));
+        let body = store.object(&key);
+        store.remove(&key);
+        (key, body)
+    });
+    let [(first, before), (second, now)] = created;
+    assert_eq!(first, second);
+    assert_ne!(before, now);
 }
 
 /// Mistake `gone-is-forming`.
