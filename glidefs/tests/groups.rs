@@ -1,78 +1,47 @@
 //! Groups of exports in the simulated world: opened, taken, given up, read, prepared and restored together or not at all
 //! (rule 30). The real shard, simulated disks, store and clocks.
 
+#[path = "driver/node.rs"]
+mod node;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blockcache::CacheConfig;
 use bytes::Bytes;
 use glidefs::control::{
-    AcceptLossDocument, Control, ControlError, ControlErrorKind, DeleteQuery, EndGroupQuery,
-    ExportDocument, ForkGroupDocument, ForkWait, FormGroupDocument, GroupDocument, GroupRequest,
+    AcceptLossDocument, ControlError, ControlErrorKind, DeleteQuery, EndGroupQuery, ExportDocument,
+    ForkGroupDocument, ForkWait, FormGroupDocument, GroupDocument, GroupRequest,
     GroupSnapshotDocument, MakeForkDocument, OperationDocument, OperationState, PrepareDocument,
     PromoteDocument, Reply, Request, RestoreDocument, TakeSnapshotDocument,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError};
-use glidefs::export::connection::Connection;
-use glidefs::shard::{Drain, Shard, ShardConfig};
-use glidefs::volume::{BucketConfig, Compression};
-use world::sim::{Corruption, DiskFaults, Odds, Sim, SimConfig, SimWorld};
-use world::{Peer, World};
+use glidefs::shard::Drain;
+use world::World;
+use world::sim::{Corruption, DiskFaults, Odds, Sim};
+
+use node::{Device, Node, PAGE, VM, config, simulate};
 
 const VOLUME_BYTES: u64 = 64 << 20;
-const PAGE: u64 = 4096;
 const DB: &str = "db";
 const LOG: &str = "db-log";
 const DATA: &str = "db-data";
-const VM: Peer = Peer::Process { pid: 7, uid: 0 };
 /// From the end of the last connection to the end of a detach.
 const GONE: Duration = Duration::from_secs(60);
 
-type Device = Rc<Connection<SimWorld>>;
-
-/// One running server, held by the driver.
-struct Node {
-    sim: Sim,
-    world: SimWorld,
-    shard: Rc<Shard<SimWorld>>,
-    control: Control,
-}
-
 async fn start(sim: &Sim, host: &str) -> Node {
-    let world = sim.process(sim.host(host));
-    let bucket = BucketConfig::new(Compression::Lz4);
-    let mut config = ShardConfig::new(CacheConfig::new("/cache", 256 << 20), bucket, host);
-    config.exports.create_bytes = Some(VOLUME_BYTES);
-    let shard = Shard::open(world.clone(), world.store(), config).await;
-    let shard = Rc::new(shard.expect("the shard opens"));
-    let (control, requests) = Control::new();
-    let serving = Rc::clone(&shard);
-    world.spawn(async move { serving.serve_control(requests).await });
-    Node {
-        sim: sim.clone(),
-        world,
-        shard,
-        control,
-    }
+    let config = config(host, None, VOLUME_BYTES);
+    let node = Node::open(sim, sim.host(host), config).await;
+    node.expect("the shard opens")
 }
 
 impl Node {
     async fn try_connect(&self, name: &str) -> Result<Device, ConnectError> {
-        self.shard.exports().connect(name, &VM).await
+        self.connect_as(name, &VM).await
     }
 
     async fn connect(&self, name: &str) -> Device {
         self.try_connect(name).await.expect("connects")
-    }
-
-    async fn ask(
-        &self,
-        name: &str,
-        request: impl FnOnce(String, Reply<ExportDocument>) -> Request,
-    ) -> Result<ExportDocument, ControlError> {
-        let name = name.to_owned();
-        self.control.ask(|reply| request(name, reply)).await
     }
 
     async fn get(&self, name: &str) -> ExportDocument {
@@ -154,10 +123,6 @@ impl Node {
         let asked = self.group(|reply| GroupRequest::Snapshots(group, reply));
         asked.await.expect("listed")
     }
-
-    fn kill(self) {
-        self.sim.kill(self.world.pid());
-    }
 }
 
 /// Two exports that somebody has used become a group.
@@ -194,11 +159,6 @@ async fn commit([log, data]: &[Device; 2], number: u8) {
 
 async fn stamps([log, data]: &[Device; 2]) -> (u8, u8) {
     (stamp(log, 1).await, stamp(data, 1).await)
-}
-
-fn simulate<F: Future<Output = ()> + 'static>(seed: u64, scenario: impl FnOnce(Sim) -> F) {
-    let run = Sim::simulate(seed, SimConfig::default(), scenario);
-    run.unwrap_or_else(|stuck| panic!("{stuck}"));
 }
 
 #[test]
@@ -680,17 +640,13 @@ async fn lose(sim: &Sim) -> Node {
 /// what was published last.
 #[test]
 fn damage_of_one_member_holds_all_until_the_loss_is_accepted_for_all() {
-    let mut damaged = 0;
-    for seed in 40..60 {
-        let found = Rc::new(std::cell::Cell::new(false));
-        let told = Rc::clone(&found);
-        simulate(seed, |sim| async move {
+    let damaged = (40..60).filter(|seed| {
+        simulate(*seed, |sim| async move {
             let a = lose(&sim).await;
             let documents = [a.get(LOG).await, a.get(DATA).await];
             let Some(kept_seq) = documents[0].damage.as_ref().map(|it| it.kept_seq) else {
-                return;
+                return false;
             };
-            told.set(true);
             let damage = documents[1].damage.as_ref().expect("of both");
             // The log hears of a publish behind the store, and may not have noted it.
             assert!(damage.kept_seq <= documents[1].published_seq);
@@ -710,25 +666,22 @@ fn damage_of_one_member_holds_all_until_the_loss_is_accepted_for_all() {
             assert_eq!(stamps(&disks).await, (1, 1));
             commit(&disks, 30).await;
             a.drain(DATA).await;
-        });
-        damaged += u32::from(found.get());
-    }
+            true
+        })
+    });
+    let damaged = damaged.count();
     assert!(damaged > 3, "{damaged} losses");
 }
 
 /// The same where one of them is dropped here: the others must not go on with what they have beyond.
 #[test]
 fn a_damaged_member_that_is_dropped_takes_what_is_unpublished_of_the_others_along() {
-    let mut damaged = 0;
-    for seed in 40..60 {
-        let found = Rc::new(std::cell::Cell::new(false));
-        let told = Rc::clone(&found);
-        simulate(seed, |sim| async move {
+    let damaged = (40..60).filter(|seed| {
+        simulate(*seed, |sim| async move {
             let a = lose(&sim).await;
             if a.get(LOG).await.damage.is_none() {
-                return;
+                return false;
             }
-            told.set(true);
             let refused = a.delete(LOG).await.expect_err("it would be lost");
             assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
             assert!(a.get(DATA).await.damage.is_some(), "nothing was dropped");
@@ -745,9 +698,10 @@ fn a_damaged_member_that_is_dropped_takes_what_is_unpublished_of_the_others_alon
             assert_eq!(stamps(&disks).await, (1, 1));
             commit(&disks, 30).await;
             a.drain(DATA).await;
-        });
-        damaged += u32::from(found.get());
-    }
+            true
+        })
+    });
+    let damaged = damaged.count();
     assert!(damaged > 3, "{damaged} losses");
 }
 

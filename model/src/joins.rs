@@ -47,7 +47,7 @@ pub enum Mistake {
     SwapsWhatWasForming,
     /// A member is told of the group as it is by then, which may be over.
     TellsWhatIsOver,
-    /// What was seen of a member while its group was forming is taken for what the same root stands for now.
+    /// What was seen of a member while its group was forming is taken for what the same root stands for since it was formed.
     SweepsWhatWasForming,
     /// Where a member's own root is to count, it is not looked at again behind the group's.
     LooksOnce,

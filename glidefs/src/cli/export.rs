@@ -192,13 +192,21 @@ fn list_text(exports: &[ExportDocument]) -> String {
                 export.role.clone(),
                 export.clients.to_string(),
                 dirty_text(export),
-                group_text(export),
+                listed_group_text(export),
                 export.owner.clone(),
             ]
         })
         .collect();
     let columns = ["NAME", "SIZE", "ROLE", "CLIENTS", "DIRTY", "GROUP", "OWNER"];
     table(columns, &rows)
+}
+
+/// Of an export that is closed here the store alone knows its group, which a list does not ask.
+fn listed_group_text(export: &ExportDocument) -> String {
+    match export.role.as_str() {
+        "closed" if export.group.is_none() => "not known".to_owned(),
+        _ => group_text(export),
+    }
 }
 
 fn group_text(export: &ExportDocument) -> String {

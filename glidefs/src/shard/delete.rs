@@ -181,7 +181,7 @@ fn check_alone(name: &str, root: Option<&RootView>) -> Answer<()> {
     Err(ControlError::new(ControlErrorKind::Conflict, text))
 }
 
-/// Of a fork that is given up: its task does nothing more in its name, whatever it waits for now.
+/// Of a fork that is given up: its task does nothing more in its name, whatever it is waiting for.
 fn end<W: World>(export: Option<Rc<Export<W>>>) {
     if let Some(export) = export {
         export.end(Role::Closed);
