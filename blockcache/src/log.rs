@@ -16,6 +16,7 @@ mod volume;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use world::sync::Notify;
 use world::{Buf, Instant};
@@ -34,6 +35,9 @@ const SPARE_BUFS_MAX: usize = 8;
 const DIRTY_KEPT_MIN: usize = 8;
 /// Bytes appended and not yet handed to the kernel, at which writers wait.
 pub(crate) const STAGED_PAGES_MAX: u32 = 16 * 1024;
+
+/// Between the moments of two writes at least (rule 30).
+pub(crate) const TICK: Duration = Duration::from_nanos(1);
 
 /// Ready chunks that an append leaves to others. Who makes room must never wait for room: freeing a
 /// chunk takes appends, so does publishing, and writers come last.
@@ -124,7 +128,7 @@ pub(crate) struct Dirty {
     pub(crate) what: Written,
     pub(crate) chunk: ChunkNo,
     pub(crate) log_bytes: u32,
-    /// Of its write, and of no other: see [`Log::moment`]. What a start found has one together.
+    /// Of its write, and of no other: see [`Log::moment`]. Of what a start found, several may have one together.
     pub(crate) since: Instant,
     /// Taken along from a chunk that had to go: what was written after it may lie before it.
     pub(crate) moved: bool,

@@ -18,9 +18,11 @@ use crate::record::{Record, Stamp};
 use crate::{CacheError, Id, PageRange};
 
 mod accept;
+mod moments;
 mod moved;
 
 use accept::Accepting;
+use moments::Moments;
 
 /// One chunk as its header tells.
 #[derive(Clone, Debug)]
@@ -121,8 +123,7 @@ pub(crate) async fn replay<W: World>(
     known: Known,
     now: Instant,
 ) -> Result<Outcome, CacheError> {
-    log.begin_at(now);
-    let mut accepting = Accepting::new(plan, known, now);
+    let mut accepting = Accepting::new(plan, known);
     for (no, header) in &plan.writes {
         accepting.offer(log, reader, *no, *header).await?;
     }
@@ -139,9 +140,10 @@ pub(crate) async fn replay<W: World>(
     if missing.is_some() {
         accepting.adopt_nameless(log);
     }
-    let mut outcome = accepting.install(log, reader).await?;
+    let mut moments = Moments::new(now);
+    let mut outcome = accepting.install(log, reader, &mut moments).await?;
     outcome.next_ordinal = plan.live_from.max(last.max(missing.unwrap_or(0)) + 1);
-    outcome.damaged = finish(log, lost);
+    outcome.damaged = finish(log, moments, lost);
     Ok(outcome)
 }
 
@@ -150,13 +152,12 @@ pub(crate) async fn replay<W: World>(
 struct Place {
     no: ChunkNo,
     lsn: u64,
-    now: Instant,
     /// Not where the record was written at first.
     moved: bool,
 }
 
 impl Place {
-    fn replay(self, log: &mut Log, page: u32, record: &Record) {
+    fn replay(self, log: &mut Log, moments: &mut Moments, page: u32, record: &Record) {
         let at = log.position(self.no, page);
         let (stamp, what) = match record {
             Record::State(_) | Record::Moved(_) => return,
@@ -183,7 +184,7 @@ impl Place {
             ),
             Record::Zero { stamp, pages } => (stamp, Written::Zeros { pages: *pages }),
         };
-        self.replay_write(log, *stamp, what);
+        self.replay_write(log, moments, *stamp, what);
     }
 
     /// Without a state record the volume was dropped from the log's knowledge.
@@ -192,7 +193,7 @@ impl Place {
         volume.is_some_and(|volume| volume.state.counts(self.lsn, stamp.seq))
     }
 
-    fn replay_write(self, log: &mut Log, stamp: Stamp, what: Written) {
+    fn replay_write(self, log: &mut Log, moments: &mut Moments, stamp: Stamp, what: Written) {
         if !self.counts(log, stamp) {
             return;
         }
@@ -218,7 +219,11 @@ impl Place {
             Written::Sectors { .. } => crate::record::PAGE_U32,
             Written::Zeros { .. } => crate::record::PAGE_U32,
         };
-        let (chunk, since) = (self.no, self.now);
+        let chunk = self.no;
+        let since = match self.moved {
+            true => moments.of_copy(volume),
+            false => moments.of_record(volume, stamp.seq, what.pages()),
+        };
         volume.dirty.push_back(Dirty {
             seq: stamp.seq,
             what,
@@ -243,8 +248,12 @@ struct Lost {
 }
 
 /// Draws the consequences of what is missing. True if a volume is damaged by it.
-fn finish(log: &mut Log, lost: Lost) -> bool {
+fn finish(log: &mut Log, mut moments: Moments, lost: Lost) -> bool {
     let drop_clean = lost.tail || lost.chunk.is_some();
+    if drop_clean {
+        moments.not_certain();
+    }
+    moments.settle(log);
     if drop_clean {
         tracing::error!(
             ?lost,
@@ -290,3 +299,6 @@ fn damage(volume: &Volume, lost: Lost) -> Option<String> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -290,16 +290,111 @@ async fn cut_short(sim: Sim, fuse: u64) -> bool {
         assert_eq!(cache.together_with(ids[0]), ids);
         let known = ids.iter().filter_map(|id| cache.volume(*id));
         let members: Vec<CacheVolume<SimWorld>> = known.collect();
-        let cut = cache.cut_together(&members, &intent(Id([6; 16])), 1).await;
-        let lasts: Vec<Seq> = all.iter().map(|it| it.last).collect();
-        if lasts.iter().any(|last| *last > Seq(0)) {
-            assert_eq!(ends_of(cut), lasts, "the first cut of a start is whole");
+        let written = all.iter().filter(|it| it.last > Seq(0)).count();
+        for done in 1..=written {
+            let nonce = Id(world.random_id());
+            let cut = cache.cut_together(&members, &intent(nonce), 1).await;
+            let expected = (0..members.len()).map(|at| Seq(u64::from(at < done)));
+            let expected: Vec<Seq> = expected.collect();
+            assert_eq!(ends_of(cut), expected, "one write after the other");
+            let known = members.iter().zip(expected);
+            known.for_each(|(volume, end)| volume.published(end, nonce));
         }
         std::future::pending::<()>().await;
     });
     sim.sleep(Duration::from_secs(5)).await;
     assert!(sim.is_up(host));
     was_returned
+}
+
+/// A log that goes around several times: what is not published is moved out of the way, and kills come in between. What a
+/// start finds is cut in pieces, and each of them is a beginning of all that was written.
+#[test]
+fn what_a_start_finds_is_cut_in_pieces_each_of_them_a_beginning_of_all() {
+    let (mut bounded, mut evictions) = (0, 0);
+    for seed in 0..12 {
+        let (sim, host) = sim(seed);
+        let order = Rc::new(RefCell::new(Vec::new()));
+        for _life in 0..4 {
+            let (inside, order) = (sim.clone(), Rc::clone(&order));
+            let lived = on(&sim, host, move |world| async move {
+                life(&world, &inside, &order).await
+            });
+            bounded += lived.0;
+            evictions += lived.1;
+            sim.crash(host, Crash::Process);
+        }
+        sim.end();
+    }
+    assert!(bounded > 20, "{bounded} cuts left something");
+    assert!(evictions > 200, "{evictions} evictions");
+}
+
+/// Every write, by its member and its seq. Each was sent when all before it were answered.
+type Order = RefCell<Vec<(usize, Seq)>>;
+
+/// Cuts what was found, publishes some of that, and writes. Returns how many cuts left something, and the evictions.
+async fn life(world: &SimWorld, sim: &Sim, order: &Order) -> (u32, u64) {
+    let small = CacheConfig {
+        size_bytes_max: 65_536 + 22 * CHUNK,
+        ..config()
+    };
+    let cache = Cache::open(world.clone(), small).await.expect("opens");
+    let mut members = Vec::new();
+    for member in 1..=MEMBERS {
+        members.push(cache.attach(opened(member)).await.expect("attached"));
+    }
+    // Of no group, and published all the time: by its writes the log goes around.
+    let other = Opened {
+        nonce: Id([9; 16]),
+        ..opened(9)
+    };
+    let other = cache.attach(other).await.expect("attached");
+    let mut bounded = 0;
+    for _cut in 0..3 {
+        let most = [1, 4, 20][sim.chance(|chance| chance.index(3))];
+        let nonce = Id(world.random_id());
+        let cut = cache.cut_together(&members, &intent(nonce), most).await;
+        let Some(parts) = cut.expect("sound") else {
+            break;
+        };
+        let ends = ends(&parts);
+        drop(parts);
+        expect_beginning(&order.borrow(), &ends);
+        let is_short = members.iter().zip(&ends).any(|(it, end)| *end < last(it));
+        bounded += u32::from(is_short);
+        if sim.chance(|chance| chance.one_in(2)) {
+            let known = members.iter().zip(ends);
+            known.for_each(|(volume, end)| volume.published(end, nonce));
+        }
+    }
+    for _write in 0..12 {
+        let (at, number, others) = sim.chance(|chance| {
+            (
+                chance.index(usize::from(MEMBERS)),
+                chance.below(200),
+                chance.below(40),
+            )
+        });
+        let seq = write(&members[at], number, 1).await.expect("room");
+        order.borrow_mut().push((at, seq));
+        for number in 0..others {
+            write(&other, number, 2).await.expect("room");
+        }
+        let nonce = Id(world.random_id());
+        let cut = other.cut(nonce, ETag("v".into()), None, usize::MAX).await;
+        if let Some(cut) = cut.expect("sound") {
+            other.published(cut.seq, nonce);
+        }
+    }
+    (bounded, cache.stats().evictions)
+}
+
+fn expect_beginning(order: &[(usize, Seq)], ends: &[Seq]) {
+    let is_in = |(at, seq): &(usize, Seq)| *seq <= ends[*at];
+    let within = order.iter().take_while(|&it| is_in(it)).count();
+    let behind = &order[within..];
+    assert!(!behind.iter().any(is_in), "a hole: {ends:?} of {order:?}");
 }
 
 /// Promise 8 for a group: what is lost of one member takes what was written behind it to the others along, back to what

@@ -11,14 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use glidefs::control::{
     AcceptLossDocument, ControlError, ControlErrorKind, DeleteQuery, EndGroupQuery, ExportDocument,
-    ForkGroupDocument, ForkWait, FormGroupDocument, GroupDocument, GroupRequest,
+    ForkDocument, ForkGroupDocument, ForkWait, FormGroupDocument, GroupDocument, GroupRequest,
     GroupSnapshotDocument, MakeForkDocument, OperationDocument, OperationState, PrepareDocument,
     PromoteDocument, Reply, Request, RestoreDocument, TakeSnapshotDocument,
 };
 use glidefs::device::{Access, BlockDevice, ConnectError, Exports, Fua, IoError};
 use glidefs::shard::Drain;
 use world::World;
-use world::sim::{Corruption, DiskFaults, Odds, Sim};
+use world::sim::{Corruption, Crash, DiskFaults, Odds, Sim};
 
 use node::{Device, Node, PAGE, VM, config, simulate};
 
@@ -104,6 +104,30 @@ impl Node {
             .group(|reply| GroupRequest::Form(wanted, reply))
             .await?;
         Ok(self.done(begun).await)
+    }
+
+    async fn fork_live(&self, name: &str, fork: &str) -> Result<ForkDocument, ControlError> {
+        let wanted = MakeForkDocument {
+            name: fork.to_owned(),
+            wait: Some(ForkWait::Local),
+            ..MakeForkDocument::default()
+        };
+        let name = name.to_owned();
+        let asked = self.control.ask(|reply| Request::Fork(name, wanted, reply));
+        asked.await
+    }
+
+    async fn fork_group(&self, group: &str, suffix: &str) -> Result<GroupDocument, ControlError> {
+        let members = [LOG, DATA].map(|of| (of.to_owned(), format!("{of}{suffix}")));
+        let wanted = ForkGroupDocument {
+            name: format!("{DB}{suffix}"),
+            members: BTreeMap::from(members),
+            snapshot: None,
+            request_id: Some("r".to_owned()),
+        };
+        let group = group.to_owned();
+        self.group(|reply| GroupRequest::Fork(group, wanted, reply))
+            .await
     }
 
     async fn end(&self, group: &str) -> OperationDocument {
@@ -684,6 +708,7 @@ fn a_damaged_member_that_is_dropped_takes_what_is_unpublished_of_the_others_alon
             }
             let refused = a.delete(LOG).await.expect_err("it would be lost");
             assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
+            assert!(refused.message.contains(DATA), "that goes too: {refused}");
             assert!(a.get(DATA).await.damage.is_some(), "nothing was dropped");
             let how = DeleteQuery {
                 accept_loss: true,
@@ -705,7 +730,7 @@ fn a_damaged_member_that_is_dropped_takes_what_is_unpublished_of_the_others_alon
     assert!(damaged > 3, "{damaged} losses");
 }
 
-/// What a start finds of a group is cut at once. A fork that began in the middle of that, and waited in the log, would keep
+/// What a start finds of a group may have to be cut at once. A fork that began in the middle of that, and waited in the log, would keep
 /// the group from ever being published again.
 #[test]
 fn a_fork_of_a_member_is_in_the_store_and_in_nobodys_way_after_a_kill() {
@@ -714,14 +739,7 @@ fn a_fork_of_a_member_is_in_the_store_and_in_nobodys_way_after_a_kill() {
         make(&a).await;
         let disks = both(&a).await;
         commit(&disks, 1).await;
-        let wanted = MakeForkDocument {
-            name: "look".to_owned(),
-            wait: Some(ForkWait::Local),
-            ..MakeForkDocument::default()
-        };
-        let name = DATA.to_owned();
-        let made = a.control.ask(|reply| Request::Fork(name, wanted, reply));
-        let made = made.await.expect("forked");
+        let made = a.fork_live(DATA, "look").await.expect("forked");
         commit(&disks, 2).await;
         a.kill();
         let a = start(&sim, "a").await;
@@ -731,5 +749,147 @@ fn a_fork_of_a_member_is_in_the_store_and_in_nobodys_way_after_a_kill() {
         let look = a.connect("look").await;
         assert_eq!(stamp(&look, 1).await, 1);
         assert_eq!(stamps(&both(&a).await).await, (2, 2));
+    });
+}
+
+/// A take is noted in the log for one member after the other. A start in an outage that finds one of them alone does not take
+/// it for a volume that is in no group.
+#[test]
+fn a_member_that_is_resumed_alone_has_no_fork_that_waits_in_the_log() {
+    let alone = Rc::new(std::cell::Cell::new(0));
+    for fuse in 0..120 {
+        let found = Rc::clone(&alone);
+        simulate(fuse, |sim| async move {
+            let a = start(&sim, "a").await;
+            make(&a).await;
+            a.kill();
+            let b = start(&sim, "b").await;
+            let (host, shard) = (b.world.host(), Rc::clone(&b.shard));
+            sim.crash_after(host, fuse, Crash::Process);
+            sim.spawn(async move {
+                drop(shard.exports().connect(LOG, &VM).await);
+            });
+            sim.sleep(Duration::from_secs(5)).await;
+            sim.crash(host, Crash::Process);
+            sim.set_store_outage(None, true);
+            let b = start(&sim, "b").await;
+            let seen = [b.try_connect(LOG).await, b.try_connect(DATA).await];
+            let is_open = |seen: &Result<Device, ConnectError>| {
+                let device = seen.as_ref();
+                device.is_ok_and(|it| it.access() == Access::ReadWrite)
+            };
+            let name = match [is_open(&seen[0]), is_open(&seen[1])] {
+                [true, false] => LOG,
+                [false, true] => DATA,
+                _ => return,
+            };
+            found.set(found.get() + 1);
+            let made = b.fork_live(name, "look").await;
+            assert!(made.is_err(), "fuse {fuse}: {made:?}");
+        });
+    }
+    assert!(alone.get() > 0, "one is never resumed alone");
+}
+
+/// The log lets go of an export before the store is told; whatever of that was interrupted, nobody else has it.
+#[test]
+fn a_group_is_formed_of_an_export_whose_detach_was_interrupted_anywhere() {
+    for fuse in 0..60 {
+        simulate(fuse, |sim| async move {
+            let a = start(&sim, "a").await;
+            for name in [LOG, DATA] {
+                let device = a.connect(name).await;
+                write(&device, 1, 1).await;
+            }
+            a.delete(DATA).await.expect("given up");
+            let (host, control) = (a.world.host(), a.control.clone());
+            sim.crash_after(host, fuse, Crash::Process);
+            sim.spawn(async move {
+                let how = DeleteQuery::default();
+                let asked = control.ask(|reply| Request::Delete(LOG.to_owned(), how, reply));
+                drop(asked.await);
+            });
+            sim.sleep(Duration::from_secs(5)).await;
+            sim.crash(host, Crash::Process);
+            let a = start(&sim, "a").await;
+            let formed = a.form("make").await.expect("begun");
+            let ended = (formed.state, formed.error);
+            assert_eq!(ended, (OperationState::Done, None), "fuse {fuse}");
+        });
+    }
+}
+
+/// A name is looked for among some groups only: the requests are so many, whatever else is in the prefix.
+#[test]
+fn a_fork_of_a_group_costs_the_same_however_many_groups_there_are() {
+    simulate(13, |sim| async move {
+        let a = start(&sim, "a").await;
+        make(&a).await;
+        let id = a.show(DB).await.expect("formed").id;
+        let mut gets = Vec::new();
+        for number in 0..45 {
+            let before = sim.store_stats().gets;
+            let made = a.fork_group(&id, &format!("-{number}")).await;
+            made.expect("forked");
+            gets.push(sim.store_stats().gets - before);
+        }
+        // Beyond 32 groups it grows no more.
+        assert!(gets[0] < gets[20], "{gets:?}");
+        assert!(gets[44] <= gets[36] + 2, "{gets:?}");
+    });
+}
+
+/// Its answer was lost, and the group that it is of is over by now.
+#[test]
+fn a_fork_is_told_to_who_asks_again_after_its_group_was_ended() {
+    simulate(14, |sim| async move {
+        let a = start(&sim, "a").await;
+        make(&a).await;
+        let made = a.fork_group(DB, "2").await.expect("forked");
+        let ended = a.end(DB).await;
+        assert_eq!((ended.state, ended.error), (OperationState::Done, None));
+        let again = a.fork_group(DB, "2").await.expect("made before");
+        assert_eq!((again.id, again.state), (made.id, "formed".to_owned()));
+        let refused = a.fork_group(DB, "3").await.expect_err("it is over");
+        assert_eq!(refused.kind, ControlErrorKind::NotFound, "{refused}");
+    });
+}
+
+/// One of the members cannot be asked while it is ended. Who ends it again, by its name, tidies up; and until then a request
+/// that is repeated is answered with what it did.
+#[test]
+fn a_group_that_is_over_and_not_tidied_up_after_is_found_by_its_name() {
+    simulate(15, |sim| async move {
+        let a = start(&sim, "a").await;
+        make(&a).await;
+        let take = async |node: &Node, request: &str| {
+            let wanted = TakeSnapshotDocument {
+                name: Some("first".to_owned()),
+                request_id: Some(request.to_owned()),
+            };
+            let asked =
+                node.group(|reply| GroupRequest::TakeSnapshot(DB.to_owned(), wanted, reply));
+            asked.await
+        };
+        let taken = take(&a, "r").await.expect("taken");
+        a.delete(LOG).await.expect("given up");
+        let key = format!("nbd/{DATA}/root");
+        let mut objects = sim.objects();
+        let root = objects.remove(&key).expect("there");
+        sim.restore_objects(&objects);
+        let ended = a.end(DB).await;
+        assert_eq!((ended.state, ended.error), (OperationState::Done, None));
+        assert_eq!(a.show(DB).await.expect("not deleted").state, "dissolved");
+        let mut objects = sim.objects();
+        objects.insert(key, root);
+        sim.restore_objects(&objects);
+        assert_eq!(take(&a, "r").await.expect("taken before").id, taken.id);
+        let refused = take(&a, "another").await.expect_err("it is over");
+        assert_eq!(refused.kind, ControlErrorKind::Conflict, "{refused}");
+        let ended = a.end(DB).await;
+        assert_eq!((ended.state, ended.error), (OperationState::Done, None));
+        let gone = a.show(DB).await.expect_err("it is deleted");
+        assert_eq!(gone.kind, ControlErrorKind::NotFound, "{gone}");
+        assert_eq!(a.connect(DATA).await.access(), Access::ReadWrite);
     });
 }

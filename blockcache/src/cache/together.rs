@@ -62,7 +62,7 @@ impl<W: World> Cache<W> {
     ///
     /// Of two writes to them of which one was answered before the other was sent, the cut has that one if it has the other
     /// (rule 30). A cut of several that is bounded holds at most `extents_max` records of all together, and ends at
-    /// a mark. What a start found is one piece: the cut behind it may have more.
+    /// a mark. One write is in one piece, and so is what a start found moved: a cut of nothing else may have more.
     pub async fn cut_together(
         &self,
         volumes: &[CacheVolume<W>],

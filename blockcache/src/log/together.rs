@@ -5,19 +5,15 @@
 //! cut that ends all volumes at one mark has with each write all that its client may have waited for.
 //! Marks cost nothing: they are in the records that are not published.
 //!
-//! What a start finds has one moment: how the volumes followed each other is not known any more, for some records may
-//! have been moved. So it is in a cut wholly, or not at all.
+//! What a start finds gets moments in the order of the log. What was moved has one together, for how that followed each
+//! other is not known any more: it is in a cut wholly, or not at all (`recover/moments.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use world::Instant;
 
-use super::{Log, Volume};
+use super::{Log, TICK, Volume};
 use crate::{Id, Seq};
-
-/// Between the moments of two writes at least.
-const TICK: Duration = Duration::from_nanos(1);
 
 impl Log {
     /// The moment of the next write, in all its records.
@@ -26,14 +22,14 @@ impl Log {
         self.last_moment
     }
 
-    /// What was replayed has this moment. All writes from here on have later ones.
-    pub(crate) fn begin_at(&mut self, start: Instant) {
-        self.last_moment = start;
+    /// The newest moment of what was replayed. All writes from here on have later ones.
+    pub(crate) fn begin_at(&mut self, newest: Instant) {
+        self.last_moment = newest;
     }
 
     /// The last writes of several volumes at the newest mark up to which they have at most so many unpublished records
-    /// together; at the first one behind the oldest of those, if that has more. Not behind a fork's cut that is not
-    /// published. None if a volume is not known.
+    /// together; at the first one behind the oldest of those, if that has more, as a long write may, and what a start found
+    /// moved. Not behind a fork's cut that is not published. None if a volume is not known.
     pub(crate) fn ends_at_mark(&self, ids: &[Id], records_max: u64) -> Option<Vec<Seq>> {
         let known = ids.iter().map(|id| self.volumes.get(id));
         let volumes: Vec<&Volume> = known.collect::<Option<_>>()?;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use world::{Instant, World};
+use world::World;
 
 use super::moved::Moved;
-use super::{Known, Outcome, Place, Plan};
+use super::{Known, Moments, Outcome, Place, Plan};
 use crate::cache::{Reader, recovered};
 use crate::chunk::{Batch, ChunkHeader, FooterBuilder};
 use crate::log::{ChunkNo, Log, Volume};
@@ -23,7 +23,6 @@ struct Accepted {
 /// What was accepted so far.
 pub(super) struct Accepting<'a> {
     plan: &'a Plan,
-    now: Instant,
     accepted: Vec<Accepted>,
     outcome: Outcome,
     pub(super) tail: Tail,
@@ -50,14 +49,13 @@ enum Source {
 }
 
 impl<'a> Accepting<'a> {
-    pub(super) fn new(plan: &'a Plan, known: Known, now: Instant) -> Self {
+    pub(super) fn new(plan: &'a Plan, known: Known) -> Self {
         let tail = Tail {
             durable: known.answered_lsn,
             ..Tail::default()
         };
         Self {
             plan,
-            now,
             accepted: Vec::new(),
             outcome: Outcome::default(),
             tail,
@@ -111,7 +109,7 @@ impl<'a> Accepting<'a> {
         let so_far = self.tail.expected.unwrap_or(1) - 1;
         self.outcome.accepted_lsn = self.outcome.accepted_lsn.max(so_far);
         learn_states(log, no, &batches);
-        self.moved.learn(no, &batches, self.now);
+        self.moved.learn(no, &batches);
         let records = batches.iter().flat_map(|batch| &batch.records);
         let stamps = records.filter_map(Record::stamp);
         self.writers
@@ -176,6 +174,7 @@ impl<'a> Accepting<'a> {
         mut self,
         log: &mut Log,
         reader: &Reader<'_, W>,
+        moments: &mut Moments,
     ) -> Result<Outcome, CacheError> {
         // All chunks before the first record: a moved one counts before its chunk's turn.
         for chunk in &self.accepted {
@@ -193,14 +192,24 @@ impl<'a> Accepting<'a> {
                     }
                 },
             };
-            install(log, &mut self.moved, chunk.no, &batches, self.now);
+            install(
+                log,
+                moments,
+                &mut self.moved,
+                (chunk.no, batches.as_slice()),
+            );
         }
-        self.moved.replay_rest(log);
+        self.moved.replay_rest(log, moments);
         for (no, header) in &self.plan.fills {
             // Without a footer it is empty space: frames are fetched again.
             if let Some(batches) = reader.footer(*no, header.life).await? {
                 *log.chunk_mut(*no) = recovered(header, header.ordinal, 1);
-                install(log, &mut Moved::default(), *no, &batches, self.now);
+                install(
+                    log,
+                    moments,
+                    &mut Moved::default(),
+                    (*no, batches.as_slice()),
+                );
             }
         }
         Ok(self.outcome)
@@ -270,7 +279,12 @@ impl Tail {
 }
 
 /// Puts the records of one chunk into the log, in their order.
-fn install(log: &mut Log, moved: &mut Moved, no: ChunkNo, batches: &[Batch], now: Instant) {
+pub(super) fn install(
+    log: &mut Log,
+    moments: &mut Moments,
+    moved: &mut Moved,
+    (no, batches): (ChunkNo, &[Batch]),
+) {
     if let Some(last) = batches.last() {
         log.chunk_mut(no).written = last.page + last.pages();
     }
@@ -280,15 +294,14 @@ fn install(log: &mut Log, moved: &mut Moved, no: ChunkNo, batches: &[Batch], now
             let place = Place {
                 no,
                 lsn: batch.lsn,
-                now,
                 moved: false,
             };
             if let Some(stamp) = record.stamp()
                 && place.counts(log, stamp)
             {
-                moved.replay_before(log, stamp);
+                moved.replay_before(log, moments, stamp);
             }
-            place.replay(log, page, record);
+            place.replay(log, moments, page, record);
         }
     }
 }

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use world::Instant;
-
-use super::Place;
+use super::{Moments, Place};
 use crate::chunk::Batch;
 use crate::log::{ChunkNo, Log};
 use crate::record::{Record, Stamp};
@@ -15,7 +13,7 @@ use crate::{Id, Seq};
 pub(super) struct Moved(BTreeMap<(Id, Seq), (Place, u32, Record)>);
 
 impl Moved {
-    pub(super) fn learn(&mut self, no: ChunkNo, batches: &[Batch], now: Instant) {
+    pub(super) fn learn(&mut self, no: ChunkNo, batches: &[Batch]) {
         for batch in batches {
             for (page, record) in batch.placed() {
                 let Record::Moved(record) = record else {
@@ -24,7 +22,6 @@ impl Moved {
                 let place = Place {
                     no,
                     lsn: batch.lsn,
-                    now,
                     moved: true,
                 };
                 if let Some(stamp) = record.stamp() {
@@ -37,27 +34,32 @@ impl Moved {
     }
 
     /// Those of the volume that come before this record, which is still where it was itself.
-    pub(super) fn replay_before(&mut self, log: &mut Log, next: Stamp) {
+    pub(super) fn replay_before(&mut self, log: &mut Log, moments: &mut Moments, next: Stamp) {
         let range = (next.volume, Seq(0))..(next.volume, next.seq);
         while let Some((&key, _)) = self.0.range(range.clone()).next() {
             let known = self.0.remove(&key).expect("just seen");
-            replay_moved(log, &known);
+            replay_moved(log, moments, &known);
         }
         self.0.remove(&(next.volume, next.seq));
     }
 
-    pub(super) fn replay_rest(self, log: &mut Log) {
-        self.0.values().for_each(|known| replay_moved(log, known));
+    pub(super) fn replay_rest(self, log: &mut Log, moments: &mut Moments) {
+        let rest = self.0.values();
+        rest.for_each(|known| replay_moved(log, moments, known));
     }
 }
 
 /// Counts only while it is unpublished: what is newer may lie before it.
-fn replay_moved(log: &mut Log, (place, page, record): &(Place, u32, Record)) {
+fn replay_moved(
+    log: &mut Log,
+    moments: &mut Moments,
+    (place, page, record): &(Place, u32, Record),
+) {
     let unpublished = record.stamp().is_some_and(|stamp| {
         let volume = log.volumes.get(&stamp.volume);
         volume.is_some_and(|volume| stamp.seq > volume.state.published)
     });
     if unpublished {
-        place.replay(log, *page, record);
+        place.replay(log, moments, *page, record);
     }
 }

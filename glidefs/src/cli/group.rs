@@ -199,15 +199,7 @@ fn fork(
     members: &[String],
     request_id: Option<String>,
 ) -> Result<ExitCode, Failure> {
-    let mut forks = BTreeMap::new();
-    for member in members {
-        let (of, to) = member.split_once('=').ok_or_else(|| {
-            Failure::unusable(format!(
-                "`{member}`: write MEMBER=FORK, the name of a member and that of its fork"
-            ))
-        })?;
-        forks.insert(of.to_owned(), to.to_owned());
-    }
+    let forks = forks_of(members)?;
     let (which, snapshot) = match group.group.split_once('@') {
         Some((which, snapshot)) => (which, Some(snapshot.to_owned())),
         None => (group.group.as_str(), None),
@@ -221,6 +213,24 @@ fn fork(
     let forked: GroupDocument = ask(&group.remote, &path(which, "/fork"), body(&wanted))?;
     tell(group.json, &forked, group_text);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The name for the fork of each member.
+fn forks_of(members: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut forks = BTreeMap::new();
+    for member in members {
+        let (of, to) = member.split_once('=').ok_or_else(|| {
+            Failure::unusable(format!(
+                "`{member}`: write MEMBER=FORK, the name of a member and that of its fork"
+            ))
+        })?;
+        if let Some(other) = forks.insert(of.to_owned(), to.to_owned()) {
+            return Err(Failure::unusable(format!(
+                "`{member}`: member `{of}` has a fork `{other}` already; name each member once"
+            )));
+        }
+    }
+    Ok(forks)
 }
 
 fn look<T: DeserializeOwned>(remote: &Remote, path: &str) -> Result<T, Failure> {
@@ -314,5 +324,19 @@ mod tests {
     fn names_cannot_leave_their_place_in_the_path() {
         assert_eq!(path("db", "/fork"), "/api/groups/db/fork");
         assert_eq!(path("../x y", ""), "/api/groups/..%2Fx%20y");
+    }
+
+    #[test]
+    fn each_member_has_one_fork() {
+        let forks = |members: &[&str]| {
+            let members: Vec<String> = members.iter().map(|it| (*it).to_owned()).collect();
+            forks_of(&members)
+        };
+        let both = forks(&["log=log2", "data=data2"]).expect("one of each");
+        let both: Vec<(&str, &str)> = both.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        assert_eq!(both, [("data", "data2"), ("log", "log2")]);
+        for bad in [&["log"][..], &["log=x", "log=y"], &["log=x", "log=x"]] {
+            assert!(forks(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -418,17 +418,19 @@ impl<W: World> Site<W> {
         Ok(Attempted::Opened(exports))
     }
 
-    /// What is stale goes, and the new epoch is intended.
+    /// What is stale goes, and the new epoch is intended: of a member of a group also where the log knew nothing of it, so
+    /// that a start in an outage that finds another one alone knows that it is not (`shard/forks.rs`).
     async fn intend_take(
         &self,
         before: &RootView,
         records: Records,
         nonce: Id,
     ) -> Result<(), ConnectError> {
-        let Some(local) = self.local_of(before) else {
+        let local = self.local_of(before);
+        if local.is_none() && before.group.is_none() {
             return Ok(());
-        };
-        if records == Records::Drop {
+        }
+        if let Some(local) = local.filter(|_| records == Records::Drop) {
             self.forget(&local).await?;
         }
         // Should we die between the two: the next start knows that the new epoch is its own.

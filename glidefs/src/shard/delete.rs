@@ -81,7 +81,11 @@ pub(super) async fn delete<W: World>(
         false => dirty.find(|local| !drains || is_of_another(local)),
     };
     if let Some(lost) = lost.filter(|_| !how.accept_loss) {
-        return Err(not_accepted(name, lost));
+        let others = match is_over && is_damaged(&plan) {
+            true => lost_with(registry, &door, name),
+            false => Vec::new(),
+        };
+        return Err(not_accepted(name, lost, &others));
     }
     let is_copied = claim == Claim::Copied && open.is_none() && !is_over;
     if let Some(root) = root.filter(|_| is_copied && !how.accept_loss) {
@@ -140,15 +144,24 @@ async fn forget_others<W: World>(registry: &Registry<W>, door: &Door, name: &str
             return Err(conflict(&export, text));
         }
         registry.remove(other);
-        let local = registry.site().local_volume(other, None);
-        // One that is not held has nothing that could be published.
-        let is_lost =
-            |it: &LocalVolume| it.attached && (it.damage.is_some() || it.last > it.published);
-        if let Some(local) = local.filter(is_lost) {
+        if let Some(local) = lost_of(registry, other) {
             forget(registry, &local).await?;
         }
     }
     Ok(())
+}
+
+/// What goes with a damaged member, of the others of its group.
+fn lost_with<W: World>(registry: &Registry<W>, door: &Door, name: &str) -> Vec<LocalVolume> {
+    let others = door.together().iter().filter(|other| *other != name);
+    let lost = others.filter_map(|other| lost_of(registry, other));
+    lost.collect()
+}
+
+/// One that is not held has nothing that could be published.
+fn lost_of<W: World>(registry: &Registry<W>, name: &str) -> Option<LocalVolume> {
+    let local = registry.site().local_volume(name, None);
+    local.filter(|it| it.attached && (it.damage.is_some() || it.last > it.published))
 }
 
 /// Drained and detached, if this node owns it; forgotten by the registry.

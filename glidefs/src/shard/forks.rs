@@ -194,8 +194,9 @@ async fn fork_live<W: World>(
     }))
 }
 
-/// Whether the log can hold the cut as long as the store does not answer. Not that of a member of a group: all that a start
-/// finds of one is cut at once, and a fork that begins in the middle of that would bound each cut of the group for ever.
+/// Whether the log can hold the cut as long as the store does not answer. Not that of a member of a group: what a start
+/// finds of one may have to be cut at once, where the order of its writes is not known any more, and a fork that begins in
+/// the middle of that would bound each cut of the group for ever.
 fn may_be_live<W: World>(registry: &Registry<W>, parent: &Export<W>) -> bool {
     if parent.has_fellows() {
         return false;
@@ -203,9 +204,13 @@ fn may_be_live<W: World>(registry: &Registry<W>, parent: &Export<W>) -> bool {
     let Some(state) = parent.local_state() else {
         return false;
     };
+    let volume = parent.frames().volume();
+    // Resumed in an outage, by itself: the log may know others of its group that it cannot go on with.
+    if volume.is_none() && registry.site().cache.together_with(state.id).len() > 1 {
+        return false;
+    }
     let most = registry.site().config.sync.cut_extents_max;
     let records = usize::try_from(state.last.0.saturating_sub(state.published.0));
-    let volume = parent.frames().volume();
     let noted = state.forks.iter().filter(|fork| !fork.is_carried).count();
     records.is_ok_and(|records| records <= most)
         && state.forks.len() < FORKS_MAX

@@ -33,6 +33,9 @@ use crate::volume::{
 const PAGE_MAX: usize = 200;
 /// Pages that are looked through for a name.
 const PAGES_MAX: usize = 100;
+/// Groups that are looked at before another one is made. Where there are more, a name may be given twice: it is for people,
+/// and nothing holds it; and who makes a group must not wait for all others to be read.
+const NAMESAKES_MAX: usize = 32;
 /// Of operations.
 const FORM: &str = "group-form";
 const END: &str = "group-end";
@@ -105,7 +108,13 @@ async fn find<W: World>(bucket: &Bucket<W>, which: &str) -> Answer<GroupView> {
             return Ok(found);
         }
     }
-    let mut named = Box::pin(named(bucket, which)).await?;
+    let named = Box::pin(named(bucket, which)).await?;
+    let (living, over): (Vec<GroupView>, Vec<GroupView>) = named.into_iter().partition(lives);
+    // One that is over, and was not tidied up after: who asks by its name means it, unless there is another one.
+    let mut named = match living.is_empty() {
+        true => over,
+        false => living,
+    };
     match (named.pop(), named.as_slice()) {
         (None, _) => Err(ControlError::new(
             ControlErrorKind::NotFound,
@@ -124,7 +133,11 @@ async fn find<W: World>(bucket: &Bucket<W>, which: &str) -> Answer<GroupView> {
     }
 }
 
-/// Those of a name that are not over.
+fn lives(view: &GroupView) -> bool {
+    matches!(view.state, GroupState::Forming | GroupState::Formed)
+}
+
+/// Those of a name that were not given up before they were formed.
 async fn named<W: World>(bucket: &Bucket<W>, name: &str) -> Answer<Vec<GroupView>> {
     let mut found = Vec::new();
     let mut after = None;
@@ -135,8 +148,8 @@ async fn named<W: World>(bucket: &Bucket<W>, name: &str) -> Answer<Vec<GroupView
             return Ok(found);
         };
         after = Some(last.id);
-        let lives = |it: &GroupView| matches!(it.state, GroupState::Forming | GroupState::Formed);
-        found.extend(page.into_iter().filter(|it| it.name == name && lives(it)));
+        let is_named = |it: &GroupView| it.name == name && it.state != GroupState::GivenUp;
+        found.extend(page.into_iter().filter(is_named));
     }
     Err(ControlError::new(
         ControlErrorKind::Conflict,
@@ -145,6 +158,26 @@ async fn named<W: World>(bucket: &Bucket<W>, name: &str) -> Answer<Vec<GroupView
             PAGES_MAX * PAGE_MAX
         ),
     ))
+}
+
+/// Whether a name is free, as far as a short look tells: see [`NAMESAKES_MAX`]. `are_meant` are those that may have it. A look
+/// that fails is nothing to wait for.
+async fn check_free<W: World>(
+    bucket: &Bucket<W>,
+    name: &str,
+    are_meant: impl Fn(&GroupView) -> bool,
+) -> Answer<()> {
+    let looked = Box::pin(bucket.groups_after(None, NAMESAKES_MAX)).await;
+    let mut others = looked.unwrap_or_default().into_iter();
+    let other = others.find(|it| it.name == name && lives(it) && !are_meant(it));
+    let Some(other) = other else {
+        return Ok(());
+    };
+    let text = format!(
+        "a group `{name}` ({}) exists already: choose another name",
+        other.id
+    );
+    Err(ControlError::new(ControlErrorKind::Conflict, text))
 }
 
 fn document<W: World>(registry: &Registry<W>, view: &GroupView) -> GroupDocument {
@@ -332,14 +365,7 @@ async fn form<W: World>(
         // By an earlier request, whose answer was lost, or before a restart. Its members may be in use.
         return done(registry, asked.operation);
     }
-    let others = Box::pin(named(&bucket, &name)).await?;
-    if let Some(other) = others.iter().find(|it| names(it) != members) {
-        let text = format!(
-            "a group `{name}` ({}) exists already: choose another name",
-            other.id
-        );
-        return Err(ControlError::new(ControlErrorKind::Conflict, text));
-    }
+    Box::pin(check_free(&bucket, &name, |it| names(it) == members)).await?;
     check_members(registry, &members)?;
     let members = Members {
         names: members,
@@ -501,11 +527,15 @@ async fn find_formed<W: World>(bucket: &Bucket<W>, which: &str) -> Answer<GroupV
     if view.state == GroupState::Formed {
         return Ok(view);
     }
+    Err(not_formed(&view))
+}
+
+fn not_formed(view: &GroupView) -> ControlError {
     let text = format!(
         "group `{}` ({}) is not formed (any more): its members are exports in no group",
         view.name, view.id
     );
-    Err(ControlError::new(ControlErrorKind::Conflict, text))
+    ControlError::new(ControlErrorKind::Conflict, text)
 }
 
 /// The group as it is at one moment between question and answer, where this node has it; else as it was published last.
@@ -519,30 +549,24 @@ async fn fork<W: World>(
         check_name(snapshot).map_err(refusal)?;
     }
     let bucket = bucket(registry).await?;
-    let view = Box::pin(find_formed(&bucket, which)).await?;
     let id = match &wanted.request_id {
-        Some(request) => fork_id(&view, wanted, request)?,
+        Some(request) => fork_id(wanted, request)?,
         None => Id(registry.site().world.random_id()),
     };
     let failed = |error: VolumeError| volume_failure(&error);
     let made = Box::pin(bucket.group(id)).await.map_err(failed)?;
     if let Some(made) = made.filter(|it| it.state == GroupState::Formed) {
+        // Also if the group that it is of is over by now.
         return Ok(document(registry, &made));
     }
+    let view = Box::pin(find_formed(&bucket, which)).await?;
     let pairs = wanted.members.iter();
     let pairs: Vec<(String, String)> = pairs.map(|(of, to)| (of.clone(), to.clone())).collect();
     let snapshot = wanted.snapshot.as_deref();
     let fork = GroupFork::new(view.id, snapshot, &wanted.name, id, &pairs);
     let fork = fork.map_err(|error| invalid(&error))?;
     check_fork(registry, &view, wanted)?;
-    let others = Box::pin(named(&bucket, &wanted.name)).await?;
-    if others.iter().any(|it| it.id != id) {
-        let text = format!(
-            "a group `{}` exists already: choose another name for the fork",
-            wanted.name
-        );
-        return Err(ControlError::new(ControlErrorKind::Conflict, text));
-    }
+    Box::pin(check_free(&bucket, &wanted.name, |it| it.id == id)).await?;
     if snapshot.is_none() {
         drain_here(registry, &view).await?;
     }
@@ -551,10 +575,11 @@ async fn fork<W: World>(
     Ok(document(registry, &forked))
 }
 
-fn fork_id(view: &GroupView, wanted: &ForkGroupDocument, request: &str) -> Answer<Id> {
-    let of = view.id.to_string();
+/// It follows from the names of the members, and not from the group that they are in: that may be over when the request comes
+/// again. No two groups have the same members.
+fn fork_id(wanted: &ForkGroupDocument, request: &str) -> Answer<Id> {
     let snapshot = wanted.snapshot.as_deref().unwrap_or_default();
-    let mut all = vec!["group-fork", &of, snapshot, &wanted.name];
+    let mut all = vec!["group-fork", snapshot, &wanted.name];
     for (of, to) in &wanted.members {
         all.extend([of.as_str(), to.as_str()]);
     }
@@ -615,20 +640,47 @@ async fn take_snapshot<W: World>(
     wanted: TakeSnapshotDocument,
 ) -> Answer<GroupSnapshotDocument> {
     let bucket = bucket(registry).await?;
-    let view = Box::pin(find_formed(&bucket, which)).await?;
+    let view = Box::pin(find(&bucket, which)).await?;
     let first = view.members.first().map(|it| it.name.clone());
     let first = first.unwrap_or_default();
+    if view.state != GroupState::Formed {
+        // It may have been taken before that, and the answer be lost.
+        let taken = Box::pin(taken_before(registry, &view, &first, &wanted)).await?;
+        return taken.ok_or_else(|| not_formed(&view));
+    }
     // Of a member it is one of all.
     let taken = Box::pin(snapshots::take(registry, &first, wanted)).await?;
-    let listed = Box::pin(listed(registry, &view)).await?;
-    let mut listed = listed.into_iter();
-    listed.find(|it| it.id == taken.id).ok_or_else(|| {
+    let listed = Box::pin(listed_as(registry, &view, &taken.id)).await?;
+    listed.ok_or_else(|| {
         let text = format!(
             "`{}@{}` is taken, and group `{}` was ended just then: its members have it",
             first, taken.name, view.name
         );
         unavailable(text)
     })
+}
+
+/// What an earlier call of the same request has taken of a group that is over by now.
+async fn taken_before<W: World>(
+    registry: &Registry<W>,
+    view: &GroupView,
+    first: &str,
+    wanted: &TakeSnapshotDocument,
+) -> Answer<Option<GroupSnapshotDocument>> {
+    let Some(request) = &wanted.request_id else {
+        return Ok(None);
+    };
+    let id = snapshots::id_of_request(first, wanted.name.as_deref(), request)?;
+    Box::pin(listed_as(registry, view, &id.to_string())).await
+}
+
+async fn listed_as<W: World>(
+    registry: &Registry<W>,
+    view: &GroupView,
+    id: &str,
+) -> Answer<Option<GroupSnapshotDocument>> {
+    let listed = Box::pin(listed(registry, view)).await?;
+    Ok(listed.into_iter().find(|it| it.id == id))
 }
 
 /// Those that all members have of one moment, oldest first.

@@ -88,13 +88,33 @@ pub(super) fn is_loss(plan: &Plan) -> bool {
     )
 }
 
-/// The refusal of a DELETE that would drop it.
-pub(super) fn not_accepted(name: &str, local: &LocalVolume) -> ControlError {
+/// The refusal of a DELETE that would drop it, and what goes with it of others.
+pub(super) fn not_accepted(
+    name: &str,
+    local: &LocalVolume,
+    others: &[LocalVolume],
+) -> ControlError {
     let (bytes, from, to) = (local.dirty_bytes, local.published.next(), local.last);
+    let of_others = others.iter().map(|it| {
+        let (name, bytes) = (&it.name, it.dirty_bytes);
+        format!(
+            "{bytes} of `{name}` (writes {} to {})",
+            it.published.next(),
+            it.last
+        )
+    });
+    let of_others: Vec<String> = of_others.collect();
+    let along = match of_others.is_empty() {
+        true => String::new(),
+        false => format!(
+            "; so go the unpublished bytes of the others of its group, {}, for nothing is kept that was written behind what is lost",
+            of_others.join(", ")
+        ),
+    };
     ControlError {
         kind: ControlErrorKind::Conflict,
         message: format!(
-            "`{name}` cannot be drained, and this node's cache holds {bytes} unpublished bytes of it (writes {from} to {to}, of volume {}), which nobody else has; drop them with `?accept_loss=true`",
+            "`{name}` cannot be drained, and this node's cache holds {bytes} unpublished bytes of it (writes {from} to {to}, of volume {}), which nobody else has; drop them with `?accept_loss=true`{along}",
             local.id
         ),
         export: Some(Box::new(of_parts(name, Some(local), None))),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use blockcache::Id;
+use blockcache::{Id, LocalVolume};
 use world::World;
 
 use super::answer::{
@@ -10,6 +10,7 @@ use super::answer::{
 };
 use super::snapshots::{check_is_free, dated};
 use crate::control::{ExportDocument, RestoreDocument};
+use crate::export::decide::{Claim, Seen, claim};
 use crate::export::document::of_parts;
 use crate::export::group::Door;
 use crate::export::open::Wish;
@@ -69,6 +70,24 @@ pub(super) async fn restore<W: World>(
     Ok(of_parts(name, None, Some(&root)))
 }
 
+/// The log lets go of a volume before the store is told so. Where that was interrupted, the intent of it is left: then the
+/// store says whether the volume is ours still.
+async fn may_own<W: World>(registry: &Registry<W>, name: &str, local: Option<LocalVolume>) -> bool {
+    let Some(local) = local else {
+        return false;
+    };
+    if local.attached || local.intents.is_empty() {
+        return local.attached;
+    }
+    let site = registry.site();
+    let root = match Box::pin(site.shelf.ask(name)).await.seen {
+        Seen::Root(root) => root,
+        Seen::Absent | Seen::Unreachable(_) | Seen::Unreadable(_) => return false,
+    };
+    let locals = site.local_volumes(name, Some(&root));
+    claim(Some(&root), &locals, site.owner.cache) == Claim::Ours
+}
+
 /// The name under which is kept what a restore replaces.
 pub(super) fn before_name<W: World>(world: &W, wanted: Option<String>) -> Answer<String> {
     let before = wanted.unwrap_or_else(|| {
@@ -104,7 +123,7 @@ pub(super) async fn held<W: World>(
     if let Some(export) = &open {
         check_unused(export)?;
     }
-    if open.is_none() && !local.is_some_and(|local| local.attached) {
+    if open.is_none() && !Box::pin(may_own(registry, name, local)).await {
         return Ok(None);
     }
     let export = Box::pin(registry.opened(door, name, Wish::default())).await;

@@ -50,7 +50,7 @@ pub(super) async fn take<W: World>(
     wanted: TakeSnapshotDocument,
 ) -> Answer<SnapshotDocument> {
     let world = registry.site().world.clone();
-    let asked = wanted.name.clone().unwrap_or_default();
+    let asked = wanted.name.clone();
     let snapshot = match wanted.name {
         Some(snapshot) => snapshot,
         None => dated(&world.unix_time().to_string()),
@@ -59,10 +59,7 @@ pub(super) async fn take<W: World>(
     check_is_free(&snapshot)?;
     let export = writable(registry, name, CHANGES).await?;
     let id = match wanted.request_id {
-        Some(request) => {
-            let [id, _] = ids_of_request(&["take", name, &asked], &request)?;
-            id
-        }
+        Some(request) => id_of_request(name, asked.as_deref(), &request)?,
         None => Id(world.random_id()),
     };
     if let Some(found) = listed(&export).iter().find(|it| it.id == id) {
@@ -83,6 +80,13 @@ pub(super) async fn take<W: World>(
         None if after.iter().any(|it| it.name == snapshot) => Err(taken(name, &snapshot)),
         None => Err(given_up()),
     }
+}
+
+/// Of the snapshot that a request takes of an export, and so of its group.
+pub(super) fn id_of_request(name: &str, snapshot: Option<&str>, request: &str) -> Answer<Id> {
+    let asked = snapshot.unwrap_or_default();
+    let [id, _] = ids_of_request(&["take", name, asked], request)?;
+    Ok(id)
 }
 
 /// Whether one more of this name can be listed.

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::codec::Compression;
 use super::extent::Extent;
+use super::group::GROUPS;
 use super::keyring::{Fresh, Keyring, KeyringCost, PrefixKeys, slot_id};
 use super::keys::Secret;
 use super::ledger::Ledger;
@@ -90,25 +91,34 @@ pub struct Looked {
     pub keeps_versions: bool,
 }
 
-/// What to do about a store that keeps old versions, for the prefix that begins at `place` in its bucket: the rule
-/// itself, so that nobody has to look for it. It is about that prefix alone: without one, only about what volumes hold,
-/// as the bucket may be somebody else's too.
+/// What to do about a store that keeps old versions, for the prefix that begins at `place` in its bucket: the rules
+/// themselves, so that nobody has to look for them. They are about that prefix alone: without one, only about what volumes
+/// and groups hold, as the bucket may be somebody else's too.
 pub fn versions_hint(place: &str) -> String {
-    let folder = match place {
-        "" => VOLUMES.to_owned(),
-        place => format!("{place}/"),
+    let folders = match place {
+        "" => vec![VOLUMES.to_owned(), GROUPS.to_owned()],
+        place => vec![format!("{place}/")],
     };
-    let rule = serde_json::json!({
-        "Status": "Enabled",
-        "Filter": { "Prefix": folder },
-        "NoncurrentVersionExpiration": { "NoncurrentDays": OLD_VERSION_DAYS },
-        "Expiration": { "ExpiredObjectDeleteMarker": true },
-        "AbortIncompleteMultipartUpload": { "DaysAfterInitiation": 1 },
+    let rules = folders.iter().map(|folder| {
+        let rule = serde_json::json!({
+            "Status": "Enabled",
+            "Filter": { "Prefix": folder },
+            "NoncurrentVersionExpiration": { "NoncurrentDays": OLD_VERSION_DAYS },
+            "Expiration": { "ExpiredObjectDeleteMarker": true },
+            "AbortIncompleteMultipartUpload": { "DaysAfterInitiation": 1 },
+        });
+        rule.to_string()
     });
+    let rules: Vec<String> = rules.collect();
+    let what = match rules.len() {
+        1 => "this lifecycle rule",
+        _ => "each of these lifecycle rules",
+    };
     format!(
-        "old versions of replaced and deleted objects stay and are paid for; add this lifecycle rule \
-         to those of the bucket (a put replaces them all, so get, add, put): {rule} \
-         (docs/runbooks/bill-too-high.md)"
+        "old versions of replaced and deleted objects stay and are paid for; add {what} \
+         to those of the bucket (a put replaces them all, so get, add, put): {} \
+         (docs/runbooks/bill-too-high.md)",
+        rules.join(" ")
     )
 }
 

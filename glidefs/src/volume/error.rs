@@ -5,6 +5,8 @@ use std::time::Duration;
 use blockcache::{Epoch, Seq};
 use world::StoreError;
 
+use super::group::GROUPS;
+
 /// An error of a volume or of the prefix that it lives in.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum VolumeError {
@@ -25,10 +27,8 @@ pub enum VolumeError {
         "volume `{name}` is at cut {at} already, by an earlier publish of this node that was answered late"
     )]
     Overtaken { name: String, at: Seq },
-    /// The root of a known volume is gone (rule 13; promise 7).
-    #[error(
-        "volume `{name}`: its root vanished from the store; restore object `{key}` or delete the volume"
-    )]
+    /// The root of a known volume is gone, or that of a group, or of the group that a volume is in (rule 13; promise 7).
+    #[error("{}", vanished_text(.name, .key))]
     Vanished { name: String, key: String },
     /// Somebody else owns it, and it is not ours to take without force (rule 15).
     #[error("volume `{name}` is owned by {owner} (epoch {epoch})")]
@@ -76,6 +76,19 @@ pub enum VolumeError {
     /// The request breaks a rule; the text says which.
     #[error("{0}")]
     Invalid(String),
+}
+
+/// A member cannot be deleted without its group, and nobody knows any more what is in that.
+fn vanished_text(name: &str, key: &str) -> String {
+    match key.starts_with(GROUPS) {
+        true => format!(
+            "`{name}`: the root of the group vanished from the store; restore object `{key}`, which all its members are in: \
+             none of them can be opened, or deleted, without it"
+        ),
+        false => format!(
+            "volume `{name}`: its root vanished from the store; restore object `{key}` or delete the volume"
+        ),
+    }
 }
 
 impl VolumeError {

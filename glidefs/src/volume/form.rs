@@ -539,7 +539,7 @@ fn changed(name: &VolumeName) -> VolumeError {
 
 fn gone(id: Id, name: &str) -> VolumeError {
     VolumeError::Vanished {
-        name: format!("group {name}"),
+        name: name.to_owned(),
         key: group::key(id),
     }
 }

@@ -23,7 +23,7 @@ use super::home::Swapped;
 use super::name::VolumeName;
 use super::pin::Pin;
 use super::pins::{Cleans, Held, PinBook};
-use super::restore::in_use;
+use super::restore::{in_use, outrun};
 use super::root::{Home, Root, State, Stored};
 use super::sweep::parse;
 use super::{VolumeError, retry};
@@ -73,7 +73,7 @@ impl<W: World> Bucket<W> {
             Swapped::Landed(_) => Ok(()),
             Swapped::Lost(now) if now.root.volume != volume.0 => Err(another(&name)),
             Swapped::Lost(now) if now.root.state == State::Deleted => Ok(()),
-            Swapped::Lost(now) => Err(in_use(&now.root)),
+            Swapped::Lost(now) => Err(outrun(&now.root)),
         }
     }
 

@@ -19,7 +19,7 @@ use world::World;
 use super::bucket::Bucket;
 use super::home::Swapped;
 use super::keys::{Secret, Wrapped};
-use super::restore::in_use;
+use super::restore::{in_use, outrun};
 use super::root::{DataKey, KEYS_MAX, Root, State};
 use super::{Volume, VolumeError, VolumeName, VolumeState};
 
@@ -95,10 +95,7 @@ impl<W: World> Bucket<W> {
         };
         match listed(&now.root, &key.id) {
             Some(there) => Ok(there),
-            None if now.root.state == State::Open => Err(in_use(&now.root)),
-            None => Err(VolumeError::Invalid(format!(
-                "volume `{name}` was changed by somebody else just then: try again"
-            ))),
+            None => Err(outrun(&now.root)),
         }
     }
 

@@ -52,7 +52,7 @@ impl<W: World> Bucket<W> {
         let root = Box::pin(self.restored(&name, &base, wanted, moment)).await?;
         match self.swap(&name, &base, root).await? {
             Swapped::Landed(now) => Ok(now.view()),
-            Swapped::Lost(now) => Err(in_use(&now.root)),
+            Swapped::Lost(now) => Err(outrun(&now.root)),
         }
     }
 
@@ -75,19 +75,24 @@ impl<W: World> Bucket<W> {
             let root = self.restored(&name, &member, wanted, moment);
             roots.push(Box::pin(root).await?);
         }
-        if !base.group.with(&roots, moment.0.0).has_room() {
+        let next = base.group.with(&roots, moment.0.0);
+        if !next.has_room() {
             return Err(VolumeError::Invalid(format!(
                 "the root of group `{}` has no room for what is restored over: delete a snapshot of it first",
                 base.group.name
             )));
         }
         match Box::pin(self.swap_members(&base, roots)).await? {
-            SwappedAll::Landed(_) => {
-                let now = self.read_group(id).await?;
-                Ok(now.ok_or_else(|| no_group(id))?.view())
-            }
+            // It is done, whatever has become of the group since: an error would have it tried again.
+            SwappedAll::Landed(now) => Ok(match now.first().map(|it| &it.home) {
+                Some(Home::Group(group)) => group.view(),
+                Some(Home::Own | Home::Forming(_)) | None => {
+                    let etag = base.etag.clone();
+                    StoredGroup { group: next, etag }.view()
+                }
+            }),
             SwappedAll::Lost(now) => Err(match now.first() {
-                Some(now) => in_use(&now.root),
+                Some(now) => outrun(&now.root),
                 None => no_group(id),
             }),
         }
@@ -105,7 +110,7 @@ impl<W: World> Bucket<W> {
         // And nothing is restored that cannot be read.
         let snapshot = self.snapshot_of(name.clone(), base.clone(), &wanted.snapshot);
         let snapshot = Box::pin(snapshot).await?;
-        let volume: Volume<W> = snapshot.ok_or_else(|| in_use(&base.root))?;
+        let volume: Volume<W> = snapshot.ok_or_else(|| outrun(&base.root))?;
         root.content.map = Some(Box::pin(volume.restored_map(base, &root)).await?);
         Ok(root)
     }
@@ -249,6 +254,17 @@ fn restored(base: &Root, wanted: &Restore, nonce: Id, now_ms: u64) -> Result<Roo
     // A volume never shrinks: behind the end of the snapshot there are zeros, as there were before it grew.
     root.size_bytes = base.size_bytes.max(found.size_bytes);
     Ok(root)
+}
+
+/// Somebody was faster, of whom this is.
+pub(super) fn outrun(root: &Root) -> VolumeError {
+    if root.state == State::Open {
+        return in_use(root);
+    }
+    VolumeError::Invalid(format!(
+        "volume `{}` was changed by somebody else just then: try again",
+        root.name
+    ))
 }
 
 pub(super) fn in_use(root: &Root) -> VolumeError {

@@ -135,14 +135,14 @@ proptest! {
 }
 
 #[test]
-fn what_a_start_found_is_in_a_cut_wholly_and_what_came_since_is_not() {
+fn what_has_one_moment_is_in_a_cut_wholly_and_what_came_since_is_not() {
     let mut log = log(4);
     for round in 0..3 {
         for id in VOLUMES {
             write(&mut log, id, 512, round);
         }
     }
-    // As a start has it, whose clock may stand still.
+    // As a start has it that does not know the order, and whose clock may stand still.
     let start = Instant::from_nanos(7);
     log.begin_at(start);
     let records = log.volumes.values_mut().flat_map(|it| it.dirty.iter_mut());

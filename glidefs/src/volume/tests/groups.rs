@@ -5,6 +5,7 @@ use futures_util::FutureExt;
 
 use super::super::group;
 use super::super::name::VolumeName;
+use super::super::restore::outrun;
 use super::super::retry::ATTEMPTS_MAX;
 use super::super::root::{LISTED_MAX, Snapshot};
 use super::*;
@@ -583,6 +584,11 @@ fn a_group_whose_root_is_lost_is_not_taken_for_one_that_was_not_formed_yet() {
             matches!(&error, VolumeError::Vanished { key: lost, .. } if *lost == key),
             "{error}"
         );
+        let text = error.to_string();
+        assert!(
+            text.contains(&key) && !text.contains("delete the volume"),
+            "{text}"
+        );
         let bucket = node.bucket.clone();
         let created = async move {
             bucket
@@ -853,6 +859,55 @@ fn snapshots_are_of_all_members_or_of_none_and_all_are_restored() {
     for (volume, before) in again.volumes().iter().zip(detached) {
         assert!(volume.root().cut > before.cut && volume.root().epoch > before.epoch);
     }
+}
+
+/// Whatever cannot be read any more then: who is told of an error would do it again.
+#[test]
+fn a_restore_of_a_group_that_landed_is_never_an_error() {
+    let mut landed = 0;
+    for good in 0..40 {
+        let (store, node, group) = grouped(None);
+        let members = own_all(&node, "data");
+        let mut changes = next(&node, &members, [3, 4]);
+        for change in &mut changes {
+            change.snapshots = vec![take(3, "y")];
+        }
+        try_publish(&node, &members, &changes).expect("published");
+        detach_all(&node, &members);
+        store.fail_after("get", good, vec![OUTAGE; 1000]);
+        let wanted = Restore {
+            snapshot: "y".to_owned(),
+            id: Id([4; 16]),
+            before: "before".to_owned(),
+        };
+        let (bucket, id) = (node.bucket.clone(), group.id);
+        let restore = async move { bucket.restore_group(id, &wanted).await };
+        let restored = node.world.run(restore);
+        store.heal();
+        let members = open_all(&node, "data").expect("opens");
+        let has_it = |names: &Vec<String>| names.contains(&"before".to_owned());
+        let is_done = names_of(&members).iter().all(has_it);
+        assert_eq!(restored.is_ok(), is_done, "{good}: {restored:?}");
+        landed += u32::from(is_done);
+    }
+    assert!((1..40).contains(&landed), "{landed} of 40 landed");
+}
+
+/// Who lost a race against one who is done again is not sent to somebody who does not have it.
+#[test]
+fn who_was_outrun_is_told_of_an_owner_only_where_there_is_one() {
+    let (_store, node) = plain(None);
+    let root = |node: &Node| {
+        let (bucket, name) = (node.bucket.clone(), VolumeName::parse("data"));
+        let name = name.expect("a name");
+        let read = node.world.run(async move { bucket.read_root(&name).await });
+        read.expect("readable").expect("there").root
+    };
+    let error = outrun(&root(&node));
+    assert!(matches!(error, VolumeError::Invalid(_)), "{error}");
+    node.own("data");
+    let error = outrun(&root(&node));
+    assert!(matches!(error, VolumeError::Owned { .. }), "{error}");
 }
 
 #[test]
