@@ -39,6 +39,38 @@ pub trait Scene:
     }
 }
 
+/// [`Scene`] for the `Scene` of a model with these fields, which lists them by a function `scenes`.
+macro_rules! scene {
+    ($model:literal) => {
+        impl $crate::check::Scene for Scene {
+            type Mistake = Mistake;
+            const MODEL: &'static str = $model;
+
+            fn all() -> Vec<Self> {
+                scenes()
+            }
+
+            fn name(&self) -> &'static str {
+                self.name
+            }
+
+            fn finds(&self) -> &'static [Mistake] {
+                self.finds
+            }
+
+            fn mistake(&self) -> Option<Mistake> {
+                self.mistake
+            }
+
+            fn with(mut self, mistake: Mistake) -> Self {
+                self.mistake = Some(mistake);
+                self
+            }
+        }
+    };
+}
+pub(crate) use scene;
+
 /// How far exploring goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {

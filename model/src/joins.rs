@@ -137,31 +137,7 @@ pub fn scenes() -> Vec<Scene> {
     ]
 }
 
-impl check::Scene for Scene {
-    type Mistake = Mistake;
-    const MODEL: &'static str = "joins";
-
-    fn all() -> Vec<Self> {
-        scenes()
-    }
-
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn finds(&self) -> &'static [Mistake] {
-        self.finds
-    }
-
-    fn mistake(&self) -> Option<Mistake> {
-        self.mistake
-    }
-
-    fn with(mut self, mistake: Mistake) -> Self {
-        self.mistake = Some(mistake);
-        self
-    }
-}
+check::scene!("joins");
 
 impl Model for Scene {
     type State = State;
