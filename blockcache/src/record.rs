@@ -120,6 +120,27 @@ pub(crate) struct Loss {
 }
 
 impl VolumeState {
+    /// Of a volume to test with, whose cache took part in nothing so far.
+    #[cfg(test)]
+    pub(crate) fn sample(id: Id) -> Self {
+        Self {
+            id,
+            name: format!("vm-{}", id.0[0]),
+            size_bytes: 1 << 30,
+            epoch: Epoch(1),
+            nonce: Id([9; 16]),
+            published: Seq(0),
+            last: Seq(0),
+            valid_lsn: 0,
+            attached: true,
+            damaged: false,
+            intents: Vec::new(),
+            losses: Vec::new(),
+            forks: Vec::new(),
+            base: None,
+        }
+    }
+
     /// Whether a record of the volume that stands in batch `lsn` counts.
     pub(crate) fn counts(&self, lsn: u64, seq: Seq) -> bool {
         let mut losses = self.losses.iter();

@@ -15,22 +15,7 @@ fn log(chunks: ChunkNo) -> Log {
         log.prepare(no, ChunkKind::Writes, Id([1; 16]));
         log.prepared(no);
     }
-    let state = VolumeState {
-        id: VOLUME,
-        name: "test".into(),
-        size_bytes: 1 << 30,
-        epoch: crate::Epoch(1),
-        nonce: Id([2; 16]),
-        published: Seq(0),
-        last: Seq(0),
-        valid_lsn: 0,
-        attached: true,
-        damaged: false,
-        intents: Vec::new(),
-        losses: Vec::new(),
-        forks: Vec::new(),
-        base: None,
-    };
+    let state = VolumeState::sample(VOLUME);
     log.volumes.insert(VOLUME, Volume::new(state));
     log
 }

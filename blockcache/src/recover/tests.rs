@@ -237,20 +237,9 @@ fn batches(chunk: &[(u64, Record)]) -> Vec<Batch> {
 
 fn state(id: Id, published: Seq) -> VolumeState {
     VolumeState {
-        id,
-        name: format!("vm-{}", id.0[0]),
-        size_bytes: 1 << 30,
-        epoch: Epoch(1),
-        nonce: Id([9; 16]),
         published,
         last: published,
-        valid_lsn: 0,
-        attached: true,
-        damaged: false,
-        intents: Vec::new(),
-        losses: Vec::new(),
-        forks: Vec::new(),
-        base: None,
+        ..VolumeState::sample(id)
     }
 }
 

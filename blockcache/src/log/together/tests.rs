@@ -3,33 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::Epoch;
 use crate::cache::{Intent, PendingFork};
 use crate::chunk::ChunkKind;
 use crate::log::{Chunk, ChunkNo, Run};
 use crate::record::VolumeState;
 
 const VOLUMES: [Id; 3] = [Id([1; 16]), Id([2; 16]), Id([3; 16])];
-const NONCE: Id = Id([9; 16]);
-
-fn state(id: Id) -> VolumeState {
-    VolumeState {
-        id,
-        name: format!("vm-{}", id.0[0]),
-        size_bytes: 1 << 30,
-        epoch: Epoch(1),
-        nonce: NONCE,
-        published: Seq(0),
-        last: Seq(0),
-        valid_lsn: 0,
-        attached: true,
-        damaged: false,
-        intents: Vec::new(),
-        losses: Vec::new(),
-        forks: Vec::new(),
-        base: None,
-    }
-}
 
 fn log(chunks: ChunkNo) -> Log {
     let mut log = Log::new(256, Run::default(), 1);
@@ -39,7 +18,7 @@ fn log(chunks: ChunkNo) -> Log {
         log.prepared(no);
     }
     for id in VOLUMES {
-        log.volumes.insert(id, Volume::new(state(id)));
+        log.volumes.insert(id, Volume::new(VolumeState::sample(id)));
     }
     log
 }
